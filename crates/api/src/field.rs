@@ -1,0 +1,236 @@
+//! Field paths and field errors, worded as upstream's `field` package words them: clients match on these texts.
+//!
+//! Source of the wording: k8s.io/apimachinery `pkg/util/validation/field` (read for behaviour).
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// A path to a field, such as `spec.containers[0].name` or `metadata.labels[a/b]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Path(String);
+
+impl Path {
+    /// A path of one name.
+    pub fn new(name: &str) -> Self {
+        Path(name.to_owned())
+    }
+    /// `self.name`
+    pub fn child(&self, name: &str) -> Self {
+        if self.0.is_empty() {
+            Path(name.to_owned())
+        } else {
+            Path(format!("{}.{name}", self.0))
+        }
+    }
+    /// `self[index]`
+    pub fn index(&self, index: usize) -> Self {
+        Path(format!("{}[{index}]", self.0))
+    }
+    /// `self[key]`
+    pub fn key(&self, key: &str) -> Self {
+        Path(format!("{}[{key}]", self.0))
+    }
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "<nil>" } else { &self.0 })
+    }
+}
+
+/// What is wrong with a field; [`Kind::cause`] is the `reason` of the Status cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    NotFound,
+    Required,
+    Duplicate,
+    Invalid,
+    NotSupported,
+    Forbidden,
+    TooLong,
+    TooMany,
+    Internal,
+    TypeInvalid,
+}
+
+impl Kind {
+    /// The machine-readable reason, as in `metav1.StatusCause.reason`.
+    pub fn cause(self) -> &'static str {
+        match self {
+            Kind::NotFound => "FieldValueNotFound",
+            Kind::Required => "FieldValueRequired",
+            Kind::Duplicate => "FieldValueDuplicate",
+            Kind::Invalid => "FieldValueInvalid",
+            Kind::NotSupported => "FieldValueNotSupported",
+            Kind::Forbidden => "FieldValueForbidden",
+            Kind::TooLong => "FieldValueTooLong",
+            Kind::TooMany => "FieldValueTooMany",
+            Kind::Internal => "InternalError",
+            Kind::TypeInvalid => "FieldValueTypeInvalid",
+        }
+    }
+    fn words(self) -> &'static str {
+        match self {
+            Kind::NotFound => "Not found",
+            Kind::Required => "Required value",
+            Kind::Duplicate => "Duplicate value",
+            Kind::Invalid | Kind::TypeInvalid => "Invalid value",
+            Kind::NotSupported => "Unsupported value",
+            Kind::Forbidden => "Forbidden",
+            Kind::TooLong => "Too long",
+            Kind::TooMany => "Too many",
+            Kind::Internal => "Internal error",
+        }
+    }
+}
+
+/// One thing wrong with one field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Error {
+    pub kind: Kind,
+    pub path: Path,
+    /// The offending value; shown for kinds that show it.
+    pub value: Value,
+    pub detail: String,
+}
+
+/// Every error found in one object, in the order found.
+pub type Errors = Vec<Error>;
+
+impl Error {
+    pub fn new(
+        kind: Kind,
+        path: &Path,
+        value: impl Into<Value>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Error {
+            kind,
+            path: path.clone(),
+            value: value.into(),
+            detail: detail.into(),
+        }
+    }
+    pub fn required(path: &Path, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Required, path, Value::Null, detail)
+    }
+    pub fn invalid(path: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, path, value, detail)
+    }
+    pub fn forbidden(path: &Path, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Forbidden, path, Value::Null, detail)
+    }
+    pub fn duplicate(path: &Path, value: impl Into<Value>) -> Self {
+        Self::new(Kind::Duplicate, path, value, "")
+    }
+    pub fn not_found(path: &Path, value: impl Into<Value>) -> Self {
+        Self::new(Kind::NotFound, path, value, "")
+    }
+    /// `supported values: "A", "B"`, sorted as upstream sorts them.
+    pub fn not_supported(path: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
+        let mut names: Vec<_> = supported.iter().map(|name| format!("{name:?}")).collect();
+        names.sort();
+        let detail = if names.is_empty() {
+            String::new()
+        } else {
+            format!("supported values: {}", names.join(", "))
+        };
+        Self::new(Kind::NotSupported, path, value, detail)
+    }
+    /// For a string longer than `max` bytes. The value itself is not repeated.
+    pub fn too_long(path: &Path, max: usize) -> Self {
+        Self::new(
+            Kind::TooLong,
+            path,
+            Value::Null,
+            format!("may not be more than {max} bytes"),
+        )
+    }
+    pub fn too_many(path: &Path, actual: usize, max: usize) -> Self {
+        Self::new(
+            Kind::TooMany,
+            path,
+            actual,
+            format!("must have at most {max} items"),
+        )
+    }
+
+    /// The text after the path: `Invalid value: "x": must be …`.
+    pub fn body(&self) -> String {
+        let words = self.kind.words();
+        let shows_value = !matches!(
+            self.kind,
+            Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::Internal
+        );
+        let mut text = if shows_value {
+            format!("{words}: {}", shown(&self.value))
+        } else {
+            words.to_owned()
+        };
+        if !self.detail.is_empty() {
+            text.push_str(": ");
+            text.push_str(&self.detail);
+        }
+        text
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.body())
+    }
+}
+
+/// A value as Go would print it in an error: strings quoted, numbers and booleans bare, trees as JSON, nothing as `null`.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("{text:?}"),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_read_as_upstream_words_them() {
+        let name = Path::new("metadata").child("name");
+        let cases = [
+            (
+                Error::required(&name, "name or generateName is required"),
+                "metadata.name: Required value: name or generateName is required",
+            ),
+            (
+                Error::invalid(&name, "A", "must be lower case"),
+                r#"metadata.name: Invalid value: "A": must be lower case"#,
+            ),
+            (
+                Error::not_supported(&Path::new("spec").child("type"), "X", &["B", "A"]),
+                r#"spec.type: Unsupported value: "X": supported values: "A", "B""#,
+            ),
+            (
+                Error::duplicate(
+                    &Path::new("spec").child("ports").index(1).child("name"),
+                    "http",
+                ),
+                r#"spec.ports[1].name: Duplicate value: "http""#,
+            ),
+            (
+                Error::forbidden(&Path::new("spec"), "pod updates may not change fields"),
+                "spec: Forbidden: pod updates may not change fields",
+            ),
+            (
+                Error::too_long(&name, 63),
+                "metadata.name: Too long: may not be more than 63 bytes",
+            ),
+        ];
+        for (error, text) in cases {
+            assert_eq!(error.to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What a row of the resource table holds, and the strategy behind it.
+
+use jiff::Timestamp;
+use sampan_api::{Object, field};
+use serde_json::Value;
+
+/// A served resource: one row of the table. Rows are `'static` for built-in kinds and leaked or
+/// reference-counted by the engine for custom ones, which is why everything is owned or `'static` text.
+pub struct Resource {
+    /// Empty for the core group.
+    pub group: &'static str,
+    pub version: &'static str,
+    /// `pods`
+    pub plural: &'static str,
+    /// `pod`
+    pub singular: &'static str,
+    /// `Pod`
+    pub kind: &'static str,
+    /// Usually `{kind}List`.
+    pub list_kind: &'static str,
+    pub namespaced: bool,
+    pub short_names: &'static [&'static str],
+    pub categories: &'static [&'static str],
+    pub verbs: Verbs,
+    pub subresources: &'static [Subresource],
+    /// Columns of the Table output, the first being Name; `Age` included where upstream prints it.
+    pub columns: &'static [Column],
+    /// The cells of one row, one per column.
+    pub cells: fn(&Object, Timestamp) -> Vec<Value>,
+    /// Field selectors beyond `metadata.name` and `metadata.namespace`: label and JSON pointer-like reader.
+    pub fields: &'static [SelectableField],
+    /// Where objects of this resource live in the store, as upstream lays them out: `/registry/{storage_prefix}/…`.
+    pub storage_prefix: &'static str,
+    pub strategy: &'static dyn Strategy,
+}
+
+/// Which verbs a resource answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verbs {
+    /// create delete deletecollection get list patch update watch
+    All,
+    /// All but deletecollection (namespaces).
+    NoDeleteCollection,
+    /// create only, nothing is stored (reviews, bindings).
+    CreateOnly,
+    /// get and list only (componentstatuses).
+    ReadOnly,
+}
+
+/// A subresource such as `pods/status`.
+#[derive(Clone, Copy, Debug)]
+pub struct Subresource {
+    /// `status`
+    pub name: &'static str,
+    pub kind: SubresourceKind,
+    /// The kind discovery advertises, with its group and version when they differ from the parent's
+    /// (`autoscaling/v1 Scale`, `policy/v1 Eviction`, `authentication.k8s.io/v1 TokenRequest`).
+    pub gvk: (&'static str, &'static str, &'static str),
+    pub verbs: &'static [&'static str],
+}
+
+/// How the engine serves a subresource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubresourceKind {
+    /// A view of the same object: get, update and patch through [`Strategy::prepare_update`] with the subresource's name
+    /// (`status`, `resize`, `ephemeralcontainers`, `approval`, `finalize`).
+    View,
+    /// `autoscaling/v1 Scale` over the paths given.
+    Scale(ScalePaths),
+    /// Code of the engine's own (binding, eviction, token, exec, log, attach, portforward, proxy).
+    Special,
+}
+
+/// Where a Scale view reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    pub spec_replicas: &'static str,
+    pub status_replicas: &'static str,
+    /// Path of the label selector; a map or a LabelSelector.
+    pub selector: &'static str,
+}
+
+/// A column of the Table output (`meta.k8s.io/v1 TableColumnDefinition`).
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer`, `date`, `boolean`, `number`
+    pub kind: &'static str,
+    /// `name` for the name column, else empty.
+    pub format: &'static str,
+    pub description: &'static str,
+    /// 0: always shown; above: only with `-o wide`.
+    pub priority: i32,
+}
+
+/// A label usable in `fieldSelector`.
+#[derive(Clone, Copy)]
+pub struct SelectableField {
+    /// `spec.nodeName`
+    pub label: &'static str,
+    /// The value as a string; absent fields read as "".
+    pub read: fn(&Object) -> String,
+}
+
+/// Which change is being prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// The main resource.
+    Main,
+    /// A [`SubresourceKind::View`], by name: `status`, `resize`, `finalize`, …
+    View(&'a str),
+}
+
+/// The rules of one kind. All methods are pure. Defaults are filled in before admission, `prepare_*` runs
+/// after mutating admission and before validation. The engine itself owns metadata (name, generateName,
+/// uid, creationTimestamp, resourceVersion, managedFields, deletion fields) and its validation; strategies
+/// see objects whose metadata is already in order.
+pub trait Strategy: Send + Sync {
+    /// Fills in default values. Called on every decoded object of this kind, stored ones included.
+    fn default(&self, _object: &mut Object) {}
+
+    /// Whether the engine keeps `metadata.generation` (1 at creation, +1 when anything but metadata and status changes).
+    fn has_generation(&self) -> bool {
+        true
+    }
+
+    /// Drops what a creator may not set (usually `status`) and sets what creation implies.
+    fn prepare_create(&self, object: &mut Object) {
+        if let Some(map) = object.as_object_mut() {
+            map.remove("status");
+        }
+    }
+
+    /// Carries over from `old` what this part may not change. For `Part::Main` that is usually `status`;
+    /// for `Part::View("status")` everything but `status` and what upstream lets a status writer change in metadata.
+    fn prepare_update(&self, part: Part<'_>, new: &mut Object, old: &Object) {
+        keep_other_parts(part, new, old);
+    }
+
+    fn validate_create(&self, _object: &Object) -> field::Errors {
+        Vec::new()
+    }
+
+    fn validate_update(&self, _part: Part<'_>, _new: &Object, _old: &Object) -> field::Errors {
+        Vec::new()
+    }
+
+    /// Warnings for the `Warning` header (deprecated fields, surprising values).
+    fn warnings(&self, _object: &Object) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// How long a deletion waits for the object's agent, in seconds: `asked` is the client's gracePeriodSeconds.
+    /// `None`: deleted at once (all kinds but Pods).
+    fn graceful_deletion(&self, _object: &Object, _asked: Option<i64>) -> Option<i64> {
+        None
+    }
+
+    /// Whether an update of an absent object creates it (PUT as create).
+    fn allow_create_on_update(&self) -> bool {
+        false
+    }
+
+    /// Whether an update without resourceVersion is accepted.
+    fn allow_unconditional_update(&self) -> bool {
+        true
+    }
+
+    /// The check of `metadata.name`: messages of what is wrong with it, worded as upstream words them.
+    /// `prefix` is true when `name` is a generateName.
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String>;
+
+    /// Finalizers a new object starts with (Namespaces: `spec.finalizers` is set in `prepare_create` instead).
+    fn initial_finalizers(&self, _object: &Object) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Default propagation when a delete does not say: upstream orphans for none of today's built-in v1 kinds but
+    /// keeps a hook (`batch/v1 jobs` orphan their Pods when deleted without a policy).
+    fn default_propagation(&self) -> Propagation {
+        Propagation::Background
+    }
+}
+
+/// Deletion propagation policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    Background,
+    Foreground,
+    Orphan,
+}
+
+/// The common rule: a main update keeps `status`; a `status` update keeps everything else but the
+/// metadata the engine manages.
+pub fn keep_other_parts(part: Part<'_>, new: &mut Object, old: &Object) {
+    let (Some(new_map), Some(old_map)) = (new.as_object_mut(), old.as_object()) else {
+        return;
+    };
+    match part {
+        Part::Main => match old_map.get("status") {
+            Some(status) => {
+                new_map.insert("status".into(), status.clone());
+            }
+            None => {
+                new_map.remove("status");
+            }
+        },
+        Part::View(_) => {
+            let status = new_map.remove("status");
+            let metadata = new_map.remove("metadata");
+            *new_map = old_map.clone();
+            if let Some(metadata) = metadata {
+                new_map.insert("metadata".into(), metadata);
+            }
+            match status {
+                Some(status) => {
+                    new_map.insert("status".into(), status);
+                }
+                None => {
+                    new_map.remove("status");
+                }
+            }
+        }
+    }
+}
