@@ -10,5 +10,6 @@
 //! - revisions are dense and strictly increasing, and survive kill -9 at any instruction;
 //! - subscribers are told of every change once, in revision order, and before the write's own reply.
 
+pub mod embedded;
 mod types;
 pub use types::*;

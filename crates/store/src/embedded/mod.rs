@@ -1,0 +1,314 @@
+//! The embedded engine: redb behind one writer thread that commits in groups.
+//!
+//! The writer takes whatever queued while the last fsync ran, applies it as one transaction, and only after
+//! the commit is on disk tells the watchers and then the callers. So N concurrent writers pay for one fsync,
+//! and readers and watchers never wait for it. Reads go to redb's own snapshots.
+//!
+//! Invariants:
+//! - a batch commits as a whole or not at all; revisions of a failed batch are not consumed;
+//! - a watcher sees every change of its prefix exactly once, in revision order, with no gap between replayed
+//!   history and live changes: registration happens on the writer thread, between two batches;
+//! - one process per directory, by a lock the kernel drops when the process dies.
+//!
+//! Differs from etcd: leases start their time anew when the process starts, as etcd's do after a leader change.
+
+mod tables;
+mod writer;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redb::{Database, ReadableDatabase, ReadableTable};
+use tokio::sync::oneshot;
+
+use crate::types::{
+    Error, Key, KeyValue, LeaseId, Page, Revision, Store, WatchStream, Write, Written,
+};
+use tables::{FORMAT, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_FORMAT};
+use writer::{Command, Writer};
+
+/// How an embedded store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes redb may keep of the file in memory. The API server keeps the present in its own cache, so this can be small.
+    pub cache_bytes: usize,
+    /// Most writes in one commit.
+    pub batch: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            cache_bytes: 16 << 20,
+            batch: 1024,
+        }
+    }
+}
+
+/// An open embedded store. Dropping it stops the writer after the batch in hand.
+pub struct Embedded {
+    database: Arc<Database>,
+    path: PathBuf,
+    counters: Arc<Counters>,
+    commands: Mutex<Option<mpsc::Sender<Command>>>,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Held for the kernel's lock on it.
+    _lock: File,
+}
+
+/// What readers may know without asking the writer.
+#[derive(Default)]
+struct Counters {
+    revision: AtomicU64,
+    compacted: AtomicU64,
+}
+
+/// Wraps an engine failure with what was being done.
+fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    action: &'static str,
+) -> impl FnOnce(E) -> Error {
+    move |source| Error::Engine {
+        action,
+        source: source.into(),
+    }
+}
+
+impl Embedded {
+    /// Opens (or creates) the store in `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when another process holds `dir`; [`Error::Engine`] when the file cannot be opened,
+    /// is damaged beyond redb's own repair, or has another format.
+    pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, Error> {
+        std::fs::create_dir_all(dir).map_err(failed("create its directory"))?;
+        let lock = lock(dir)?;
+        let path = dir.join("store.redb");
+        let database = Database::builder()
+            .set_cache_size(options.cache_bytes)
+            .create(&path)
+            .map_err(failed("open its file"))?;
+        let database = Arc::new(database);
+        prepare(&database)?;
+        let counters = Arc::new(Counters::default());
+        let (commands, inbox) = mpsc::channel();
+        let writer = Writer::load(Arc::clone(&database), Arc::clone(&counters), options.batch)?;
+        let writer = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(&inbox))
+            .map_err(failed("start its writer"))?;
+        Ok(Arc::new(Embedded {
+            database,
+            path,
+            counters,
+            commands: Mutex::new(Some(commands)),
+            writer: Mutex::new(Some(writer)),
+            _lock: lock,
+        }))
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let commands = self
+                .commands
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let sender = commands.as_ref().ok_or(Error::Closed)?;
+            sender.send(command(reply)).map_err(|_| Error::Closed)?;
+        }
+        answer.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Stops the writer once everything queued is committed, and closes the file. Later calls fail with [`Error::Closed`].
+    pub fn close(&self) {
+        drop(
+            self.commands
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .take(),
+        );
+        if let Some(writer) = self
+            .writer
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the store's writer thread panicked");
+        }
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Takes the directory's lock, and leaves this process's id in it for whoever finds it taken.
+fn lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("lock");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed("open its lock file"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // The holder is only named to help; not being able to read it changes nothing.
+            let holder = match file.read_to_string(&mut holder) {
+                Ok(_) if !holder.trim().is_empty() => format!(" (process {})", holder.trim()),
+                _ => String::new(),
+            };
+            return Err(Error::Locked {
+                path: dir.display().to_string(),
+                holder,
+            });
+        }
+        Err(TryLockError::Error(error)) => return Err(failed("lock its directory")(error)),
+    }
+    file.set_len(0)
+        .and_then(|()| write!(file, "{}", std::process::id()))
+        .map_err(failed("write its lock file"))?;
+    Ok(file)
+}
+
+/// Makes sure every table exists and the format is ours.
+fn prepare(database: &Database) -> Result<(), Error> {
+    let action = "prepare its tables";
+    let transaction = database.begin_write().map_err(failed(action))?;
+    {
+        transaction.open_table(KEYS).map_err(failed(action))?;
+        transaction.open_table(HISTORY).map_err(failed(action))?;
+        transaction.open_table(LEASES).map_err(failed(action))?;
+        transaction.open_table(LEASE_KEYS).map_err(failed(action))?;
+        let mut meta = transaction.open_table(META).map_err(failed(action))?;
+        let format = meta
+            .get(META_FORMAT)
+            .map_err(failed(action))?
+            .map(|guard| guard.value());
+        match format {
+            None => {
+                meta.insert(META_FORMAT, FORMAT).map_err(failed(action))?;
+            }
+            Some(FORMAT) => {}
+            Some(other) => {
+                return Err(failed(action)(format!(
+                    "its format is {other}, this version reads {FORMAT}; restore a backup or use the version that wrote it"
+                )));
+            }
+        }
+    }
+    transaction.commit().map_err(failed(action))
+}
+
+#[async_trait]
+impl Store for Embedded {
+    fn revision(&self) -> Revision {
+        self.counters.revision.load(Ordering::Acquire)
+    }
+
+    fn compacted(&self) -> Revision {
+        self.counters.compacted.load(Ordering::Acquire)
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
+        let action = "read a key";
+        let transaction = self.database.begin_read().map_err(failed(action))?;
+        let keys = transaction.open_table(KEYS).map_err(failed(action))?;
+        let Some(found) = keys.get(key).map_err(failed(action))? else {
+            return Ok(None);
+        };
+        tables::decode_entry(Key::from(key), found.value())
+            .map(Some)
+            .map_err(failed(action))
+    }
+
+    async fn range(&self, start: &str, end: &str, limit: usize) -> Result<Page, Error> {
+        let action = "read a range";
+        let (database, start, end) = (Arc::clone(&self.database), start.to_owned(), end.to_owned());
+        let read = move || {
+            let transaction = database.begin_read().map_err(failed(action))?;
+            let meta = transaction.open_table(META).map_err(failed(action))?;
+            let revision = writer::counter(&meta, tables::META_REVISION).map_err(failed(action))?;
+            let keys = transaction.open_table(KEYS).map_err(failed(action))?;
+            let mut page = Page {
+                entries: Vec::new(),
+                more: false,
+                revision,
+            };
+            if start >= end {
+                return Ok(page);
+            }
+            for item in keys
+                .range::<&str>(start.as_str()..end.as_str())
+                .map_err(failed(action))?
+            {
+                if limit != 0 && page.entries.len() == limit {
+                    page.more = true;
+                    break;
+                }
+                let (key, value) = item.map_err(failed(action))?;
+                page.entries.push(
+                    tables::decode_entry(Key::from(key.value()), value.value())
+                        .map_err(failed(action))?,
+                );
+            }
+            Ok(page)
+        };
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(failed(action))?
+    }
+
+    async fn write(&self, write: Write) -> Result<Written, Error> {
+        self.ask(|reply| Command::Write(write, reply)).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<WatchStream, Error> {
+        self.ask(|reply| Command::Watch {
+            prefix: prefix.into(),
+            after,
+            reply,
+        })
+        .await
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), Error> {
+        self.ask(|reply| Command::Compact { revision, reply }).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error> {
+        self.ask(|reply| Command::Grant { ttl, reply }).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), Error> {
+        self.ask(|reply| Command::KeepAlive { lease, reply }).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), Error> {
+        self.ask(|reply| Command::Revoke {
+            lease,
+            reply: Some(reply),
+        })
+        .await
+    }
+
+    async fn size(&self) -> Result<u64, Error> {
+        Ok(std::fs::metadata(&self.path)
+            .map_err(failed("measure its file"))?
+            .len())
+    }
+}
