@@ -329,13 +329,9 @@ async fn kill_9_loses_nothing_acknowledged() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         acked.clear();
         while acked.len() < 150 + round * 333 {
-            let line = lines.next().expect("the victim died early").unwrap();
-            if let Some((key, revision)) = line
-                .strip_prefix("acked ")
-                .and_then(|rest| rest.split_once(' '))
-            {
-                acked.insert(key.to_owned(), revision.parse::<u64>().unwrap());
-            }
+            acked.extend(acknowledgement(
+                &lines.next().expect("the victim died early").unwrap(),
+            ));
         }
         child.kill().unwrap();
         child.wait().unwrap();
