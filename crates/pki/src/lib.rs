@@ -1,1 +1,63 @@
-//! (to be written)
+//! The cluster's identity on disk and on the wire: certificate authorities, the certificates they issue,
+//! service-account tokens, kubeconfig files and TLS configurations.
+//!
+//! Invariants:
+//! - a certificate authority is created once and never replaced silently: a missing or unreadable half is an
+//!   error that says what to do (its certificate alone can be made again from its key, which changes nothing
+//!   for anyone who trusts it);
+//! - a leaf certificate is renewed at start when its names changed, its authority changed or a third of its
+//!   life is left;
+//! - every file is written whole (temporary file, fsync, rename, fsync of the directory), readable by its owner only;
+//! - one cryptography provider (aws-lc-rs), handed to rustls explicitly: see [`tls::provider`].
+//!
+//! File names are those kubeadm uses, so that people find their way. All keys are ECDSA P-256: small, quick to
+//! make, and accepted by every client; upstream defaults to RSA.
+
+mod cert;
+mod files;
+mod kubeconfig;
+mod pki;
+pub mod tls;
+pub mod token;
+
+pub use cert::{Identity, LeafSpec, Subject, Usage};
+pub use files::write_private;
+pub use kubeconfig::{Kubeconfig, UserCredential};
+pub use pki::{Params, Pki};
+
+use std::path::PathBuf;
+
+/// Why the cluster's identity could not be loaded, made or written.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{} is damaged ({what}); restore it from a backup{}", path.display(), .remedy)]
+    Corrupt {
+        path: PathBuf,
+        what: String,
+        /// `, or …`: what else helps; empty where only a backup does.
+        remedy: &'static str,
+    },
+    #[error(
+        "{} and {} do not belong together; restore both from the same backup",
+        certificate.display(), key.display()
+    )]
+    Mismatch { certificate: PathBuf, key: PathBuf },
+    #[error(
+        "{} is there but its key {} is missing; restore the key, or move the whole directory away to begin a new cluster identity",
+        certificate.display(), key.display()
+    )]
+    KeyMissing { certificate: PathBuf, key: PathBuf },
+    #[error(
+        "the certificate authority {} expired or is not valid yet; check the clock, or move the directory away to begin a new cluster identity",
+        path.display()
+    )]
+    AuthorityNotValid { path: PathBuf },
+    #[error("cannot make {what}: {reason}")]
+    Issue { what: String, reason: String },
+}

@@ -1,0 +1,413 @@
+//! Certificates: issuing them, and reading what matters back out of one.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::PkiError;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Ten years, as kubeadm and others have it.
+const AUTHORITY_LIFETIME: Duration = DAY.saturating_mul(3650);
+const LEAF_LIFETIME: Duration = DAY.saturating_mul(365);
+/// Certificates begin a little in the past, for machines whose clocks differ.
+const BACKDATE: Duration = Duration::from_secs(60 * 60);
+
+/// What a certificate may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    Client,
+    Server,
+    /// Both directions, as etcd's peers and some kubelets need.
+    Both,
+}
+
+/// A leaf certificate to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafSpec {
+    /// The user name (client) or just a name (server).
+    pub common_name: String,
+    /// The user's group. One is enough for every identity of a cluster; tokens and RBAC do the rest.
+    pub organization: Option<String>,
+    pub usage: Usage,
+    pub dns_names: BTreeSet<String>,
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+impl LeafSpec {
+    /// A client certificate for `user`, in `group`.
+    pub fn client(user: &str, group: Option<&str>) -> Self {
+        LeafSpec {
+            common_name: user.into(),
+            organization: group.map(Into::into),
+            usage: Usage::Client,
+            dns_names: BTreeSet::new(),
+            addresses: BTreeSet::new(),
+        }
+    }
+    /// A serving certificate.
+    pub fn server(
+        name: &str,
+        dns_names: impl IntoIterator<Item = String>,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
+        LeafSpec {
+            common_name: name.into(),
+            organization: None,
+            usage: Usage::Server,
+            dns_names: dns_names.into_iter().collect(),
+            addresses: addresses.into_iter().collect(),
+        }
+    }
+}
+
+/// Whom a client certificate names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+}
+
+/// A certificate with its key. Cheap to clone; `Debug` shows no key.
+#[derive(Clone)]
+pub struct Identity(Arc<Parts>);
+
+struct Parts {
+    certificate_pem: String,
+    key_pem: String,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// From PEM texts; the error says which one is wrong and how.
+    pub(crate) fn from_pem(certificate_pem: String, key_pem: String) -> Result<Self, BadPair> {
+        let chain = parse_chain(&certificate_pem).map_err(BadPair::Certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+            .map_err(|error| BadPair::Key(error.to_string()))?;
+        let pair = KeyPair::from_pem(&key_pem).map_err(|error| BadPair::Key(error.to_string()))?;
+        let facts = Facts::of(&chain[0]).map_err(BadPair::Certificate)?;
+        if facts.public_key != pair.subject_public_key_info() {
+            return Err(BadPair::Strangers);
+        }
+        Ok(Identity(Arc::new(Parts {
+            certificate_pem,
+            key_pem,
+            chain,
+            key,
+        })))
+    }
+    pub fn certificate_pem(&self) -> &str {
+        &self.0.certificate_pem
+    }
+    pub fn key_pem(&self) -> &str {
+        &self.0.key_pem
+    }
+    /// The leaf first.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.0.chain.clone()
+    }
+    pub fn key(&self) -> PrivateKeyDer<'static> {
+        self.0.key.clone_key()
+    }
+    pub(crate) fn facts(&self) -> Result<Facts, String> {
+        Facts::of(&self.0.chain[0])
+    }
+}
+
+/// Why a certificate and a key do not make an identity.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BadPair {
+    Certificate(String),
+    Key(String),
+    Strangers,
+}
+
+/// At least one certificate.
+fn parse_chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| error.to_string())?;
+    if chain.is_empty() {
+        return Err("it holds no certificate".into());
+    }
+    Ok(chain)
+}
+
+/// What decides whether a stored certificate can still be used.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub public_key: Vec<u8>,
+    pub subject: Subject,
+    pub raw_issuer: Vec<u8>,
+    pub raw_subject: Vec<u8>,
+    pub key_id: Option<Vec<u8>>,
+    pub authority_key_id: Option<Vec<u8>>,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    pub not_after: i64,
+    pub is_authority: bool,
+    pub dns_names: BTreeSet<String>,
+    pub addresses: BTreeSet<IpAddr>,
+    pub client_auth: bool,
+    pub server_auth: bool,
+}
+
+impl Facts {
+    pub fn of(der: &[u8]) -> Result<Self, String> {
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| format!("not a certificate: {error}"))?;
+        let mut facts = Facts {
+            public_key: certificate.public_key().raw.to_vec(),
+            subject: subject_of(&certificate),
+            raw_issuer: certificate.issuer().as_raw().to_vec(),
+            raw_subject: certificate.subject().as_raw().to_vec(),
+            key_id: None,
+            authority_key_id: None,
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+            is_authority: certificate.is_ca(),
+            dns_names: BTreeSet::new(),
+            addresses: BTreeSet::new(),
+            client_auth: false,
+            server_auth: false,
+        };
+        for extension in certificate.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(names) => {
+                    for name in &names.general_names {
+                        match name {
+                            GeneralName::DNSName(name) => {
+                                facts.dns_names.insert((*name).to_owned());
+                            }
+                            GeneralName::IPAddress(bytes) => {
+                                facts.addresses.extend(address(bytes));
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                ParsedExtension::ExtendedKeyUsage(usage) => {
+                    facts.client_auth = usage.client_auth;
+                    facts.server_auth = usage.server_auth;
+                }
+                ParsedExtension::SubjectKeyIdentifier(id) => facts.key_id = Some(id.0.to_vec()),
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    facts.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+                }
+                _ => {}
+            }
+        }
+        Ok(facts)
+    }
+
+    pub fn valid_at(&self, now: i64) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+
+    /// Why a stored leaf must be made again, if it must.
+    pub fn stale(&self, spec: &LeafSpec, authority: &Facts, now: i64) -> Option<&'static str> {
+        let issued_by_another = self.raw_issuer != authority.raw_subject
+            || (self.authority_key_id.is_some() && self.authority_key_id != authority.key_id);
+        let organizations: Vec<_> = spec.organization.iter().cloned().collect();
+        let (client, server) = match spec.usage {
+            Usage::Client => (true, false),
+            Usage::Server => (false, true),
+            Usage::Both => (true, true),
+        };
+        if issued_by_another {
+            Some("it was issued by another authority")
+        } else if self.subject.common_name != spec.common_name
+            || self.subject.organizations != organizations
+            || (self.client_auth, self.server_auth) != (client, server)
+        {
+            Some("it is for another subject or use")
+        } else if self.dns_names != spec.dns_names || self.addresses != spec.addresses {
+            Some("the names or addresses it is for have changed")
+        } else if !self.valid_at(now)
+            || self.not_after - now < (self.not_after - self.not_before) / 3
+        {
+            Some("it has expired or soon will")
+        } else {
+            None
+        }
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// Common name and organizations, as Go's `pkix.Name` reads them (the last common name wins).
+fn subject_of(certificate: &X509Certificate<'_>) -> Subject {
+    let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        value.as_str().map(str::to_owned).unwrap_or_default()
+    };
+    let name = certificate.subject();
+    Subject {
+        common_name: name.iter_common_name().last().map(text).unwrap_or_default(),
+        organizations: name.iter_organization().map(text).collect(),
+    }
+}
+
+impl Subject {
+    /// Reads the subject of a certificate. Says nothing about whether to believe it: see [`crate::tls::ClientVerifier`].
+    pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
+        let (_, certificate) = X509Certificate::from_der(certificate)
+            .map_err(|error| format!("not a certificate: {error}"))?;
+        Ok(subject_of(&certificate))
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+        })
+}
+
+fn params(common_name: &str, organization: Option<&str>, lifetime: Duration) -> CertificateParams {
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = (now + lifetime).into();
+    let mut name = DistinguishedName::new();
+    if let Some(organization) = organization {
+        name.push(DnType::OrganizationName, organization);
+    }
+    name.push(DnType::CommonName, common_name);
+    params.distinguished_name = name;
+    // Random, positive, and at most 16 bytes long.
+    let mut serial = *uuid::Uuid::new_v4().as_bytes();
+    serial[0] = (serial[0] & 0x3f) | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params
+}
+
+fn issue_error(what: &str) -> impl FnOnce(rcgen::Error) -> PkiError {
+    let what = what.to_owned();
+    move |error| PkiError::Issue {
+        what,
+        reason: error.to_string(),
+    }
+}
+
+/// A new private key, as PKCS#8 PEM.
+pub(crate) fn new_key(what: &str) -> Result<KeyPair, PkiError> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(issue_error(what))
+}
+
+/// A certificate authority: signs leaves.
+pub(crate) struct Authority {
+    pub certificate_pem: String,
+    pub certificate: CertificateDer<'static>,
+    pub facts: Facts,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// A self-signed certificate for `key`. The name is derived from the key, so making it twice makes
+    /// authorities that vouch for the same leaves.
+    pub fn self_signed(kind: &str, key: &KeyPair) -> Result<String, PkiError> {
+        use sha2::{Digest, Sha256};
+        let digest = Sha256::digest(key.subject_public_key_info());
+        let name = format!("sampan-{kind}-{}", hex::encode(&digest[..6]));
+        let mut params = params(&name, None, AUTHORITY_LIFETIME);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+        ];
+        Ok(params
+            .self_signed(key)
+            .map_err(issue_error("the certificate authority"))?
+            .pem())
+    }
+
+    pub fn from_pem(certificate_pem: String, key_pem: &str) -> Result<Self, BadPair> {
+        let certificate = parse_chain(&certificate_pem)
+            .map_err(BadPair::Certificate)?
+            .swap_remove(0);
+        let facts = Facts::of(&certificate).map_err(BadPair::Certificate)?;
+        if !facts.is_authority {
+            return Err(BadPair::Certificate(
+                "it is not a certificate authority".into(),
+            ));
+        }
+        let key = KeyPair::from_pem(key_pem).map_err(|error| BadPair::Key(error.to_string()))?;
+        if facts.public_key != key.subject_public_key_info() {
+            return Err(BadPair::Strangers);
+        }
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)
+            .map_err(|error| BadPair::Certificate(error.to_string()))?;
+        Ok(Authority {
+            certificate_pem,
+            certificate,
+            facts,
+            issuer,
+        })
+    }
+
+    /// A new key and a certificate for it.
+    pub fn issue(&self, spec: &LeafSpec) -> Result<Identity, PkiError> {
+        let what = format!("a certificate for {:?}", spec.common_name);
+        let key = new_key(&what)?;
+        let mut params = params(
+            &spec.common_name,
+            spec.organization.as_deref(),
+            LEAF_LIFETIME,
+        );
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        params.extended_key_usages = match spec.usage {
+            Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Usage::Both => vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
+        };
+        params.use_authority_key_identifier_extension = true;
+        for name in &spec.dns_names {
+            let name = Ia5String::try_from(name.as_str()).map_err(issue_error(&what))?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        params
+            .subject_alt_names
+            .extend(spec.addresses.iter().copied().map(SanType::IpAddress));
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(issue_error(&what))?;
+        Identity::from_pem(certificate.pem(), key.serialize_pem()).map_err(|bad| PkiError::Issue {
+            what,
+            reason: format!("{bad:?}"),
+        })
+    }
+}

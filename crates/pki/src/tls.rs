@@ -1,0 +1,257 @@
+//! TLS configurations, and the verification of client certificates.
+//!
+//! A server asks for a client certificate but does not fail the handshake over a bad one: as upstream, the
+//! request then has no user (401), which a client can show, where a broken handshake tells it nothing. So the
+//! handshake proves only possession of the key; [`ClientVerifier::verify`] decides whether to believe the chain,
+//! and must be asked before a certificate names anyone.
+
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::cert::{Identity, Subject};
+
+/// Why a TLS configuration could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("the certificate authority cannot be used: {0}")]
+    Authority(String),
+    #[error("cannot use the certificate or its key: {0}")]
+    Identity(rustls::Error),
+}
+
+/// The one cryptography provider of the process. `main` may also install it as rustls' default for crates that ask for that.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn roots(authority: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(authority.clone())
+        .map_err(|error| TlsError::Authority(error.to_string()))?;
+    Ok(Arc::new(roots))
+}
+
+/// Decides whether a client's certificate chain is to be believed.
+#[derive(Clone, Debug)]
+pub struct ClientVerifier(Arc<dyn ClientCertVerifier>);
+
+impl ClientVerifier {
+    /// Believes chains that end at `authority`.
+    pub fn new(authority: &CertificateDer<'static>) -> Result<Self, TlsError> {
+        WebPkiClientVerifier::builder_with_provider(roots(authority)?, provider())
+            .build()
+            .map(ClientVerifier)
+            .map_err(|error| TlsError::Authority(error.to_string()))
+    }
+
+    /// Whom the chain (leaf first) names, if it is valid now and for a client.
+    pub fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<Subject, String> {
+        let (leaf, intermediates) = chain.split_first().ok_or("no certificate was sent")?;
+        self.0
+            .verify_client_cert(leaf, intermediates, UnixTime::now())
+            .map_err(|error| error.to_string())?;
+        Subject::of(leaf)
+    }
+}
+
+/// Asks for a certificate, and takes any whose owner has its key.
+#[derive(Debug)]
+struct AskOnly(ClientVerifier);
+
+impl ClientCertVerifier for AskOnly {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.0.root_hint_subjects()
+    }
+    fn verify_client_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0
+            .0
+            .verify_tls12_signature(message, certificate, signature)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0
+            .0
+            .verify_tls13_signature(message, certificate, signature)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.0.supported_verify_schemes()
+    }
+}
+
+fn server(
+    identity: &Identity,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(TlsError::Identity)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain(), identity.key())
+        .map_err(TlsError::Identity)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// A server that asks clients for a certificate; h2 and HTTP/1.1. The chain of a connection must go through
+/// [`ClientVerifier::verify`] before it is believed.
+pub fn server_config(
+    identity: &Identity,
+    verifier: &ClientVerifier,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server(identity, Arc::new(AskOnly(verifier.clone()))).map(Arc::new)
+}
+
+/// A server that talks only to clients with a certificate of the authority (the node's server).
+pub fn strict_server_config(
+    identity: &Identity,
+    verifier: &ClientVerifier,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server(identity, verifier.0.clone()).map(Arc::new)
+}
+
+/// A client that trusts only `authority`, with a certificate of its own if given. `alpn` such as `&["h2", "http/1.1"]`.
+pub fn client_config(
+    authority: &CertificateDer<'static>,
+    identity: Option<&Identity>,
+    alpn: &[&str],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(TlsError::Identity)?
+        .with_root_certificates(roots(authority)?);
+    let mut config = match identity {
+        Some(identity) => builder
+            .with_client_auth_cert(identity.chain(), identity.key())
+            .map_err(TlsError::Identity)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LeafSpec, Params, Pki};
+    use rustls::{ClientConnection, ServerConnection};
+    use std::io::{Read, Write};
+
+    /// Shakes hands in memory; returns the certificates the server saw.
+    fn handshake(
+        client: Arc<ClientConfig>,
+        server: Arc<ServerConfig>,
+    ) -> Result<Option<Vec<CertificateDer<'static>>>, String> {
+        let mut client = ClientConnection::new(client, "localhost".try_into().unwrap()).unwrap();
+        let mut server = ServerConnection::new(server).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets().map_err(|e| e.to_string())?;
+            let mut wire = Vec::new();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets().map_err(|e| e.to_string())?;
+        }
+        client.writer().write_all(b"hello").unwrap();
+        let mut wire = Vec::new();
+        client.write_tls(&mut wire).unwrap();
+        server.read_tls(&mut wire.as_slice()).unwrap();
+        server.process_new_packets().map_err(|e| e.to_string())?;
+        let mut hello = [0; 5];
+        server.reader().read_exact(&mut hello).unwrap();
+        Ok(server
+            .peer_certificates()
+            .map(|chain| chain.iter().map(|c| c.clone().into_owned()).collect()))
+    }
+
+    #[test]
+    fn only_a_chain_of_our_authority_names_a_user() {
+        let (home, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let pki = Pki::load_or_create(home.path(), Params::default()).unwrap();
+        let foreign = Pki::load_or_create(away.path(), Params::default()).unwrap();
+        let verifier = ClientVerifier::new(pki.ca()).unwrap();
+        let asking = server_config(pki.serving(), &verifier).unwrap();
+        let strict = strict_server_config(pki.serving(), &verifier).unwrap();
+        let admin = pki.admin_client().unwrap();
+        let intruder = foreign.admin_client().unwrap();
+        let client = |identity| client_config(pki.ca(), identity, &["h2"]).unwrap();
+
+        let chain = handshake(client(Some(&admin)), asking.clone())
+            .unwrap()
+            .unwrap();
+        let subject = verifier.verify(&chain).unwrap();
+        assert_eq!(subject.common_name, "kubernetes-admin");
+        assert_eq!(subject.organizations, ["system:masters"]);
+
+        let chain = handshake(client(Some(&intruder)), asking.clone())
+            .unwrap()
+            .unwrap();
+        assert!(verifier.verify(&chain).is_err());
+        assert_eq!(handshake(client(None), asking).unwrap(), None);
+
+        assert!(handshake(client(Some(&admin)), strict.clone()).is_ok());
+        assert!(handshake(client(Some(&intruder)), strict.clone()).is_err());
+        assert!(handshake(client(None), strict).is_err());
+        // A server's certificate does not make a client.
+        assert!(verifier.verify(&pki.serving().chain()).is_err());
+        assert!(verifier.verify(&[]).is_err());
+        // And a client does not take a foreign server for ours.
+        let impostor = server_config(foreign.serving(), &verifier).unwrap();
+        assert!(handshake(client(None), impostor).is_err());
+    }
+
+    #[test]
+    fn a_node_has_both_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::load_or_create(dir.path(), Params::default()).unwrap();
+        let verifier = ClientVerifier::new(pki.ca()).unwrap();
+        let subject = verifier
+            .verify(&pki.node_client("n1").unwrap().chain())
+            .unwrap();
+        assert_eq!(subject.common_name, "system:node:n1");
+        assert_eq!(subject.organizations, ["system:nodes"]);
+        let serving = pki
+            .node_serving("n1", &["192.0.2.1".parse().unwrap()])
+            .unwrap();
+        let server = strict_server_config(&serving, &verifier).unwrap();
+        let client = client_config(pki.ca(), Some(pki.kubelet_client()), &[]).unwrap();
+        assert!(handshake(client, server).is_ok());
+        let both = LeafSpec {
+            usage: crate::Usage::Both,
+            ..LeafSpec::client("peer", None)
+        };
+        assert!(verifier.verify(&pki.issue(&both).unwrap().chain()).is_ok());
+    }
+}
