@@ -5,6 +5,7 @@
 //! and custom kinds alike.
 
 pub mod field;
+pub mod schema;
 pub mod status;
 
 /// An API object: a JSON tree whose root is a map with `apiVersion`, `kind` and usually `metadata`.

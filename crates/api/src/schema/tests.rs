@@ -1,0 +1,154 @@
+use super::*;
+
+fn field<'a>(definition: &str, name: &str) -> &'a Field {
+    builtin()
+        .definition(definition)
+        .and_then(Definition::as_struct)
+        .and_then(|below| below.field(name))
+        .unwrap_or_else(|| panic!("{definition}.{name}"))
+}
+
+#[test]
+fn definitions_are_found_by_name_and_kind() {
+    let schema = builtin();
+    assert!(schema.definitions().len() > 700);
+    for (api_version, kind, name) in [
+        ("v1", "Pod", "io.k8s.api.core.v1.Pod"),
+        ("v1", "PodList", "io.k8s.api.core.v1.PodList"),
+        ("apps/v1", "Deployment", "io.k8s.api.apps.v1.Deployment"),
+        ("autoscaling/v1", "Scale", "io.k8s.api.autoscaling.v1.Scale"),
+        ("policy/v1", "Eviction", "io.k8s.api.policy.v1.Eviction"),
+        (
+            "authentication.k8s.io/v1",
+            "TokenRequest",
+            "io.k8s.api.authentication.v1.TokenRequest",
+        ),
+        (
+            "apiextensions.k8s.io/v1",
+            "CustomResourceDefinition",
+            "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
+        ),
+        (
+            "apiregistration.k8s.io/v1",
+            "APIService",
+            "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
+        ),
+        (
+            "v1",
+            "Status",
+            "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
+        ),
+        (
+            "apps/v1",
+            "DeleteOptions",
+            "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
+        ),
+        (
+            "meta.k8s.io/v1",
+            "PartialObjectMetadata",
+            "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata",
+        ),
+    ] {
+        let found = schema.api_kind(api_version, kind);
+        assert_eq!(
+            found.map(|d| d.name.as_ref()),
+            Some(name),
+            "{api_version} {kind}"
+        );
+    }
+    assert!(schema.api_kind("v1", "Deployment").is_none());
+}
+
+#[test]
+fn fields_carry_their_markers() {
+    let containers = field("io.k8s.api.core.v1.PodSpec", "containers");
+    let list = containers.ty.as_list().expect("a list");
+    assert_eq!(
+        (list.kind, list.keys.as_slice()),
+        (ListKind::Map, &["name".into()][..])
+    );
+    assert_eq!(containers.merge_key(), Some("name"));
+    assert!(containers.required && containers.merges() && !containers.is_atomic());
+    assert!(field("io.k8s.api.core.v1.PodSpec", "volumes").retains_keys());
+    assert!(field("io.k8s.api.core.v1.PodSpec", "tolerations").is_atomic());
+    assert!(field("io.k8s.api.core.v1.PodSpec", "nodeSelector").is_atomic());
+    assert!(field("io.k8s.api.core.v1.PodSpec", "hostUsers").keep_zero);
+    assert!(!field("io.k8s.api.core.v1.PodSpec", "hostNetwork").keep_zero);
+    assert!(field("io.k8s.api.apps.v1.DeploymentSpec", "selector").is_atomic());
+    // An embedded struct that is its own message.
+    assert_eq!(
+        field("io.k8s.api.core.v1.Volume", "emptyDir").tags.as_ref(),
+        [2, 2]
+    );
+    assert_eq!(
+        field("io.k8s.api.core.v1.PodStatus", "podIP").ty,
+        Type::String
+    );
+}
+
+#[test]
+fn every_struct_is_sorted_and_tagged() {
+    for definition in builtin().definitions() {
+        let Some(below) = definition.as_struct() else {
+            continue;
+        };
+        assert!(
+            below
+                .fields
+                .windows(2)
+                .all(|pair| pair[0].name < pair[1].name),
+            "{} is not sorted",
+            definition.name
+        );
+        for field in &below.fields {
+            let untagged = matches!(field.name.as_ref(), "apiVersion" | "kind")
+                || definition.name == "io.k8s.apimachinery.pkg.version.Info";
+            assert_eq!(
+                field.tags.is_empty(),
+                untagged && field.tags.is_empty(),
+                "{}.{}",
+                definition.name,
+                field.name
+            );
+            if let Some(list) = field.ty.as_list()
+                && let Some(item) = list.items.as_struct()
+            {
+                for key in &list.keys {
+                    assert!(
+                        item.field(key).is_some(),
+                        "{}.{}: key {key}",
+                        definition.name,
+                        field.name
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn descriptions_stand_beside_their_fields() {
+    let schema = builtin();
+    let texts = schema.descriptions();
+    let pod = schema
+        .definition("io.k8s.api.core.v1.PodSpec")
+        .expect("PodSpec");
+    let at = pod
+        .as_struct()
+        .and_then(|below| {
+            below
+                .fields
+                .iter()
+                .position(|field| field.name == "nodeName")
+        })
+        .expect("nodeName");
+    assert!(texts.field(&pod.name, at).expect("text").contains("node"));
+    assert!(
+        texts
+            .definition("io.k8s.api.core.v1.Pod")
+            .expect("text")
+            .starts_with("Pod is")
+    );
+    let quantity = texts.definition("io.k8s.apimachinery.pkg.api.resource.Quantity");
+    assert!(quantity.expect("text").contains('\n'));
+}
