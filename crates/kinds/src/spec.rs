@@ -6,6 +6,7 @@ use serde_json::Value;
 
 /// A served resource: one row of the table. Rows are `'static` for built-in kinds and leaked or
 /// reference-counted by the engine for custom ones, which is why everything is owned or `'static` text.
+#[derive(Clone, Copy)]
 pub struct Resource {
     /// Empty for the core group.
     pub group: &'static str,
@@ -23,15 +24,53 @@ pub struct Resource {
     pub categories: &'static [&'static str],
     pub verbs: Verbs,
     pub subresources: &'static [Subresource],
-    /// Columns of the Table output, the first being Name; `Age` included where upstream prints it.
+    /// Columns of the Table output in upstream's order (usually Name first), wide ones included.
+    /// Empty: the resource has no table and a request for one is answered 406 (bindings, reviews).
     pub columns: &'static [Column],
-    /// The cells of one row, one per column.
+    /// The cells of one row, one per column, those of wide columns included.
     pub cells: fn(&Object, Timestamp) -> Vec<Value>,
-    /// Field selectors beyond `metadata.name` and `metadata.namespace`: label and JSON pointer-like reader.
+    /// Field selectors beyond `metadata.name` and `metadata.namespace`.
     pub fields: &'static [SelectableField],
     /// Where objects of this resource live in the store, as upstream lays them out: `/registry/{storage_prefix}/…`.
     pub storage_prefix: &'static str,
+    /// `Some` when this version is another face of a resource whose objects are stored in a different group or
+    /// version (`autoscaling/v1` HPAs, `events.k8s.io/v1` Events). See [`Conversion`].
+    pub stored_as: Option<Conversion>,
     pub strategy: &'static dyn Strategy,
+}
+
+impl Resource {
+    /// `v1` or `apps/v1`: what `apiVersion` says in this resource's objects.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// The subresource of that name.
+    pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
+        self.subresources.iter().find(|sub| sub.name == name)
+    }
+}
+
+/// How one served version relates to the version objects are stored in. The row with `stored_as: None` and the
+/// same `storage_prefix` is the storage version.
+///
+/// `cells` and `fields` of a converted row read the stored form.
+///
+/// The engine decodes and defaults a request in the version asked for, calls `to_storage`, and from there on
+/// works on the storage version alone: its strategy prepares and validates, its bytes go to the store and the watch cache.
+/// A reply (get, list item, watch event, Table row) is made from the stored object with `from_storage`.
+/// Both functions are total: they set `apiVersion`, never fail, and `to_storage(from_storage(x))` loses nothing
+/// that matters to the kind (what the older version cannot say travels in annotations, as upstream does it).
+#[derive(Clone, Copy)]
+pub struct Conversion {
+    /// Group and version of the row objects are stored as.
+    pub storage_version: (&'static str, &'static str),
+    pub to_storage: fn(&mut Object),
+    pub from_storage: fn(&mut Object),
 }
 
 /// Which verbs a resource answers.
@@ -47,14 +86,35 @@ pub enum Verbs {
     ReadOnly,
 }
 
+impl Verbs {
+    /// The verbs in the order discovery prints them.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Verbs::All => &[
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ],
+            Verbs::NoDeleteCollection => &["create", "delete", "get", "list", "patch", "update", "watch"],
+            Verbs::CreateOnly => &["create"],
+            Verbs::ReadOnly => &["get", "list"],
+        }
+    }
+}
+
 /// A subresource such as `pods/status`.
 #[derive(Clone, Copy, Debug)]
 pub struct Subresource {
     /// `status`
     pub name: &'static str,
     pub kind: SubresourceKind,
-    /// The kind discovery advertises, with its group and version when they differ from the parent's
-    /// (`autoscaling/v1 Scale`, `policy/v1 Eviction`, `authentication.k8s.io/v1 TokenRequest`).
+    /// Group, version and kind discovery advertises. Group and version are both empty when they are the parent's;
+    /// otherwise they name another API (`autoscaling/v1 Scale`, `policy/v1 Eviction`, `authentication.k8s.io/v1 TokenRequest`).
     pub gvk: (&'static str, &'static str, &'static str),
     pub verbs: &'static [&'static str],
 }
@@ -71,12 +131,13 @@ pub enum SubresourceKind {
     Special,
 }
 
-/// Where a Scale view reads and writes.
+/// Where a Scale view reads and writes: dotted paths without a leading dot (`spec.replicas`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScalePaths {
     pub spec_replicas: &'static str,
     pub status_replicas: &'static str,
-    /// Path of the label selector; a map or a LabelSelector.
+    /// Path of the label selector: a map of labels (ReplicationController), a LabelSelector, or,
+    /// for custom resources, a selector already written as text.
     pub selector: &'static str,
 }
 
@@ -125,6 +186,8 @@ pub trait Strategy: Send + Sync {
     }
 
     /// Drops what a creator may not set (usually `status`) and sets what creation implies.
+    /// The engine has already set `metadata.name`, `namespace`, `uid` and `creationTimestamp`: a Job's
+    /// generated selector names its uid.
     fn prepare_create(&self, object: &mut Object) {
         if let Some(map) = object.as_object_mut() {
             map.remove("status");

@@ -1,0 +1,181 @@
+//! Validation that needs nothing but the field itself, as a table of path patterns (see [`crate::path`]).
+
+use sampan_api::{Object, field};
+use serde_json::Value;
+
+use crate::{path, tree};
+
+/// One row: a field and what must hold for it.
+pub(crate) type Check = (&'static str, Rule);
+
+#[derive(Clone, Copy)]
+pub(crate) enum Rule {
+    /// Present and not empty; the detail is upstream's, often empty.
+    Required(&'static str),
+    /// When present and not empty, one of these.
+    OneOf(&'static [&'static str]),
+    /// Present and one of these.
+    RequiredOneOf(&'static [&'static str]),
+    /// When present, at least 0.
+    NonNegative,
+    /// When present, above 0.
+    Positive,
+    /// When present, within these bounds (upstream's "must be between" wording).
+    Between(i64, i64),
+    /// When present and not empty, text that passes; one error per message.
+    Named(fn(&str) -> Vec<String>),
+    /// Not changed by an update.
+    Immutable,
+}
+
+pub(crate) const IMMUTABLE: &str = "field is immutable";
+
+/// Runs the rows over a tree; `old` is there for an update.
+pub(crate) fn run(rows: &[Check], object: &Object, old: Option<&Object>, errors: &mut field::Errors) {
+    run_at(rows, object, &field::Path::default(), old, errors);
+}
+
+/// [`run`] for a part of an object that lives at `at`.
+pub(crate) fn run_at(rows: &[Check], value: &Value, at: &field::Path, old: Option<&Value>, errors: &mut field::Errors) {
+    for (pattern, rule) in rows {
+        if let Rule::Immutable = rule {
+            if let Some(old) = old {
+                immutable(value, old, at, pattern, errors);
+            }
+            continue;
+        }
+        path::each(value, at, pattern, &mut |path, value| {
+            check(*rule, path, value, errors);
+        });
+    }
+}
+
+/// `field is immutable` when the values at a plain dotted path differ.
+pub(crate) fn immutable(new: &Value, old: &Value, at: &field::Path, dotted: &str, errors: &mut field::Errors) {
+    if !tree::same_at(new, old, dotted) {
+        let path = dotted.split('.').fold(at.clone(), |path, name| path.child(name));
+        let value = tree::get(new, dotted).cloned().unwrap_or_default();
+        errors.push(field::Error::invalid(&path, value, IMMUTABLE));
+    }
+}
+
+fn is_blank(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(Value::Object(map)) => map.is_empty(),
+        Some(_) => false,
+    }
+}
+
+fn check(rule: Rule, path: &field::Path, value: Option<&Value>, errors: &mut field::Errors) {
+    match rule {
+        Rule::Required(detail) => {
+            if is_blank(value) {
+                errors.push(field::Error::required(path, detail));
+            }
+        }
+        Rule::RequiredOneOf(allowed) => {
+            if is_blank(value) {
+                errors.push(field::Error::required(path, ""));
+            } else {
+                check(Rule::OneOf(allowed), path, value, errors);
+            }
+        }
+        Rule::OneOf(allowed) => {
+            if let Some(text) = value.and_then(Value::as_str)
+                && !text.is_empty()
+                && !allowed.contains(&text)
+            {
+                errors.push(field::Error::not_supported(path, text, allowed));
+            }
+        }
+        Rule::NonNegative => {
+            if let Some(number) = value.and_then(Value::as_i64) {
+                non_negative(path, number, errors);
+            }
+        }
+        Rule::Positive => {
+            if let Some(number) = value.and_then(Value::as_i64)
+                && number <= 0
+            {
+                errors.push(field::Error::invalid(path, number, "must be greater than zero"));
+            }
+        }
+        Rule::Between(low, high) => {
+            if let Some(number) = value.and_then(Value::as_i64)
+                && !(low..=high).contains(&number)
+            {
+                errors.push(field::Error::invalid(
+                    path,
+                    number,
+                    format!("must be between {low} and {high}, inclusive"),
+                ));
+            }
+        }
+        Rule::Named(valid) => {
+            if let Some(text) = value.and_then(Value::as_str)
+                && !text.is_empty()
+            {
+                named(path, text, valid, errors);
+            }
+        }
+        Rule::Immutable => {}
+    }
+}
+
+/// One error per message of a name check.
+pub(crate) fn named(path: &field::Path, text: &str, valid: fn(&str) -> Vec<String>, errors: &mut field::Errors) {
+    errors.extend(
+        valid(text)
+            .into_iter()
+            .map(|message| field::Error::invalid(path, text, message)),
+    );
+}
+
+pub(crate) fn non_negative(path: &field::Path, number: i64, errors: &mut field::Errors) {
+    if number < 0 {
+        errors.push(field::Error::invalid(
+            path,
+            number,
+            "must be greater than or equal to 0",
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn rows_find_what_is_wrong() {
+        let rows: &[Check] = &[
+            ("spec.name", Rule::Required("")),
+            ("spec.mode", Rule::RequiredOneOf(&["B", "A"])),
+            ("spec.list[].size", Rule::NonNegative),
+            ("spec.fixed", Rule::Immutable),
+        ];
+        let texts = |new: Value, old: Option<Value>| {
+            let mut errors = Vec::new();
+            run(rows, &new, old.as_ref(), &mut errors);
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            texts(json!({"spec": {"mode": "C", "list": [{"size": -1}]}}), None),
+            [
+                "spec.name: Required value",
+                r#"spec.mode: Unsupported value: "C": supported values: "A", "B""#,
+                "spec.list[0].size: Invalid value: -1: must be greater than or equal to 0",
+            ]
+        );
+        assert_eq!(
+            texts(
+                json!({"spec": {"name": "x", "mode": "A", "fixed": 2}}),
+                Some(json!({"spec": {"fixed": 1}}))
+            ),
+            ["spec.fixed: Invalid value: 2: field is immutable"]
+        );
+    }
+}

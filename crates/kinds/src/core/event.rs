@@ -1,0 +1,187 @@
+//! Events: one store behind two faces, `v1` (stored) and `events.k8s.io/v1`.
+
+use jiff::Timestamp;
+use sampan_api::Object;
+use serde_json::Value;
+
+use super::text_field;
+use crate::print::{or, since, text};
+use crate::rules::{RULES as PLAIN, Rules};
+use crate::spec::{Column, Conversion, SelectableField};
+use crate::tree;
+
+pub(crate) static RULES: Rules = Rules {
+    keeps_status: true,
+    create_on_update: true,
+    ..PLAIN
+};
+
+pub(crate) const COLUMNS: &[Column] = &[
+    text("Last Seen", "When it happened last."),
+    text("Type", "Normal or Warning."),
+    text("Reason", "Why, in one word."),
+    text("Object", "What it is about."),
+    text("Subobject", "The part of the object it is about.").wide(),
+    text("Source", "Who reported it.").wide(),
+    text("Message", "What happened."),
+    text("First Seen", "When it happened first.").wide(),
+    text("Count", "How often it happened.").wide(),
+    Column {
+        format: "name",
+        ..text("Name", "The event's own name.").wide()
+    },
+];
+
+pub(crate) fn cells(event: &Object, now: Timestamp) -> Vec<Value> {
+    let first = tree::text(event, "firstTimestamp");
+    let first = since(or(first, tree::text(event, "eventTime")), now);
+    let mut last = match tree::text(event, "lastTimestamp") {
+        "" => first.clone(),
+        last => since(last, now),
+    };
+    let mut count = tree::int(event, "count").max(1);
+    if let Some(series) = tree::get(event, "series") {
+        last = since(tree::text(series, "lastObservedTime"), now);
+        count = tree::int(series, "count");
+    }
+    let kind = tree::text(event, "involvedObject.kind").to_lowercase();
+    let target = match tree::text(event, "involvedObject.name") {
+        "" => kind,
+        name => format!("{kind}/{name}"),
+    };
+    let component = or(
+        tree::text(event, "source.component"),
+        tree::text(event, "reportingComponent"),
+    );
+    let source = match or(tree::text(event, "source.host"), tree::text(event, "reportingInstance")) {
+        "" => component.to_owned(),
+        instance => format!("{component}, {instance}"),
+    };
+    let field = |path| Value::from(tree::text(event, path));
+    vec![
+        last.into(),
+        field("type"),
+        field("reason"),
+        target.into(),
+        field("involvedObject.fieldPath"),
+        source.into(),
+        tree::text(event, "message").trim().into(),
+        first.into(),
+        count.into(),
+        field("metadata.name"),
+    ]
+}
+
+fn source(event: &Object) -> String {
+    or(
+        tree::text(event, "source.component"),
+        tree::text(event, "reportingComponent"),
+    )
+    .to_owned()
+}
+
+pub(crate) const FIELDS: &[SelectableField] = &[
+    text_field!("involvedObject.kind"),
+    text_field!("involvedObject.namespace"),
+    text_field!("involvedObject.name"),
+    text_field!("involvedObject.uid"),
+    text_field!("involvedObject.apiVersion"),
+    text_field!("involvedObject.resourceVersion"),
+    text_field!("involvedObject.fieldPath"),
+    text_field!("reason"),
+    text_field!("reportingComponent"),
+    SelectableField {
+        label: "source",
+        read: source,
+    },
+    text_field!("type"),
+];
+
+/// A selectable field of `events.k8s.io` that reads the stored event's field of another name.
+macro_rules! renamed_field {
+    ($label:literal, $path:literal) => {
+        SelectableField {
+            label: $label,
+            read: |object| tree::text(object, $path).to_owned(),
+        }
+    };
+}
+
+pub(crate) const NEW_FIELDS: &[SelectableField] = &[
+    text_field!("reason"),
+    renamed_field!("regarding.kind", "involvedObject.kind"),
+    renamed_field!("regarding.namespace", "involvedObject.namespace"),
+    renamed_field!("regarding.name", "involvedObject.name"),
+    renamed_field!("regarding.uid", "involvedObject.uid"),
+    renamed_field!("regarding.apiVersion", "involvedObject.apiVersion"),
+    renamed_field!("regarding.resourceVersion", "involvedObject.resourceVersion"),
+    renamed_field!("regarding.fieldPath", "involvedObject.fieldPath"),
+    renamed_field!("reportingController", "reportingComponent"),
+    text_field!("type"),
+];
+
+/// Field names: `events.k8s.io/v1`, then `v1`.
+const NAMES: &[(&str, &str)] = &[
+    ("regarding", "involvedObject"),
+    ("note", "message"),
+    ("reportingController", "reportingComponent"),
+    ("deprecatedSource", "source"),
+    ("deprecatedFirstTimestamp", "firstTimestamp"),
+    ("deprecatedLastTimestamp", "lastTimestamp"),
+    ("deprecatedCount", "count"),
+];
+
+/// `events.k8s.io/v1` events are stored as `v1` ones: the same fields under other names.
+pub(crate) const CONVERSION: Conversion = Conversion {
+    storage_version: ("", "v1"),
+    to_storage: |event| rename(event, "v1", |(new, old)| (new, old)),
+    from_storage: |event| rename(event, "events.k8s.io/v1", |(new, old)| (old, new)),
+};
+
+fn rename(
+    event: &mut Object,
+    api_version: &str,
+    direction: fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) {
+    let Some(map) = event.as_object_mut() else {
+        return;
+    };
+    for names in NAMES {
+        let (from, to) = direction(*names);
+        if let Some(value) = map.remove(from) {
+            map.insert(to.to_owned(), value);
+        }
+    }
+    map.insert("apiVersion".to_owned(), api_version.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn both_faces_say_the_same() {
+        let new = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "regarding": {"kind": "Pod", "name": "p"},
+            "note": "hello", "reportingController": "c", "deprecatedCount": 2});
+        let old = json!({"apiVersion": "v1", "kind": "Event", "involvedObject": {"kind": "Pod", "name": "p"},
+            "message": "hello", "reportingComponent": "c", "count": 2});
+        let mut event = new.clone();
+        (CONVERSION.to_storage)(&mut event);
+        assert_eq!(event, old);
+        (CONVERSION.from_storage)(&mut event);
+        assert_eq!(event, new);
+    }
+
+    #[test]
+    fn a_row_names_object_source_and_times() {
+        let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p"},
+            "eventTime": "2026-01-01T00:00:00.000000Z", "reason": "R", "type": "Normal", "message": " m\n",
+            "reportingComponent": "kubelet", "reportingInstance": "n1"});
+        let now = "2026-01-01T00:05:00Z".parse().unwrap();
+        assert_eq!(
+            Value::from(cells(&event, now)),
+            json!(["5m", "Normal", "R", "pod/p", "", "kubelet, n1", "m", "5m", 1, "e"])
+        );
+    }
+}

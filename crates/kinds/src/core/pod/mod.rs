@@ -1,0 +1,47 @@
+//! Pods.
+
+pub(crate) mod print;
+
+use super::text_field;
+use crate::rules::{RULES as PLAIN, Rules};
+use crate::spec::SelectableField;
+use crate::tree;
+
+pub(crate) static RULES: Rules = Rules {
+    generation: true,
+    pod_spec: "spec",
+    ..PLAIN
+};
+
+pub(crate) const FIELDS: &[SelectableField] = &[
+    text_field!("spec.nodeName"),
+    SelectableField {
+        label: "spec.host",
+        read: |pod| tree::text(pod, "spec.nodeName").to_owned(),
+    },
+    text_field!("spec.restartPolicy"),
+    text_field!("spec.schedulerName"),
+    text_field!("spec.serviceAccountName"),
+    SelectableField {
+        label: "spec.hostNetwork",
+        read: |pod| tree::flag(pod, "spec.hostNetwork").to_string(),
+    },
+    text_field!("status.phase"),
+    SelectableField {
+        label: "status.podIP",
+        read: pod_ip,
+    },
+    SelectableField {
+        label: "status.podIPs",
+        read: pod_ip,
+    },
+    text_field!("status.nominatedNodeName"),
+];
+
+fn pod_ip(pod: &sampan_api::Object) -> String {
+    tree::items(pod, "status.podIPs")
+        .first()
+        .map(|ip| tree::text(ip, "ip"))
+        .unwrap_or_default()
+        .to_owned()
+}

@@ -1,0 +1,121 @@
+//! PersistentVolumes and PersistentVolumeClaims.
+
+use jiff::Timestamp;
+use sampan_api::Object;
+use serde_json::Value;
+
+use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
+use crate::rules::{RULES as PLAIN, Rules};
+use crate::spec::Column;
+use crate::tree;
+
+pub(crate) static RULES: Rules = Rules { ..PLAIN };
+pub(crate) static CLAIM_RULES: Rules = Rules { ..PLAIN };
+
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
+
+pub(crate) const COLUMNS: &[Column] = &[
+    NAME,
+    text("Capacity", "How much it holds."),
+    text("Access Modes", "How it may be mounted."),
+    text("Reclaim Policy", "What happens to it when its claim goes."),
+    text("Status", "Its phase."),
+    text("Claim", "The claim it is bound to."),
+    text("StorageClass", "The class it belongs to."),
+    text("VolumeAttributesClass", "The attributes class it belongs to."),
+    text("Reason", "Why it is in that phase."),
+    AGE,
+    text("VolumeMode", "Filesystem or Block.").wide(),
+];
+
+pub(crate) fn cells(volume: &Object, now: Timestamp) -> Vec<Value> {
+    let claim = match tree::get(volume, "spec.claimRef") {
+        None => String::new(),
+        Some(claim) => format!("{}/{}", tree::text(claim, "namespace"), tree::text(claim, "name")),
+    };
+    vec![
+        name(volume),
+        storage(volume, "spec.capacity").into(),
+        access_modes(volume, "spec.accessModes").into(),
+        cell(volume, "spec.persistentVolumeReclaimPolicy"),
+        phase(volume),
+        claim.into(),
+        class(volume).into(),
+        cell_or(volume, "spec.volumeAttributesClassName", "<unset>"),
+        cell(volume, "status.reason"),
+        age(volume, now),
+        cell_or(volume, "spec.volumeMode", "<unset>"),
+    ]
+}
+
+pub(crate) const CLAIM_COLUMNS: &[Column] = &[
+    NAME,
+    text("Status", "Its phase."),
+    text("Volume", "The volume it is bound to."),
+    text("Capacity", "How much the volume holds."),
+    text("Access Modes", "How the volume may be mounted."),
+    text("StorageClass", "The class it asks for."),
+    text("VolumeAttributesClass", "The attributes class it asks for."),
+    AGE,
+    text("VolumeMode", "Filesystem or Block.").wide(),
+];
+
+pub(crate) fn claim_cells(claim: &Object, now: Timestamp) -> Vec<Value> {
+    let bound = !tree::text(claim, "spec.volumeName").is_empty();
+    let (capacity, modes) = if bound {
+        (
+            storage(claim, "status.capacity"),
+            access_modes(claim, "status.accessModes"),
+        )
+    } else {
+        (String::new(), String::new())
+    };
+    vec![
+        name(claim),
+        phase(claim),
+        cell(claim, "spec.volumeName"),
+        capacity.into(),
+        modes.into(),
+        class(claim).into(),
+        cell_or(claim, "spec.volumeAttributesClassName", "<unset>"),
+        age(claim, now),
+        cell_or(claim, "spec.volumeMode", "<unset>"),
+    ]
+}
+
+fn phase(object: &Object) -> Value {
+    if tree::get(object, "metadata.deletionTimestamp").is_some() {
+        "Terminating".into()
+    } else {
+        cell(object, "status.phase")
+    }
+}
+
+fn class(object: &Object) -> &str {
+    or(
+        tree::annotation(object, CLASS_ANNOTATION),
+        tree::text(object, "spec.storageClassName"),
+    )
+}
+
+fn storage(object: &Object, path: &str) -> String {
+    tree::map(object, path)
+        .and_then(|capacity| capacity.get("storage"))
+        .map_or_else(|| "0".to_owned(), tree::scalar)
+}
+
+/// `RWO,ROX,RWX,RWOP`, in that order, each once.
+fn access_modes(object: &Object, path: &str) -> String {
+    let modes = tree::items(object, path);
+    [
+        ("ReadWriteOnce", "RWO"),
+        ("ReadOnlyMany", "ROX"),
+        ("ReadWriteMany", "RWX"),
+        ("ReadWriteOncePod", "RWOP"),
+    ]
+    .iter()
+    .filter(|(mode, _)| modes.iter().any(|one| one == mode))
+    .map(|(_, short)| *short)
+    .collect::<Vec<_>>()
+    .join(",")
+}

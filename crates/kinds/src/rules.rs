@@ -1,0 +1,131 @@
+//! The one [`Strategy`] of built-in kinds: a row of tables and functions.
+//!
+//! A kind says what is particular to it ([`Rules`] fields) and leaves the rest at [`RULES`]. Tables
+//! ([`Default`](crate::defaults::Default), [`Check`](crate::checks::Check)) hold what is declarative; functions hold
+//! what depends on other fields. Everything is a constant: a kind's rules are a `static`.
+
+use sampan_api::{Object, field};
+
+use crate::checks::{self, Check};
+use crate::defaults::{self, Default};
+use crate::spec::{Part, Propagation, Strategy, keep_other_parts};
+use crate::{names, pod_spec, tree};
+
+/// The rules of one kind.
+pub(crate) struct Rules {
+    /// The check of `metadata.name`.
+    pub name: fn(&str, bool) -> Vec<String>,
+    pub generation: bool,
+    /// Where a PodSpec lives in this kind ("" for none): it gets the pod template's defaults.
+    pub pod_spec: &'static str,
+    pub defaults: &'static [Default],
+    /// Defaults that depend on other fields; run after the table.
+    pub default: fn(&mut Object),
+    /// What creation implies beyond dropping `status`.
+    pub create: fn(&mut Object),
+    /// Whether a creator may set `status` (kinds without a status subresource).
+    pub keeps_status: bool,
+    /// What an update carries over, after the common rule of [`keep_other_parts`].
+    pub update: fn(Part<'_>, &mut Object, &Object),
+    /// Checks of one object, run for a creation and for an update of the main resource.
+    pub checks: &'static [Check],
+    pub validate: fn(&Object, &mut field::Errors),
+    /// Rules between old and new.
+    pub validate_update: fn(Part<'_>, &Object, &Object, &mut field::Errors),
+    pub warnings: fn(&Object) -> Vec<String>,
+    pub grace: fn(&Object, Option<i64>) -> Option<i64>,
+    pub create_on_update: bool,
+    pub unconditional_update: bool,
+    pub propagation: Propagation,
+}
+
+/// A kind with nothing particular: name is a DNS subdomain, no generation, `status` kept apart.
+pub(crate) const RULES: Rules = Rules {
+    name: names::subdomain,
+    generation: false,
+    pod_spec: "",
+    defaults: &[],
+    default: |_| {},
+    create: |_| {},
+    keeps_status: false,
+    update: |_, _, _| {},
+    checks: &[],
+    validate: |_, _| {},
+    validate_update: |_, _, _, _| {},
+    warnings: |_| Vec::new(),
+    grace: |_, _| None,
+    create_on_update: false,
+    unconditional_update: true,
+    propagation: Propagation::Background,
+};
+
+impl Strategy for Rules {
+    fn default(&self, object: &mut Object) {
+        defaults::apply(self.defaults, object);
+        if !self.pod_spec.is_empty()
+            && let Some(spec) = tree::get_mut(object, self.pod_spec)
+        {
+            pod_spec::default(spec);
+        }
+        (self.default)(object);
+    }
+
+    fn has_generation(&self) -> bool {
+        self.generation
+    }
+
+    fn prepare_create(&self, object: &mut Object) {
+        if !self.keeps_status {
+            tree::remove(object, "status");
+        }
+        (self.create)(object);
+    }
+
+    fn prepare_update(&self, part: Part<'_>, new: &mut Object, old: &Object) {
+        if !(self.keeps_status && part == Part::Main) {
+            keep_other_parts(part, new, old);
+        }
+        (self.update)(part, new, old);
+    }
+
+    fn validate_create(&self, object: &Object) -> field::Errors {
+        let mut errors = Vec::new();
+        checks::run(self.checks, object, None, &mut errors);
+        (self.validate)(object, &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, part: Part<'_>, new: &Object, old: &Object) -> field::Errors {
+        let mut errors = Vec::new();
+        if part == Part::Main {
+            checks::run(self.checks, new, Some(old), &mut errors);
+            (self.validate)(new, &mut errors);
+        }
+        (self.validate_update)(part, new, old, &mut errors);
+        errors
+    }
+
+    fn warnings(&self, object: &Object) -> Vec<String> {
+        (self.warnings)(object)
+    }
+
+    fn graceful_deletion(&self, object: &Object, asked: Option<i64>) -> Option<i64> {
+        (self.grace)(object, asked)
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        self.create_on_update
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        self.unconditional_update
+    }
+
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        (self.name)(name, prefix)
+    }
+
+    fn default_propagation(&self) -> Propagation {
+        self.propagation
+    }
+}
