@@ -52,7 +52,9 @@ pub enum Kind {
     NotSupported,
     Forbidden,
     TooLong,
+    TooShort,
     TooMany,
+    TooFew,
     Internal,
     TypeInvalid,
 }
@@ -68,7 +70,9 @@ impl Kind {
             Kind::NotSupported => "FieldValueNotSupported",
             Kind::Forbidden => "FieldValueForbidden",
             Kind::TooLong => "FieldValueTooLong",
+            Kind::TooShort => "FieldValueTooShort",
             Kind::TooMany => "FieldValueTooMany",
+            Kind::TooFew => "FieldValueTooFew",
             Kind::Internal => "InternalError",
             Kind::TypeInvalid => "FieldValueTypeInvalid",
         }
@@ -82,7 +86,9 @@ impl Kind {
             Kind::NotSupported => "Unsupported value",
             Kind::Forbidden => "Forbidden",
             Kind::TooLong => "Too long",
+            Kind::TooShort => "Too short",
             Kind::TooMany => "Too many",
+            Kind::TooFew => "Too few",
             Kind::Internal => "Internal error",
         }
     }
@@ -102,12 +108,7 @@ pub struct Error {
 pub type Errors = Vec<Error>;
 
 impl Error {
-    pub fn new(
-        kind: Kind,
-        path: &Path,
-        value: impl Into<Value>,
-        detail: impl Into<String>,
-    ) -> Self {
+    pub fn new(kind: Kind, path: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Error {
             kind,
             path: path.clone(),
@@ -132,7 +133,7 @@ impl Error {
     }
     /// `supported values: "A", "B"`, sorted as upstream sorts them.
     pub fn not_supported(path: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let mut names: Vec<_> = supported.iter().map(|name| format!("{name:?}")).collect();
+        let mut names: Vec<_> = supported.iter().map(|name| quote(name)).collect();
         names.sort();
         let detail = if names.is_empty() {
             String::new()
@@ -147,7 +148,7 @@ impl Error {
             Kind::TooLong,
             path,
             Value::Null,
-            format!("may not be more than {max} bytes"),
+            format!("may not be more than {max} {}", counted(max, "byte")),
         )
     }
     pub fn too_many(path: &Path, actual: usize, max: usize) -> Self {
@@ -155,8 +156,28 @@ impl Error {
             Kind::TooMany,
             path,
             actual,
-            format!("must have at most {max} items"),
+            format!("must have at most {max} {}", counted(max, "item")),
         )
+    }
+    pub fn too_few(path: &Path, actual: usize, min: usize) -> Self {
+        Self::new(
+            Kind::TooFew,
+            path,
+            actual,
+            format!("must have at least {min} {}", counted(min, "item")),
+        )
+    }
+    pub fn too_short(path: &Path, min: usize) -> Self {
+        Self::new(
+            Kind::TooShort,
+            path,
+            Value::Null,
+            format!("must be at least {min} {}", counted(min, "character")),
+        )
+    }
+    /// Something that should not happen while validating; not the client's fault.
+    pub fn internal(path: &Path, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, path, Value::Null, detail)
     }
 
     /// The text after the path: `Invalid value: "x": must be …`.
@@ -164,7 +185,7 @@ impl Error {
         let words = self.kind.words();
         let shows_value = !matches!(
             self.kind,
-            Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::Internal
+            Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::TooShort | Kind::Internal
         );
         let mut text = if shows_value {
             format!("{words}: {}", shown(&self.value))
@@ -188,9 +209,55 @@ impl fmt::Display for Error {
 /// A value as Go would print it in an error: strings quoted, numbers and booleans bare, trees as JSON, nothing as `null`.
 fn shown(value: &Value) -> String {
     match value {
-        Value::String(text) => format!("{text:?}"),
+        Value::String(text) => quote(text),
         other => other.to_string(),
     }
+}
+
+fn counted(count: usize, unit: &str) -> String {
+    if count == 1 {
+        unit.to_owned()
+    } else {
+        format!("{unit}s")
+    }
+}
+
+/// A string as Go's `%q` prints it: double quotes, Go's escapes, printable Unicode as it is.
+pub fn quote(text: &str) -> String {
+    use fmt::Write;
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for ch in text.chars() {
+        match ch {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\x07' => out.push_str("\\a"),
+            '\x08' => out.push_str("\\b"),
+            '\x0b' => out.push_str("\\v"),
+            '\x0c' => out.push_str("\\f"),
+            ch if (ch as u32) < 0x20 || ch == '\x7f' => {
+                // Writing to a String cannot fail.
+                let _ = write!(out, "\\x{:02x}", ch as u32);
+            }
+            ch if is_printable(ch) => out.push(ch),
+            ch if (ch as u32) < 0x1_0000 => {
+                let _ = write!(out, "\\u{:04x}", ch as u32);
+            }
+            ch => {
+                let _ = write!(out, "\\U{:08x}", ch as u32);
+            }
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Whether a character prints as itself; the standard library's own judgement, taken from its escaper.
+fn is_printable(ch: char) -> bool {
+    ch == ' ' || ch == '\'' || (!ch.is_control() && !ch.is_whitespace() && ch.escape_debug().len() == 1)
 }
 
 #[cfg(test)]
@@ -214,10 +281,7 @@ mod tests {
                 r#"spec.type: Unsupported value: "X": supported values: "A", "B""#,
             ),
             (
-                Error::duplicate(
-                    &Path::new("spec").child("ports").index(1).child("name"),
-                    "http",
-                ),
+                Error::duplicate(&Path::new("spec").child("ports").index(1).child("name"), "http"),
                 r#"spec.ports[1].name: Duplicate value: "http""#,
             ),
             (

@@ -5,8 +5,14 @@
 //! and custom kinds alike.
 
 pub mod field;
+pub mod meta;
+pub mod names;
+pub mod patch;
+pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod status;
+pub mod time;
 
 /// An API object: a JSON tree whose root is a map with `apiVersion`, `kind` and usually `metadata`.
 /// Maps are sorted by key, which is what Go's encoder prints.

@@ -79,11 +79,7 @@ impl Status {
     }
     /// For a path no resource answers.
     pub fn no_such_path() -> Self {
-        let mut status = Self::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource",
-        );
+        let mut status = Self::new(404, "NotFound", "the server could not find the requested resource");
         status.details = Some(Details::default());
         status
     }
@@ -130,10 +126,7 @@ impl Status {
             [one] => one.to_string(),
             many => format!(
                 "[{}]",
-                many.iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             ),
         };
         let mut status = Self::new(
@@ -193,11 +186,7 @@ impl Status {
         status
     }
     pub fn internal(cause: impl fmt::Display) -> Self {
-        let mut status = Self::new(
-            500,
-            "InternalError",
-            format!("Internal error occurred: {cause}"),
-        );
+        let mut status = Self::new(500, "InternalError", format!("Internal error occurred: {cause}"));
         status.details = Some(Details {
             causes: vec![Cause {
                 message: cause.to_string(),
@@ -244,10 +233,7 @@ impl Details {
             }
         }
         if !self.causes.is_empty() {
-            map.insert(
-                "causes".into(),
-                self.causes.iter().map(Cause::to_value).collect(),
-            );
+            map.insert("causes".into(), self.causes.iter().map(Cause::to_value).collect());
         }
         if self.retry_after_seconds > 0 {
             map.insert("retryAfterSeconds".into(), self.retry_after_seconds.into());
