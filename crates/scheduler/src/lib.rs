@@ -1,1 +1,25 @@
-//! (to be written)
+//! The scheduler: finds a node for every Pod that has none.
+//!
+//! [`engine`] is the whole of the thinking, without I/O; [`run`] feeds it from shared informers and carries out what it
+//! decides. It runs inside the server or alone against any API server.
+//!
+//! What makes it calm: equal Pods form a class that is examined once per change of the cluster, a class without a
+//! place is parked and costs nothing until an event that can help it, and what a waiting Pod is told is written once.
+//!
+//! Where it differs from upstream: all nodes are scored rather than a sample (remembered verdicts make that cheap), and
+//! there is no preemption, no volume binding and no extender yet.
+
+pub mod engine;
+pub mod framework;
+pub mod labels;
+pub mod plugins;
+pub mod pod;
+pub mod queue;
+pub mod resources;
+mod run;
+
+pub mod snapshot;
+#[cfg(test)]
+mod testing;
+
+pub use run::{Config, run};

@@ -1,0 +1,8 @@
+//! The plugins, one idea each. Reasons are worded as upstream words them.
+
+pub mod images;
+pub mod node;
+pub mod pod_affinity;
+pub mod resources;
+pub mod taints;
+pub mod topology_spread;

@@ -1,0 +1,164 @@
+//! Pods that want to be near other Pods, or far from them, by a topology label of their nodes.
+//!
+//! The cluster is walked once per decision, counting per (term, topology value) the Pods the term speaks of; each node
+//! is then judged by looking up its own topology values. Existing Pods' required anti-affinity binds newcomers too.
+
+use std::collections::HashMap;
+
+use crate::framework::{ClusterPlugin, Event, MAX_SCORE, Prepared, Reasons};
+use crate::pod::{AffinityTerm, Class};
+use crate::snapshot::{NodeInfo, Snapshot};
+
+pub struct InterPodAffinity;
+
+struct View<'a> {
+    class: &'a Class,
+    /// Per required affinity term: topology value → matching Pods.
+    wanted: Vec<HashMap<&'a str, usize>>,
+    /// Per required anti-affinity term.
+    shunned: Vec<HashMap<&'a str, usize>>,
+    /// (topology key, value) pairs that existing Pods keep this class away from.
+    barred: HashMap<(&'a str, &'a str), usize>,
+    /// (topology key, value) → summed weights of preferences, both ways.
+    liked: HashMap<(&'a str, &'a str), i64>,
+}
+
+impl ClusterPlugin for InterPodAffinity {
+    fn name(&self) -> &'static str {
+        "InterPodAffinity"
+    }
+    fn helped_by(&self) -> &'static [Event] {
+        &[Event::Node, Event::PodGone, Event::PodPlaced, Event::Namespace]
+    }
+    fn weight(&self) -> i64 {
+        2
+    }
+    fn prepare<'a>(&self, class: &'a Class, snapshot: &'a Snapshot) -> Option<Box<dyn Prepared + 'a>> {
+        let own_terms = !(class.affinity.is_empty()
+            && class.anti_affinity.is_empty()
+            && class.preferred_affinity.is_empty()
+            && class.preferred_anti_affinity.is_empty());
+        if !own_terms && !snapshot.any_anti_affinity() {
+            return None;
+        }
+        let mut view = View {
+            class,
+            wanted: vec![HashMap::new(); class.affinity.len()],
+            shunned: vec![HashMap::new(); class.anti_affinity.len()],
+            barred: HashMap::new(),
+            liked: HashMap::new(),
+        };
+        let namespaces = |name: &str| snapshot.namespace_labels(name);
+        for (_, info) in snapshot.nodes() {
+            if !own_terms && info.pods_with_anti_affinity == 0 {
+                continue;
+            }
+            for pod in info.pods.values() {
+                let other = &pod.class;
+                let speaks_of_other = |term: &AffinityTerm| term.speaks_of(&other.namespace, &other.labels, namespaces);
+                let count = |terms: &'a [AffinityTerm], counts: &mut [HashMap<&'a str, usize>]| {
+                    for (term, counts) in terms.iter().zip(counts) {
+                        if let Some(value) = info.label(&term.term.topology_key)
+                            && speaks_of_other(term)
+                        {
+                            *counts.entry(value).or_default() += 1;
+                        }
+                    }
+                };
+                count(&class.affinity, &mut view.wanted);
+                count(&class.anti_affinity, &mut view.shunned);
+                for term in &other.anti_affinity {
+                    let key = term.term.topology_key.as_str();
+                    if let Some(value) = info.label(key)
+                        && term.speaks_of(&class.namespace, &class.labels, namespaces)
+                        && let Some((key, _)) = info.labels().and_then(|labels| labels.get_key_value(key))
+                    {
+                        *view.barred.entry((key, value)).or_default() += 1;
+                    }
+                }
+                let preferences = class
+                    .preferred_affinity
+                    .iter()
+                    .map(|(weight, term)| (i64::from(*weight), term));
+                let aversions = class
+                    .preferred_anti_affinity
+                    .iter()
+                    .map(|(weight, term)| (-i64::from(*weight), term));
+                for (weight, term) in preferences.chain(aversions) {
+                    let key = term.term.topology_key.as_str();
+                    if let Some(value) = info.label(key)
+                        && speaks_of_other(term)
+                    {
+                        *view.liked.entry((key, value)).or_default() += weight;
+                    }
+                }
+            }
+        }
+        Some(Box::new(view))
+    }
+}
+
+impl View<'_> {
+    /// The first Pod of a group that wants its own company may go anywhere with the topology label.
+    fn is_first_of_its_kind(&self) -> bool {
+        self.wanted.iter().all(HashMap::is_empty)
+            && self
+                .class
+                .affinity
+                .iter()
+                .all(|term| term.speaks_of(&self.class.namespace, &self.class.labels, |_| None))
+    }
+}
+
+impl Prepared for View<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Reasons> {
+        let mut missing = false;
+        for (term, counts) in self.class.affinity.iter().zip(&self.wanted) {
+            match node.label(&term.term.topology_key) {
+                None => return Err(vec!["node(s) didn't match pod affinity rules".into()]),
+                Some(value) => missing |= !counts.contains_key(value),
+            }
+        }
+        if missing && !self.is_first_of_its_kind() {
+            return Err(vec!["node(s) didn't match pod affinity rules".into()]);
+        }
+        for (term, counts) in self.class.anti_affinity.iter().zip(&self.shunned) {
+            if node
+                .label(&term.term.topology_key)
+                .is_some_and(|value| counts.contains_key(value))
+            {
+                return Err(vec!["node(s) didn't match pod anti-affinity rules".into()]);
+            }
+        }
+        if self.barred.keys().any(|&(key, value)| node.label(key) == Some(value)) {
+            return Err(vec!["node(s) didn't satisfy existing pods anti-affinity rules".into()]);
+        }
+        Ok(())
+    }
+
+    fn scores(&self, nodes: &[&NodeInfo]) -> Vec<i64> {
+        let raw: Vec<i64> = nodes
+            .iter()
+            .map(|node| {
+                self.liked
+                    .iter()
+                    .filter(|((key, value), _)| node.label(key) == Some(*value))
+                    .map(|(_, weight)| weight)
+                    .sum()
+            })
+            .collect();
+        let (least, most) = (
+            raw.iter().min().copied().unwrap_or(0),
+            raw.iter().max().copied().unwrap_or(0),
+        );
+        raw.iter()
+            .map(|score| {
+                if most > least {
+                    MAX_SCORE * (score - least) / (most - least)
+                } else {
+                    0
+                }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,288 @@
+//! A Pod as the scheduler sees it, and its class.
+//!
+//! Pods that ask for the same things are one [`Class`]: whatever is learned about one holds for all of them, so a
+//! thousand equal Pods are examined once per change of the cluster, not once each.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{
+    NodeSelector, Pod, PodAffinityTerm, PreferredSchedulingTerm, Toleration, TopologySpreadConstraint,
+    WeightedPodAffinityTerm,
+};
+use sha2::{Digest, Sha256};
+
+use crate::labels::Labels;
+use crate::resources::{Resources, pod_requests};
+
+/// A port a Pod wants of its node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    pub protocol: String,
+    /// Empty or `0.0.0.0`: all addresses.
+    pub address: String,
+    pub port: i32,
+}
+
+impl HostPort {
+    /// Two wishes clash when port and protocol agree and either wants all addresses or both the same.
+    pub fn clashes(&self, other: &HostPort) -> bool {
+        let all = |address: &str| address.is_empty() || address == "0.0.0.0";
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (all(&self.address) || all(&other.address) || self.address == other.address)
+    }
+}
+
+/// An affinity term with its defaults resolved.
+#[derive(Clone, Debug)]
+pub struct AffinityTerm {
+    pub term: PodAffinityTerm,
+    /// Empty with an absent namespace selector: the Pod's own namespace (already filled in).
+    pub namespaces: Vec<String>,
+}
+
+impl AffinityTerm {
+    fn new(term: &PodAffinityTerm, namespace: &str) -> Self {
+        let mut namespaces = term.namespaces.clone().unwrap_or_default();
+        if namespaces.is_empty() && term.namespace_selector.is_none() {
+            namespaces.push(namespace.to_owned());
+        }
+        AffinityTerm {
+            term: term.clone(),
+            namespaces,
+        }
+    }
+
+    /// Whether the term speaks of a Pod with these labels in this namespace.
+    /// An empty namespace selector means all namespaces; others are decided by `namespace_labels`.
+    pub fn speaks_of(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+        namespace_labels: impl Fn(&str) -> Option<Labels>,
+    ) -> bool {
+        let here = self.namespaces.iter().any(|name| name == namespace)
+            || self.term.namespace_selector.as_ref().is_some_and(|selector| {
+                crate::labels::selects(Some(selector), &namespace_labels(namespace).unwrap_or_default())
+            });
+        here && crate::labels::selects(self.term.label_selector.as_ref(), labels)
+    }
+}
+
+/// What a class of Pods asks for. Everything a plugin may look at is here.
+#[derive(Clone, Debug)]
+pub struct Class {
+    pub id: ClassId,
+    pub namespace: String,
+    pub labels: Labels,
+    pub priority: i32,
+    pub requests: Resources,
+    /// As scoring assumes them.
+    pub assumed: Resources,
+    pub node_name: Option<String>,
+    pub node_selector: Labels,
+    pub required_nodes: Option<NodeSelector>,
+    pub preferred_nodes: Vec<PreferredSchedulingTerm>,
+    pub tolerations: Vec<Toleration>,
+    pub host_ports: Vec<HostPort>,
+    pub images: Vec<String>,
+    pub affinity: Vec<AffinityTerm>,
+    pub anti_affinity: Vec<AffinityTerm>,
+    pub preferred_affinity: Vec<(i32, AffinityTerm)>,
+    pub preferred_anti_affinity: Vec<(i32, AffinityTerm)>,
+    pub spread: Vec<TopologySpreadConstraint>,
+}
+
+/// Equal for Pods that the scheduler cannot tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClassId([u8; 16]);
+
+/// One Pod, with its class.
+#[derive(Clone, Debug)]
+pub struct PodInfo {
+    pub uid: Arc<str>,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub class: Arc<Class>,
+}
+
+impl PartialEq for PodInfo {
+    fn eq(&self, other: &Self) -> bool {
+        self.uid == other.uid
+    }
+}
+impl Eq for PodInfo {}
+impl Hash for PodInfo {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.uid.hash(state);
+    }
+}
+
+impl Class {
+    /// Whether the answer for one node depends on Pods elsewhere, so that it cannot be remembered per node.
+    pub fn looks_beyond_the_node(&self) -> bool {
+        !(self.affinity.is_empty()
+            && self.anti_affinity.is_empty()
+            && self.preferred_affinity.is_empty()
+            && self.preferred_anti_affinity.is_empty()
+            && self.spread.is_empty())
+    }
+
+    /// The class of a Pod. Everything that any plugin reads takes part in the identity.
+    pub fn of(pod: &Pod) -> Class {
+        let default = Default::default();
+        let spec = pod.spec.as_ref().unwrap_or(&default);
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let (requests, assumed) = pod_requests(spec);
+        let affinity = spec.affinity.as_ref();
+        let node_affinity = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
+        let pod_affinity = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
+        let pod_anti_affinity = affinity.and_then(|affinity| affinity.pod_anti_affinity.as_ref());
+        let required = |terms: Option<&Vec<PodAffinityTerm>>| -> Vec<_> {
+            terms
+                .into_iter()
+                .flatten()
+                .map(|term| AffinityTerm::new(term, &namespace))
+                .collect()
+        };
+        let weighted = |terms: Option<&Vec<WeightedPodAffinityTerm>>| -> Vec<_> {
+            let terms = terms.into_iter().flatten();
+            terms
+                .map(|term| (term.weight, AffinityTerm::new(&term.pod_affinity_term, &namespace)))
+                .collect()
+        };
+        let mut host_ports: Vec<_> = spec
+            .containers
+            .iter()
+            .chain(
+                spec.init_containers
+                    .iter()
+                    .flatten()
+                    .filter(|container| container.restart_policy.as_deref() == Some("Always")),
+            )
+            .flat_map(|container| container.ports.iter().flatten())
+            .filter_map(|port| {
+                let number = port.host_port.filter(|&number| number > 0)?;
+                Some(HostPort {
+                    protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+                    address: port.host_ip.clone().unwrap_or_default(),
+                    port: number,
+                })
+            })
+            .collect();
+        host_ports.sort();
+        let images = spec
+            .containers
+            .iter()
+            .filter_map(|container| container.image.clone())
+            .collect();
+        let mut class = Class {
+            id: ClassId([0; 16]),
+            priority: spec.priority.unwrap_or(0),
+            requests,
+            assumed,
+            node_name: spec.node_name.clone().filter(|name| !name.is_empty()),
+            node_selector: spec.node_selector.clone().unwrap_or_default(),
+            required_nodes: node_affinity
+                .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.clone()),
+            preferred_nodes: node_affinity
+                .and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.clone())
+                .unwrap_or_default(),
+            tolerations: spec.tolerations.clone().unwrap_or_default(),
+            host_ports,
+            images,
+            affinity: required(
+                pod_affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref()),
+            ),
+            anti_affinity: required(
+                pod_anti_affinity
+                    .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref()),
+            ),
+            preferred_affinity: weighted(
+                pod_affinity
+                    .and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref()),
+            ),
+            preferred_anti_affinity: weighted(
+                pod_anti_affinity
+                    .and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref()),
+            ),
+            spread: spec.topology_spread_constraints.clone().unwrap_or_default(),
+            namespace,
+            labels,
+        };
+        class.id = class.identity();
+        class
+    }
+
+    fn identity(&self) -> ClassId {
+        // Debug output covers every field, is deterministic (all maps are ordered) and cannot fall behind the struct.
+        let digest = Sha256::digest(format!("{self:?}"));
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest[..16]);
+        ClassId(id)
+    }
+}
+
+impl PodInfo {
+    /// `None` for an object without a uid, which no API server serves.
+    pub fn of(pod: &Pod, class: Arc<Class>) -> Option<PodInfo> {
+        Some(PodInfo {
+            uid: pod.metadata.uid.as_deref()?.into(),
+            namespace: pod.metadata.namespace.as_deref().unwrap_or_default().into(),
+            name: pod.metadata.name.as_deref()?.into(),
+            class,
+        })
+    }
+}
+
+/// Whether a Pod no longer uses its node's resources.
+pub fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn class(spec: serde_json::Value, name: &str) -> Class {
+        Class::of(
+            &serde_json::from_value(json!({"metadata": {"name": name, "namespace": "a", "uid": name}, "spec": spec}))
+                .unwrap(),
+        )
+    }
+
+    #[test]
+    fn equal_wishes_make_one_class_and_any_difference_another() {
+        let base = json!({"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "100m"}}}]});
+        assert_eq!(class(base.clone(), "x").id, class(base.clone(), "y").id);
+        for (path, value) in [
+            ("/nodeSelector", json!({"a": "b"})),
+            ("/priority", json!(7)),
+            ("/tolerations", json!([{"operator": "Exists"}])),
+            (
+                "/topologySpreadConstraints",
+                json!([{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}]),
+            ),
+        ] {
+            let mut other = base.clone();
+            other[path.trim_start_matches('/')] = value;
+            assert_ne!(class(base.clone(), "x").id, class(other, "x").id, "{path}");
+        }
+    }
+
+    #[test]
+    fn host_ports_clash_by_address() {
+        let port = |address: &str, port| HostPort {
+            protocol: "TCP".into(),
+            address: address.into(),
+            port,
+        };
+        assert!(port("", 80).clashes(&port("127.0.0.1", 80)));
+        assert!(!port("127.0.0.2", 80).clashes(&port("127.0.0.1", 80)));
+        assert!(!port("", 80).clashes(&port("", 81)));
+    }
+}
