@@ -1,8 +1,9 @@
 //! Developer commands: what a person working on Sampan runs that a user never needs.
 //!
-//! `cargo run -p sampan-xtask -- gen-schema` rewrites the table of built-in definitions in `crates/api`.
+//! `cargo xtask --help` lists them.
 
 mod gen_schema;
+mod images;
 
 use clap::{Parser, Subcommand};
 
@@ -17,11 +18,14 @@ struct Cli {
 enum Command {
     /// Rewrite the table of built-in definitions from the sources of k8s-openapi and k8s-pb.
     GenSchema(gen_schema::Args),
+    /// Put the example's images together from Debian's packages.
+    Images(images::Args),
 }
 
 fn main() -> std::process::ExitCode {
-    let result = match Cli::parse().command {
-        Command::GenSchema(args) => gen_schema::run(&args),
+    let result: Result<(), Box<dyn std::error::Error>> = match Cli::parse().command {
+        Command::GenSchema(args) => gen_schema::run(&args).map_err(Into::into),
+        Command::Images(args) => images::run(&args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -9,14 +9,10 @@ pub const SPECIAL: &[(&str, &str)] = &[
     ("io.k8s.apimachinery.pkg.api.resource.Quantity", "q"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.Time", "t"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime", "m"),
-    ("io.k8s.apimachinery.pkg.apis.meta.v1.Duration", "u"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1", "v"),
     ("io.k8s.apimachinery.pkg.runtime.RawExtension", "x"),
     ("io.k8s.apimachinery.pkg.util.intstr.IntOrString", "o"),
-    (
-        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON",
-        "j",
-    ),
+    ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON", "j"),
     (
         "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray",
         "A",
@@ -34,21 +30,9 @@ pub const SPECIAL: &[(&str, &str)] = &[
 /// Definitions that exist only as messages in k8s-pb: never in upstream's OpenAPI document, but clients send
 /// or ask for them. Their JSON names are the lower camel case of the message's. Group, version of the kind.
 pub const MESSAGE_ONLY: &[(&str, &str, &str)] = &[
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.CreateOptions",
-        "",
-        "v1",
-    ),
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.UpdateOptions",
-        "",
-        "v1",
-    ),
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.PatchOptions",
-        "",
-        "v1",
-    ),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.CreateOptions", "", "v1"),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.UpdateOptions", "", "v1"),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.PatchOptions", "", "v1"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.GetOptions", "", "v1"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.ListOptions", "", "v1"),
     (
@@ -82,22 +66,10 @@ pub const RENAMED: &[(&str, &str, &str)] = &[
     // Acronyms the case conversion cuts differently.
     ("io.k8s.api.core.v1.PodStatus", "hostIPs", "host_ips"),
     ("io.k8s.api.core.v1.PodStatus", "podIPs", "pod_ips"),
-    (
-        "io.k8s.api.core.v1.ServiceSpec",
-        "clusterIPs",
-        "cluster_ips",
-    ),
-    (
-        "io.k8s.api.core.v1.ServiceSpec",
-        "externalIPs",
-        "external_ips",
-    ),
+    ("io.k8s.api.core.v1.ServiceSpec", "clusterIPs", "cluster_ips"),
+    ("io.k8s.api.core.v1.ServiceSpec", "externalIPs", "external_ips"),
     // Upstream's own odd names: `uID` and `aPIGroup`.
-    (
-        "io.k8s.api.authentication.v1.BoundObjectReference",
-        "uid",
-        "u_id",
-    ),
+    ("io.k8s.api.authentication.v1.BoundObjectReference", "uid", "u_id"),
     (
         "io.k8s.api.networking.v1.IngressClassParametersReference",
         "apiGroup",
@@ -160,11 +132,7 @@ pub const REQUIRED: &[(&str, &str, bool)] = &[
     ("io.k8s.api.core.v1.SecretProjection", "name", false),
     ("io.k8s.api.core.v1.Event", "metadata", true),
     ("io.k8s.api.events.v1.Event", "eventTime", true),
-    (
-        "io.k8s.api.apiserverinternal.v1alpha1.StorageVersion",
-        "metadata",
-        true,
-    ),
+    ("io.k8s.api.apiserverinternal.v1alpha1.StorageVersion", "metadata", true),
     (
         "io.k8s.api.resource.v1alpha3.ResourcePoolStatusRequest",
         "metadata",

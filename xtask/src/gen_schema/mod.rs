@@ -55,11 +55,8 @@ pub fn run(args: &Args) -> Result<(), String> {
         if args.check {
             let committed = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
             let mut old = String::new();
-            std::io::Read::read_to_string(
-                &mut flate2::read::DeflateDecoder::new(committed.as_slice()),
-                &mut old,
-            )
-            .map_err(|e| format!("{}: {e}", path.display()))?;
+            std::io::Read::read_to_string(&mut flate2::read::DeflateDecoder::new(committed.as_slice()), &mut old)
+                .map_err(|e| format!("{}: {e}", path.display()))?;
             if &old != text {
                 return Err(format!(
                     "{} is stale; run `cargo run -p sampan-xtask -- gen-schema`",
@@ -68,19 +65,13 @@ pub fn run(args: &Args) -> Result<(), String> {
             }
             continue;
         }
-        let mut encoder =
-            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
         let bytes = encoder
             .write_all(text.as_bytes())
             .and_then(|()| encoder.finish())
             .map_err(|e| e.to_string())?;
         std::fs::write(&path, &bytes).map_err(|e| format!("{}: {e}", path.display()))?;
-        println!(
-            "{}: {} bytes ({} plain)",
-            path.display(),
-            bytes.len(),
-            text.len()
-        );
+        println!("{}: {} bytes ({} plain)", path.display(), bytes.len(), text.len());
     }
     Ok(())
 }
@@ -187,16 +178,10 @@ impl Generator {
             }
             let block = self.definition(definition)?;
             blocks.insert(definition.name.clone(), block);
-            if let (Some(list_kind), Some((group, version, _))) =
-                (&definition.list_kind, &definition.gvk)
-            {
+            if let (Some(list_kind), Some((group, version, _))) = (&definition.list_kind, &definition.gvk) {
                 let (package, _) = definition.name.rsplit_once('.').ok_or("unqualified name")?;
                 let name = format!("{package}.{list_kind}");
-                let block = self.list(
-                    &name,
-                    &definition.name,
-                    (group, version, list_kind.as_str()),
-                );
+                let block = self.list(&name, &definition.name, (group, version, list_kind.as_str()));
                 blocks.insert(name, block);
             }
         }
@@ -245,9 +230,7 @@ impl Generator {
         };
         let mut rows = Vec::new();
         for (field, node) in properties {
-            let ty = self
-                .type_of(node)
-                .map_err(|e| format!("{name}.{field}: {e}"))?;
+            let ty = self.type_of(node).map_err(|e| format!("{name}.{field}: {e}"))?;
             let description = match node {
                 Node::Ref { description, .. } => description.clone().unwrap_or_default(),
                 other => other
@@ -265,10 +248,7 @@ impl Generator {
                     .iter()
                     .find(|(definition, json, _)| definition == &name && json == field)
                     .map_or_else(
-                        || {
-                            required.contains(field.as_str())
-                                && !(field == "metadata" && definition.gvk.is_some())
-                        },
+                        || required.contains(field.as_str()) && !(field == "metadata" && definition.gvk.is_some()),
                         |(_, _, upstream)| *upstream,
                     ),
                 markers: Markers::default(),
@@ -279,12 +259,7 @@ impl Generator {
         Ok(self.block(name, definition.gvk.as_ref(), &markers, text, rows))
     }
 
-    fn list(
-        &mut self,
-        name: &str,
-        item: &str,
-        (group, version, kind): (&str, &str, &str),
-    ) -> (String, String) {
+    fn list(&mut self, name: &str, item: &str, (group, version, kind): (&str, &str, &str)) -> (String, String) {
         let message = self.messages.get(&name.to_lowercase()).cloned();
         let describe = |field: &str, otherwise: &str| {
             message
@@ -322,12 +297,7 @@ impl Generator {
         self.block(name, Some(&gvk), &markers, &text, rows)
     }
 
-    fn message_only(
-        &mut self,
-        name: &str,
-        group: &str,
-        version: &str,
-    ) -> Result<(String, String), String> {
+    fn message_only(&mut self, name: &str, group: &str, version: &str) -> Result<(String, String), String> {
         let message = self
             .messages
             .get(&name.to_lowercase())
@@ -405,10 +375,7 @@ impl Generator {
     /// Fills in tags and markers from the definition's message; returns the message's own markers.
     fn tag(&mut self, name: &str, rows: &mut [Row]) -> Markers {
         let no_message = protobuf::Message::default();
-        let message = self
-            .messages
-            .get(&name.to_lowercase())
-            .unwrap_or(&no_message);
+        let message = self.messages.get(&name.to_lowercase()).unwrap_or(&no_message);
         if facts::NO_MESSAGE.contains(&name) {
             return Markers::default();
         }
@@ -416,10 +383,7 @@ impl Generator {
             facts::RENAMED
                 .iter()
                 .find(|(definition, json, _)| *definition == name && *json == field)
-                .map_or_else(
-                    || field.to_snake_case(),
-                    |(_, _, proto)| (*proto).to_owned(),
-                )
+                .map_or_else(|| field.to_snake_case(), |(_, _, proto)| (*proto).to_owned())
         };
         let wanted: BTreeSet<String> = rows.iter().map(|row| renamed(&row.name)).collect();
         let mut tagged = BTreeMap::new();
@@ -604,7 +568,6 @@ fn scalar_agreed(json: &str, field: &protobuf::Field, messages: &Messages) -> Op
         'q' => last == "quantity",
         't' => last == "time",
         'm' => last == "microtime",
-        'u' => last == "duration",
         'v' => last == "fieldsv1",
         'x' => last == "rawextension",
         'o' => last == "intorstring",

@@ -22,10 +22,7 @@ pub enum Node {
 impl Node {
     pub fn get(&self, key: &str) -> Option<&Node> {
         match self {
-            Node::Map(entries) => entries
-                .iter()
-                .find(|(name, _)| name == key)
-                .map(|(_, node)| node),
+            Node::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
             _ => None,
         }
     }
@@ -63,13 +60,11 @@ pub fn read(root: &Path) -> Result<Source, String> {
         names: BTreeMap::new(),
     };
     for file in files {
-        let text =
-            std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
         let Some(at) = text.find("fn schema_name()") else {
             continue;
         };
-        let name = quoted_after(&text[at..])
-            .ok_or_else(|| format!("{}: no schema name", file.display()))?;
+        let name = quoted_after(&text[at..]).ok_or_else(|| format!("{}: no schema name", file.display()))?;
         let start = text[at..]
             .find("json_schema!(")
             .map(|offset| at + offset + "json_schema!(".len())
@@ -78,18 +73,14 @@ pub fn read(root: &Path) -> Result<Source, String> {
             bytes: text.as_bytes(),
             at: start,
         };
-        let schema = reader
-            .value()
-            .map_err(|e| format!("{}: {e}", file.display()))?;
+        let schema = reader.value().map_err(|e| format!("{}: {e}", file.display()))?;
         let module = file
             .parent()
             .and_then(|dir| dir.strip_prefix(&base).ok())
             .map(|dir| dir.to_string_lossy().replace('/', "::"))
             .unwrap_or_default();
         let short = name.rsplit('.').next().unwrap_or_default();
-        source
-            .names
-            .insert(format!("crate::{module}::{short}"), name.clone());
+        source.names.insert(format!("crate::{module}::{short}"), name.clone());
         let constant = |key: &str| {
             text.find(&format!("const {key}: &'static str = "))
                 .and_then(|at| quoted_after(&text[at..]))
@@ -144,19 +135,12 @@ impl Reader<'_> {
 
     fn peek(&mut self) -> Result<u8, String> {
         self.skip();
-        self.bytes
-            .get(self.at)
-            .copied()
-            .ok_or("unexpected end".into())
+        self.bytes.get(self.at).copied().ok_or("unexpected end".into())
     }
 
     fn expect(&mut self, byte: u8) -> Result<(), String> {
         if self.peek()? != byte {
-            return Err(format!(
-                "expected {:?} at byte {}",
-                char::from(byte),
-                self.at
-            ));
+            return Err(format!("expected {:?} at byte {}", char::from(byte), self.at));
         }
         self.at += 1;
         Ok(())
@@ -208,12 +192,7 @@ impl Reader<'_> {
         let mut strings = Vec::new();
         let mut depth = 0usize;
         loop {
-            match self
-                .bytes
-                .get(self.at)
-                .copied()
-                .ok_or("unclosed expression")?
-            {
+            match self.bytes.get(self.at).copied().ok_or("unclosed expression")? {
                 b'(' | b'{' => depth += 1,
                 b')' | b'}' if depth > 0 => depth -= 1,
                 b'"' => {

@@ -55,10 +55,8 @@ pub fn read(root: &Path) -> Result<Messages, String> {
         if modules.is_empty() {
             continue;
         }
-        let text =
-            std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
-        read_module(&text, &modules, &mut messages)
-            .map_err(|e| format!("{}: {e}", file.display()))?;
+        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        read_module(&text, &modules, &mut messages).map_err(|e| format!("{}: {e}", file.display()))?;
     }
     Ok(messages)
 }
@@ -99,12 +97,9 @@ fn read_module(text: &str, modules: &[String], messages: &mut Messages) -> Resul
                 whole.push_str(lines.next().ok_or("unclosed attribute")?.trim());
             }
             attribute = Some(whole);
-        } else if let (Some(rest), Some((_, message))) =
-            (line.strip_prefix("pub "), current.as_mut())
-        {
+        } else if let (Some(rest), Some((_, message))) = (line.strip_prefix("pub "), current.as_mut()) {
             let mut whole = rest.to_owned();
-            while !whole.ends_with(',') || whole.matches('<').count() != whole.matches('>').count()
-            {
+            while !whole.ends_with(',') || whole.matches('<').count() != whole.matches('>').count() {
                 whole.push_str(lines.next().ok_or("unclosed field")?.trim());
             }
             let attribute = attribute.take().ok_or("field without an attribute")?;
@@ -168,8 +163,7 @@ fn resolve(path: &str, modules: &[String]) -> Result<String, String> {
     let mut parts = path.split("::").peekable();
     while parts.peek() == Some(&"super") {
         parts.next();
-        base.pop()
-            .ok_or_else(|| format!("path {path} leaves the crate"))?;
+        base.pop().ok_or_else(|| format!("path {path} leaves the crate"))?;
     }
     let rest: Vec<&str> = parts.collect();
     let (name, inner) = rest.split_last().ok_or("empty path")?;
