@@ -1,1 +1,34 @@
 //! Who is asking, and may they.
+//!
+//! *Authentication* ([`Authenticator`]) turns a connection's certificate and a request's headers into a
+//! [`UserInfo`]. *Authorization* ([`Authorizer`]: the node rules, then [`Rbac`]) answers whether that user may do
+//! what an [`Attributes`] describes. Both are pure in-memory work without waiting: the API server feeds roles,
+//! bindings and Pods as they change, and lends its cache to look up the objects tokens are bound to.
+//!
+//! Invariants:
+//! - nothing is allowed unless a rule says so; the one exception is the group `system:masters`;
+//! - a credential that is shown but bad never becomes the anonymous user;
+//! - texts of refusals are upstream's, since people and programs match on them.
+
+pub mod attributes;
+pub mod authentication;
+pub mod authorizer;
+pub mod impersonation;
+pub mod node;
+pub mod node_restriction;
+pub mod pod_references;
+pub mod policy;
+pub mod rbac;
+pub mod rule;
+pub mod user;
+
+pub use attributes::{Attributes, Decision};
+pub use authentication::{
+    Anonymous, Authenticated, AuthenticationError, Authenticator, Found, LookupKind, ObjectLookup,
+};
+pub use authorizer::Authorizer;
+pub use impersonation::Impersonation;
+pub use node::NodeGraph;
+pub use rbac::{Kind, Rbac};
+pub use rule::Rule;
+pub use user::UserInfo;

@@ -1,0 +1,696 @@
+//! Turning certificates and headers into users.
+//!
+//! Order as upstream: the connection's client certificate, then a bearer token, then the anonymous user. A bad
+//! credential beside a good one is overlooked; a bad one alone is refused.
+//!
+//! A service-account token is believed when its signature, times and audience are right *and* the objects it is
+//! bound to still exist. The first part is remembered (bounded, until the token ends), the second is looked up
+//! every time: deleting a Pod ends its tokens at once.
+//!
+//! Deliberate difference: the anonymous user exists only for a few paths unless configured otherwise; elsewhere a
+//! request without credentials is 401. Upstream lets it through to RBAC everywhere by default.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, HeaderValue, header};
+use rustls_pki_types::CertificateDer;
+use sampan_pki::tls::ClientVerifier;
+use sampan_pki::token::{Claims, KubernetesClaims, LegacyClaims, TokenError, TokenKeys, Verified};
+use sha2::{Digest, Sha256};
+
+use crate::user::{self, UserInfo};
+
+const LEEWAY_SECONDS: i64 = 60;
+/// Tokens whose verification is remembered.
+const CACHE_SIZE: usize = 4096;
+/// The WebSocket subprotocol that carries a token, since browsers cannot set headers.
+const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// What a token can be bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LookupKind {
+    ServiceAccount,
+    Pod,
+    Secret,
+    Node,
+}
+
+/// An object that exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub uid: String,
+    /// Its `deletionTimestamp`, in seconds since 1970.
+    pub deleted_at: Option<i64>,
+    /// Of a Secret: its `data.token`, decoded.
+    pub token: Option<Vec<u8>>,
+}
+
+/// Finds the objects tokens are bound to, in the API server's cache: quick, without waiting.
+pub trait ObjectLookup: Send + Sync {
+    /// `namespace` is empty for a Node.
+    fn find(&self, kind: LookupKind, namespace: &str, name: &str) -> Option<Found>;
+}
+
+/// Why there is no user. The client learns only `Unauthorized`; the log gets the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthenticationError {
+    #[error("no credentials were sent and this path needs them")]
+    NoCredentials,
+    #[error("x509: {0}")]
+    Certificate(String),
+    #[error("invalid bearer token: {0}")]
+    Token(#[from] TokenError),
+    #[error("invalid bearer token: {0}")]
+    Bound(String),
+}
+
+/// A user known by a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authenticated {
+    pub user: Arc<UserInfo>,
+    /// Those of the token that were asked for.
+    pub audiences: Vec<String>,
+}
+
+/// Where requests without credentials are let through to authorization, as `system:anonymous`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Anonymous {
+    Never,
+    /// These paths, and those below the ones that end in `/`.
+    Paths(Vec<String>),
+    Everywhere,
+}
+
+impl Default for Anonymous {
+    /// Health and version.
+    fn default() -> Self {
+        let paths = [
+            "/healthz",
+            "/healthz/",
+            "/livez",
+            "/livez/",
+            "/readyz",
+            "/readyz/",
+            "/version",
+            "/version/",
+        ];
+        Anonymous::Paths(paths.map(Into::into).into())
+    }
+}
+
+impl Anonymous {
+    pub fn allows(&self, path: &str) -> bool {
+        match self {
+            Anonymous::Never => false,
+            Anonymous::Everywhere => true,
+            Anonymous::Paths(paths) => paths
+                .iter()
+                .any(|own| own == path || (own.ends_with('/') && path.starts_with(own.as_str()))),
+        }
+    }
+}
+
+/// A token that verified once.
+struct Remembered {
+    verified: Arc<Verified>,
+    user: Arc<UserInfo>,
+}
+
+/// Decides who is asking.
+pub struct Authenticator {
+    certificates: Option<ClientVerifier>,
+    tokens: Arc<TokenKeys>,
+    objects: Arc<dyn ObjectLookup>,
+    anonymous: Anonymous,
+    /// By the digest of the token, so that a search by value tells nothing about it.
+    fixed: HashMap<[u8; 32], Arc<UserInfo>>,
+    remembered: Mutex<HashMap<[u8; 32], Remembered>>,
+}
+
+impl std::fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authenticator").finish_non_exhaustive()
+    }
+}
+
+impl Authenticator {
+    /// Believes certificates of `certificates`' authority and tokens of `tokens` whose objects `objects` finds.
+    pub fn new(certificates: Option<ClientVerifier>, tokens: Arc<TokenKeys>, objects: Arc<dyn ObjectLookup>) -> Self {
+        Authenticator {
+            certificates,
+            tokens,
+            objects,
+            anonymous: Anonymous::default(),
+            fixed: HashMap::new(),
+            remembered: Mutex::default(),
+        }
+    }
+    pub fn with_anonymous(mut self, anonymous: Anonymous) -> Self {
+        self.anonymous = anonymous;
+        self
+    }
+    /// Adds a token that names a user as long as the process runs.
+    pub fn with_fixed_token(mut self, token: &str, user: UserInfo) -> Self {
+        self.fixed.insert(digest(token), Arc::new(user));
+        self
+    }
+    /// Adds the tokens of a file of lines `token,user,uid[,"group1,group2"]`, as upstream's `--token-auth-file`.
+    pub fn with_token_file(mut self, content: &str) -> Result<Self, String> {
+        for (number, line) in content.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let user = |line: &str| -> Option<(String, UserInfo)> {
+                let mut parts = line.splitn(4, ',').map(str::trim);
+                let (token, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
+                let groups = parts.next().unwrap_or_default().trim_matches('"');
+                let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
+                let user = UserInfo {
+                    uid: uid.into(),
+                    ..UserInfo::new(name, groups)
+                };
+                (!token.is_empty() && !name.is_empty()).then(|| (token.to_owned(), user))
+            };
+            let (token, user) = user(line).ok_or_else(|| {
+                format!(
+                    "line {} of the token file is not token,user,uid[,\"groups\"]",
+                    number + 1
+                )
+            })?;
+            self = self.with_fixed_token(&token, user);
+        }
+        Ok(self)
+    }
+    pub fn tokens(&self) -> &Arc<TokenKeys> {
+        &self.tokens
+    }
+
+    /// The user of a connection's client certificates (leaf first), asked once when the connection is made.
+    /// `Ok(None)` when there are none.
+    pub fn certificate(&self, chain: &[CertificateDer<'_>]) -> Result<Option<Arc<UserInfo>>, AuthenticationError> {
+        let (Some(verifier), Some(leaf)) = (&self.certificates, chain.first()) else {
+            return Ok(None);
+        };
+        let subject = verifier.verify(chain).map_err(AuthenticationError::Certificate)?;
+        if subject.common_name.is_empty() {
+            return Err(AuthenticationError::Certificate(
+                "the certificate names no user: its common name is empty".into(),
+            ));
+        }
+        let mut user = UserInfo::new(subject.common_name, subject.organizations);
+        user.extra.insert(
+            user::CREDENTIAL_ID.into(),
+            vec![format!("X509SHA256={}", hex::encode(Sha256::digest(leaf)))],
+        );
+        Ok(Some(Arc::new(user)))
+    }
+
+    /// The user of one request: what [`Authenticator::certificate`] said of its connection, else its token, else nobody.
+    pub fn request(
+        &self,
+        connection: &Result<Option<Arc<UserInfo>>, AuthenticationError>,
+        headers: &HeaderMap,
+        path: &str,
+    ) -> Result<Arc<UserInfo>, AuthenticationError> {
+        if let Ok(Some(user)) = connection {
+            return Ok(user.clone());
+        }
+        if let Some(token) = bearer_token(headers) {
+            return self.token(&token, &[]).map(|authenticated| authenticated.user);
+        }
+        match connection {
+            Err(error) => Err(error.clone()),
+            Ok(_) if self.anonymous.allows(path) => Ok(Arc::new(UserInfo::anonymous())),
+            Ok(_) => Err(AuthenticationError::NoCredentials),
+        }
+    }
+
+    /// The user of a token that is meant for one of `audiences` (empty: this API server). TokenReview asks the same.
+    pub fn token(&self, token: &str, audiences: &[String]) -> Result<Authenticated, AuthenticationError> {
+        let key = digest(token);
+        let own_audience = audiences.is_empty() || audiences.iter().any(|one| one == self.tokens.issuer());
+        if let (Some(user), true) = (self.fixed.get(&key), own_audience) {
+            return Ok(Authenticated {
+                user: user.clone(),
+                audiences: vec![self.tokens.issuer().into()],
+            });
+        }
+        let now = unix_now();
+        let remembered = if audiences.is_empty() {
+            self.remembered(&key, now)
+        } else {
+            None
+        };
+        let (verified, user) = match remembered {
+            Some(known) => known,
+            None => {
+                let verified = Arc::new(self.tokens.verify(token, audiences)?);
+                let user = Arc::new(user_of(&verified));
+                if audiences.is_empty() {
+                    self.remember(key, verified.clone(), user.clone(), now);
+                }
+                (verified, user)
+            }
+        };
+        self.still_bound(token, &verified, now)
+            .map_err(AuthenticationError::Bound)?;
+        Ok(Authenticated {
+            user,
+            audiences: verified.audiences.clone(),
+        })
+    }
+
+    fn remembered(&self, key: &[u8; 32], now: i64) -> Option<(Arc<Verified>, Arc<UserInfo>)> {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = remembered.get(key)?;
+        // Past its end it is verified again, which says how it failed.
+        (!ended(&known.verified, now)).then(|| (known.verified.clone(), known.user.clone()))
+    }
+
+    fn remember(&self, key: [u8; 32], verified: Arc<Verified>, user: Arc<UserInfo>, now: i64) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if remembered.len() >= CACHE_SIZE {
+            remembered.retain(|_, known| !ended(&known.verified, now));
+            if remembered.len() >= CACHE_SIZE {
+                // Only as many live tokens as this are in use at once in a very large cluster: begin again.
+                remembered.clear();
+            }
+        }
+        remembered.insert(key, Remembered { verified, user });
+    }
+
+    /// Whether what the token is bound to still exists.
+    fn still_bound(&self, token: &str, verified: &Verified, now: i64) -> Result<(), String> {
+        match &verified.claims {
+            Claims::Bound(claims) => self.bound(claims, now),
+            Claims::Legacy(claims) => self.legacy(token, claims),
+        }
+    }
+
+    fn bound(&self, claims: &KubernetesClaims, now: i64) -> Result<(), String> {
+        let (namespace, account) = (&claims.namespace, &claims.serviceaccount);
+        // What is being deleted stays valid for as long as clocks may differ.
+        let gone = |found: &Found| found.deleted_at.is_some_and(|at| at < now - LEEWAY_SECONDS);
+        let found = self
+            .objects
+            .find(LookupKind::ServiceAccount, namespace, &account.name)
+            .ok_or_else(|| format!("serviceaccounts {:?} not found", account.name))?;
+        if found.uid != account.uid {
+            return Err(format!(
+                "service account UID ({}) does not match claim ({})",
+                found.uid, account.uid
+            ));
+        }
+        if gone(&found) {
+            return Err(format!("service account {namespace}/{} has been deleted", account.name));
+        }
+        // A Pod's token names its node for information only: the node may go before the Pod.
+        let node = claims.node.as_ref().filter(|_| claims.pod.is_none());
+        for (kind, namespace, bound, word) in [
+            (LookupKind::Secret, namespace.as_str(), claims.secret.as_ref(), "secret"),
+            (LookupKind::Pod, namespace.as_str(), claims.pod.as_ref(), "pod"),
+            (LookupKind::Node, "", node, "node"),
+        ] {
+            let Some(bound) = bound else { continue };
+            const INVALIDATED: &str = "service account token has been invalidated";
+            let found = self.objects.find(kind, namespace, &bound.name).ok_or(INVALIDATED)?;
+            if found.uid != bound.uid {
+                return Err(format!(
+                    "{word} UID ({}) does not match service account {word} ref claim ({})",
+                    found.uid, bound.uid
+                ));
+            }
+            if gone(&found) {
+                return Err(INVALIDATED.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn legacy(&self, token: &str, claims: &LegacyClaims) -> Result<(), String> {
+        let (namespace, account) = (&claims.namespace, &claims.service_account);
+        let secret = self
+            .objects
+            .find(LookupKind::Secret, namespace, &claims.secret)
+            .filter(|secret| secret.deleted_at.is_none())
+            .ok_or("Token has been invalidated")?;
+        // Compared as digests: the time taken says nothing about the content.
+        let stored = secret.token.as_deref().map(Sha256::digest);
+        if stored != Some(Sha256::digest(token)) {
+            return Err("Token does not match server's copy".into());
+        }
+        let found = self
+            .objects
+            .find(LookupKind::ServiceAccount, namespace, &account.name)
+            .ok_or_else(|| format!("serviceaccounts {:?} not found", account.name))?;
+        if found.deleted_at.is_some() {
+            return Err(format!("ServiceAccount {namespace}/{} has been deleted", account.name));
+        }
+        if found.uid != account.uid {
+            return Err(format!(
+                "ServiceAccount UID ({}) does not match claim ({})",
+                found.uid, account.uid
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn ended(verified: &Verified, now: i64) -> bool {
+    verified.expires.is_some_and(|end| now - LEEWAY_SECONDS > end)
+}
+
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+fn unix_now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+fn user_of(verified: &Verified) -> UserInfo {
+    match &verified.claims {
+        Claims::Legacy(claims) => UserInfo::service_account(
+            &claims.namespace,
+            &claims.service_account.name,
+            &claims.service_account.uid,
+        ),
+        Claims::Bound(claims) => {
+            let mut user = UserInfo::service_account(
+                &claims.namespace,
+                &claims.serviceaccount.name,
+                &claims.serviceaccount.uid,
+            );
+            let mut extra = |key: &str, value: String| {
+                user.extra.insert(key.into(), vec![value]);
+            };
+            if !verified.id.is_empty() {
+                extra(user::CREDENTIAL_ID, format!("JTI={}", verified.id));
+            }
+            if let Some(pod) = &claims.pod {
+                extra("authentication.kubernetes.io/pod-name", pod.name.clone());
+                extra("authentication.kubernetes.io/pod-uid", pod.uid.clone());
+            }
+            if let Some(node) = &claims.node {
+                extra("authentication.kubernetes.io/node-name", node.name.clone());
+                extra("authentication.kubernetes.io/node-uid", node.uid.clone());
+            }
+            user
+        }
+    }
+}
+
+/// The token of `Authorization: Bearer …`, or of a WebSocket subprotocol.
+pub fn bearer_token(headers: &HeaderMap) -> Option<String> {
+    let from_header = |value: &HeaderValue| {
+        let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
+        let token = token.trim();
+        (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned())
+    };
+    headers
+        .get(header::AUTHORIZATION)
+        .and_then(from_header)
+        .or_else(|| websocket_token(headers))
+}
+
+fn websocket_token(headers: &HeaderMap) -> Option<String> {
+    // Only an upgrade may carry one, and exactly one.
+    let upgrade = headers.get(header::UPGRADE)?.to_str().ok()?;
+    if !upgrade.eq_ignore_ascii_case("websocket") {
+        return None;
+    }
+    let mut tokens = protocols(headers).filter_map(|protocol| protocol.strip_prefix(WEBSOCKET_BEARER));
+    let token = tokens.next()?;
+    if tokens.next().is_some() {
+        return None;
+    }
+    String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()
+}
+
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+}
+
+/// Takes credentials out of the headers, so that no one further on (a node, a log) sees them.
+pub fn remove_credentials(headers: &mut HeaderMap) {
+    headers.remove(header::AUTHORIZATION);
+    if protocols(headers).any(|protocol| protocol.starts_with(WEBSOCKET_BEARER)) {
+        let rest: Vec<_> = protocols(headers)
+            .filter(|protocol| !protocol.starts_with(WEBSOCKET_BEARER))
+            .collect();
+        let rest = HeaderValue::from_str(&rest.join(", ")).ok();
+        headers.remove(header::SEC_WEBSOCKET_PROTOCOL);
+        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, rest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sampan_pki::token::{Bound, NewToken, ObjectRef};
+    use sampan_pki::{LeafSpec, Params, Pki};
+    use std::time::Duration;
+
+    #[derive(Default)]
+    struct Objects(Mutex<HashMap<(LookupKind, String, String), Found>>);
+
+    impl Objects {
+        fn put(&self, kind: LookupKind, namespace: &str, name: &str, found: Found) {
+            let key = (kind, namespace.to_owned(), name.to_owned());
+            self.0.lock().unwrap().insert(key, found);
+        }
+        fn remove(&self, kind: LookupKind, namespace: &str, name: &str) {
+            let key = (kind, namespace.to_owned(), name.to_owned());
+            self.0.lock().unwrap().remove(&key);
+        }
+    }
+
+    impl ObjectLookup for Objects {
+        fn find(&self, kind: LookupKind, namespace: &str, name: &str) -> Option<Found> {
+            let key = (kind, namespace.to_owned(), name.to_owned());
+            self.0.lock().unwrap().get(&key).cloned()
+        }
+    }
+
+    fn found(uid: &str) -> Found {
+        Found {
+            uid: uid.into(),
+            ..Found::default()
+        }
+    }
+
+    fn setup() -> (Arc<Objects>, Arc<TokenKeys>, Authenticator) {
+        let objects = Arc::new(Objects::default());
+        objects.put(LookupKind::ServiceAccount, "web", "robot", found("sa-1"));
+        objects.put(LookupKind::Pod, "web", "p", found("pod-1"));
+        let keys = TokenKeys::ephemeral("https://kubernetes.default.svc.cluster.local").unwrap();
+        let authenticator = Authenticator::new(None, keys.clone(), objects.clone());
+        (objects, keys, authenticator)
+    }
+
+    fn token(keys: &TokenKeys, bound: Bound, audiences: &[&str]) -> String {
+        keys.issue(&NewToken {
+            namespace: "web",
+            service_account: ObjectRef::new("robot", "sa-1"),
+            bound,
+            audiences: audiences.iter().map(ToString::to_string).collect(),
+            lifetime: Duration::from_secs(600),
+            warn_after: None,
+        })
+        .unwrap()
+        .token
+    }
+
+    fn pod_bound() -> Bound {
+        Bound::Pod {
+            pod: ObjectRef::new("p", "pod-1"),
+            node: Some(ObjectRef::new("n", "node-1")),
+        }
+    }
+
+    #[test]
+    fn a_token_lives_no_longer_than_its_pod_or_account() {
+        let (objects, keys, authenticator) = setup();
+        let token = token(&keys, pod_bound(), &[]);
+        let user = authenticator.token(&token, &[]).unwrap().user;
+        assert_eq!(user.name, "system:serviceaccount:web:robot");
+        assert_eq!(user.uid, "sa-1");
+        assert_eq!(user.extra["authentication.kubernetes.io/pod-name"], ["p"]);
+        assert_eq!(user.extra["authentication.kubernetes.io/node-uid"], ["node-1"]);
+        assert!(user.extra[user::CREDENTIAL_ID][0].starts_with("JTI="));
+
+        let refused = |says: &str| {
+            let error = authenticator.token(&token, &[]).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        };
+        let deleting = |ago: i64| Found {
+            deleted_at: Some(unix_now() - ago),
+            ..found("pod-1")
+        };
+        objects.put(LookupKind::Pod, "web", "p", deleting(5));
+        assert!(authenticator.token(&token, &[]).is_ok());
+        objects.put(LookupKind::Pod, "web", "p", deleting(120));
+        refused("has been invalidated");
+        objects.put(LookupKind::Pod, "web", "p", found("pod-2"));
+        refused("pod UID (pod-2) does not match service account pod ref claim (pod-1)");
+        objects.remove(LookupKind::Pod, "web", "p");
+        refused("has been invalidated");
+        objects.put(LookupKind::Pod, "web", "p", found("pod-1"));
+        assert!(authenticator.token(&token, &[]).is_ok());
+        objects.put(LookupKind::ServiceAccount, "web", "robot", found("sa-2"));
+        refused("service account UID (sa-2) does not match claim (sa-1)");
+        objects.remove(LookupKind::ServiceAccount, "web", "robot");
+        refused("not found");
+    }
+
+    #[test]
+    fn node_and_secret_bindings_are_looked_up() {
+        let (objects, keys, authenticator) = setup();
+        for (bound, kind, namespace) in [
+            (Bound::Secret(ObjectRef::new("b", "u")), LookupKind::Secret, "web"),
+            (Bound::Node(ObjectRef::new("b", "u")), LookupKind::Node, ""),
+        ] {
+            let token = token(&keys, bound, &[]);
+            assert!(authenticator.token(&token, &[]).is_err());
+            objects.put(kind, namespace, "b", found("u"));
+            assert!(authenticator.token(&token, &[]).is_ok());
+        }
+    }
+
+    #[test]
+    fn audiences_decide_who_a_token_is_for() {
+        let (_, keys, authenticator) = setup();
+        let vault = token(&keys, Bound::default(), &["vault"]);
+        assert!(authenticator.token(&vault, &[]).is_err());
+        let ok = authenticator.token(&vault, &["vault".into(), "x".into()]).unwrap();
+        assert_eq!(ok.audiences, ["vault"]);
+        assert!(authenticator.token(&vault, &[]).is_err());
+    }
+
+    #[test]
+    fn a_legacy_token_is_only_as_good_as_its_secret() {
+        let (objects, keys, authenticator) = setup();
+        let token = keys
+            .issue_legacy(&LegacyClaims {
+                namespace: "web".into(),
+                service_account: ObjectRef::new("robot", "sa-1"),
+                secret: "s".into(),
+            })
+            .unwrap();
+        assert!(authenticator.token(&token, &[]).is_err());
+        let holding = |content: &str| Found {
+            token: Some(content.into()),
+            ..found("s")
+        };
+        objects.put(LookupKind::Secret, "web", "s", holding(&token));
+        assert!(authenticator.token(&token, &[]).is_ok());
+        objects.put(LookupKind::Secret, "web", "s", holding("another"));
+        assert!(authenticator.token(&token, &[]).is_err());
+    }
+
+    #[test]
+    fn certificates_come_first_and_bad_credentials_are_never_anonymous() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::load_or_create(dir.path(), Params::default()).unwrap();
+        let (_, keys, authenticator) = setup();
+        let authenticator = Authenticator {
+            certificates: Some(ClientVerifier::new(pki.ca()).unwrap()),
+            ..authenticator
+        };
+        let user = |common_name: &str| {
+            let leaf = pki.issue(&LeafSpec::client(common_name, Some("devs"))).unwrap();
+            authenticator.certificate(&leaf.chain())
+        };
+        let jane = user("jane").unwrap().unwrap();
+        assert_eq!(
+            (jane.name.as_str(), &*jane.groups),
+            ("jane", &["devs".to_owned(), "system:authenticated".into()][..])
+        );
+        assert!(jane.extra[user::CREDENTIAL_ID][0].starts_with("X509SHA256="));
+        assert!(user("").is_err());
+        let bad = authenticator.certificate(&pki.serving().chain());
+        assert!(bad.is_err());
+
+        let with_token = |token: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, format!("bearer  {token}").parse().unwrap());
+            headers
+        };
+        let good = with_token(&token(&keys, Bound::default(), &[]));
+        let none = HeaderMap::new();
+        let name = |connection: &Result<_, _>, headers: &HeaderMap, path: &str| {
+            authenticator
+                .request(connection, headers, path)
+                .map(|user| user.name.clone())
+        };
+        let robot = Ok("system:serviceaccount:web:robot".to_owned());
+        assert_eq!(name(&Ok(Some(jane)), &good, "/api"), Ok("jane".to_owned()));
+        assert_eq!(name(&bad, &good, "/api"), robot);
+        assert_eq!(name(&Ok(None), &good, "/api"), robot);
+        assert!(name(&bad, &none, "/healthz").is_err());
+        assert!(name(&Ok(None), &with_token("rubbish"), "/healthz").is_err());
+        assert_eq!(name(&Ok(None), &none, "/api"), Err(AuthenticationError::NoCredentials));
+        for path in ["/healthz", "/readyz/ping", "/version"] {
+            assert_eq!(name(&Ok(None), &none, path), Ok(user::ANONYMOUS.to_owned()), "{path}");
+        }
+        assert!(name(&Ok(None), &none, "/healthzz").is_err());
+    }
+
+    #[test]
+    fn fixed_tokens_come_from_lines() {
+        let (_, _, authenticator) = setup();
+        let authenticator = authenticator
+            .with_token_file("# people\n\nsecret,jane,7,\"devs, ops\"\nother,joe,8\n")
+            .unwrap();
+        let jane = authenticator.token("secret", &[]).unwrap().user;
+        assert_eq!(jane.groups, ["devs", "ops", "system:authenticated"]);
+        assert_eq!(authenticator.token("other", &[]).unwrap().user.uid, "8");
+        assert!(authenticator.token("secret", &["vault".into()]).is_err());
+        let (_, _, authenticator) = setup();
+        assert!(
+            authenticator
+                .with_token_file("just-a-token")
+                .unwrap_err()
+                .contains("line 1")
+        );
+    }
+
+    #[test]
+    fn a_websocket_may_carry_its_token_as_a_subprotocol() {
+        let mut headers = HeaderMap::new();
+        let protocols = format!("v5.channel.k8s.io, {WEBSOCKET_BEARER}{}", URL_SAFE_NO_PAD.encode("tok"));
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocols.parse().unwrap());
+        assert_eq!(bearer_token(&headers), None);
+        headers.insert(header::UPGRADE, HeaderValue::from_static("WebSocket"));
+        assert_eq!(bearer_token(&headers).as_deref(), Some("tok"));
+        remove_credentials(&mut headers);
+        assert_eq!(headers[header::SEC_WEBSOCKET_PROTOCOL], "v5.channel.k8s.io");
+    }
+
+    #[test]
+    fn the_memory_of_tokens_is_bounded() {
+        let (_, keys, authenticator) = setup();
+        let good = token(&keys, Bound::default(), &[]);
+        let verified = Arc::new(keys.verify(&good, &[]).unwrap());
+        let user = Arc::new(UserInfo::anonymous());
+        for n in 0..CACHE_SIZE + 10 {
+            authenticator.remember(digest(&n.to_string()), verified.clone(), user.clone(), unix_now());
+        }
+        assert!(authenticator.remembered.lock().unwrap().len() <= CACHE_SIZE);
+        assert!(authenticator.token(&good, &[]).is_ok());
+    }
+}
