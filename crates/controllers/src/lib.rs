@@ -1,1 +1,238 @@
-//! (to be written)
+//! The controllers: one module each, all on the same frame.
+//!
+//! A controller is: handlers on shared informers that put keys into a queue; one `sync(key)` that reads the caches,
+//! decides with pure functions, and writes what differs. It acts under its own service account, writes a status only
+//! when it changed, and holds no state that it could not build again from the API (expectations and timers aside).
+//!
+//! [`TABLE`] lists them with their names and identities; [`Controllers::start`] starts those that the configuration
+//! enables. Names are upstream's, so that `--controllers` arguments carry over.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use sampan_client::{Clock, Informers, Key, Recorder, SystemClock, WorkQueue, run_controller};
+use sampan_tasks::{Drain, OnExit, Tasks};
+
+mod discovery;
+mod namespace;
+mod nodeipam;
+mod pods;
+mod rootca;
+mod serviceaccount;
+#[cfg(test)]
+mod testing;
+
+/// The controllers, in the order they start.
+pub const TABLE: &[Row] = &[
+    row(
+        "serviceaccount-controller",
+        "service-account-controller",
+        serviceaccount::start,
+    ),
+    row("node-ipam-controller", "node-controller", nodeipam::start),
+    row(
+        "root-ca-certificate-publisher-controller",
+        "root-ca-cert-publisher",
+        rootca::start,
+    ),
+    row("namespace-controller", "namespace-controller", namespace::start),
+];
+
+const fn row(name: &'static str, service_account: &'static str, start: fn(Context)) -> Row {
+    Row {
+        name,
+        service_account,
+        start,
+    }
+}
+
+/// What the controllers need to know of the cluster.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which controllers run, in order, the last match counts: `*` (all that are on by default), `name`, `-name`.
+    pub enabled: Vec<String>,
+    /// Published as `kube-root-ca.crt` in every namespace; the publisher does not run without it.
+    pub root_ca: Option<String>,
+    /// Where nodes get their Pod ranges from.
+    pub cluster_cidr: IpNet,
+    /// The prefix length of a node's range.
+    pub node_mask: u8,
+    /// How long a node may be silent before it counts as gone.
+    pub node_grace: std::time::Duration,
+    /// How many finished Pods are kept; 0 keeps all.
+    pub terminated_pods: usize,
+    /// How many keys of one controller are worked on at a time.
+    pub workers: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            enabled: vec!["*".into()],
+            root_ca: None,
+            cluster_cidr: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
+            node_mask: 24,
+            node_grace: std::time::Duration::from_secs(40),
+            terminated_pods: 12_500,
+            workers: 8,
+        }
+    }
+}
+
+/// One controller: its name, the service account it acts as, and how it starts.
+pub struct Row {
+    pub name: &'static str,
+    /// In `kube-system`.
+    pub service_account: &'static str,
+    start: fn(Context),
+}
+
+/// Why the controllers did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("there is no controller {name:?}; the controllers are: {known}")]
+    UnknownController { name: String, known: String },
+}
+
+/// The running controllers.
+#[derive(Debug)]
+pub struct Controllers {
+    running: Vec<&'static str>,
+}
+
+impl Controllers {
+    /// Starts the enabled controllers on `tasks`. `client_for` gives the client of an identity, a full user name such as
+    /// `system:serviceaccount:kube-system:deployment-controller`.
+    pub fn start(
+        config: Config,
+        client_for: impl Fn(&str) -> kube::Client,
+        informers: &Informers,
+        tasks: &Tasks,
+    ) -> Result<Controllers, StartError> {
+        Self::start_with_clock(config, client_for, informers, tasks, Arc::new(SystemClock))
+    }
+
+    /// Like [`Controllers::start`] with another clock than the machine's.
+    pub fn start_with_clock(
+        config: Config,
+        client_for: impl Fn(&str) -> kube::Client,
+        informers: &Informers,
+        tasks: &Tasks,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Controllers, StartError> {
+        let enabled = enabled(&config.enabled)?;
+        let config = Arc::new(config);
+        let mut running = Vec::new();
+        for row in enabled {
+            let client = client_for(&format!("system:serviceaccount:kube-system:{}", row.service_account));
+            let recorder = Recorder::new(client.clone(), row.name, None, Arc::clone(&clock), tasks);
+            (row.start)(Context {
+                name: row.name,
+                client,
+                informers: informers.clone(),
+                recorder,
+                clock: Arc::clone(&clock),
+                config: Arc::clone(&config),
+                tasks: tasks.clone(),
+            });
+            running.push(row.name);
+        }
+        Ok(Controllers { running })
+    }
+
+    /// The names of the controllers that run.
+    pub fn running(&self) -> &[&'static str] {
+        &self.running
+    }
+}
+
+fn enabled(asked: &[String]) -> Result<Vec<&'static Row>, StartError> {
+    for ask in asked {
+        let name = ask.strip_prefix('-').unwrap_or(ask);
+        if name != "*" && !TABLE.iter().any(|row| row.name == name) {
+            let known: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
+            return Err(StartError::UnknownController {
+                name: name.to_owned(),
+                known: known.join(", "),
+            });
+        }
+    }
+    let on = |row: &&Row| {
+        asked.iter().fold(false, |on, ask| match ask.as_str() {
+            "*" => true,
+            name if name == row.name => true,
+            name if name.strip_prefix('-').is_some_and(|n| n == row.name || n == "*") => false,
+            _ => on,
+        })
+    };
+    Ok(TABLE.iter().filter(on).collect())
+}
+
+/// What a controller is given.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) name: &'static str,
+    pub(crate) client: kube::Client,
+    pub(crate) informers: Informers,
+    pub(crate) recorder: Recorder,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) tasks: Tasks,
+}
+
+impl Context {
+    pub(crate) fn drain(&self) -> Drain {
+        self.tasks.drain()
+    }
+
+    /// Runs `sync` over `queue` once `ready` has resolved (the caches are filled), until the process drains.
+    pub(crate) fn run<F, Fut>(&self, queue: &WorkQueue<Key>, ready: impl Future<Output = ()> + Send + 'static, sync: F)
+    where
+        F: Fn(Key) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), SyncError>> + Send,
+    {
+        let (name, queue, drain) = (self.name, queue.clone(), self.drain());
+        let workers = self.config.workers;
+        self.tasks
+            .spawn(format!("controller {name}"), OnExit::Critical, async move {
+                if drain.until(ready).await.is_some() {
+                    run_controller(name, queue, workers, sync, drain).await;
+                }
+            });
+    }
+}
+
+/// Why a sync did not reach its end; it will be tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SyncError {
+    #[error("{0}")]
+    Api(#[from] kube::Error),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl SyncError {
+    pub(crate) fn other(text: impl Into<String>) -> Self {
+        SyncError::Other(text.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(asked: &[&str]) -> Vec<&'static str> {
+        let asked: Vec<String> = asked.iter().map(|ask| (*ask).to_owned()).collect();
+        enabled(&asked).unwrap().iter().map(|row| row.name).collect()
+    }
+
+    #[test]
+    fn controllers_are_chosen_by_name() {
+        assert_eq!(names(&["*"]).len(), TABLE.len());
+        assert_eq!(names(&["*", "-namespace-controller"]).len(), TABLE.len() - 1);
+        assert_eq!(names(&["namespace-controller"]), ["namespace-controller"]);
+        let error = enabled(&["nonsense".into()]).err().unwrap().to_string();
+        assert!(error.contains("nonsense") && error.contains("namespace-controller"));
+    }
+}

@@ -150,12 +150,15 @@ impl<K> Change<K> {
 type Handler<K> = Box<dyn Fn(&Change<K>) + Send>;
 type Transform<K> = Arc<dyn Fn(&mut K) + Send + Sync>;
 
+/// Informers by the type they hold and the place they read from.
+type Known = HashMap<(TypeId, String), Box<dyn Any + Send>>;
+
 /// The informers of a process. Clones share them.
 #[derive(Clone)]
 pub struct Informers {
     client: kube::Client,
     tasks: Tasks,
-    known: Arc<Mutex<HashMap<(TypeId, String), Box<dyn Any + Send>>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl Informers {

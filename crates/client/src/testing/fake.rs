@@ -550,6 +550,7 @@ impl State {
             Some("status") => {
                 let mut merged = old.clone();
                 take(&new, &mut merged, "status");
+                take(&new, &mut merged, "metadata");
                 new = merged;
             }
             Some("scale") => {
