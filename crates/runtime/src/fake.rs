@@ -99,8 +99,7 @@ impl FakeRuntime {
 
     /// Ends a running container as the kernel does when memory is short.
     pub fn oom_kill(&self, container_id: &str) {
-        self.lock()
-            .exit(container_id, 137, Some(reason::OOM_KILLED));
+        self.lock().exit(container_id, 137, Some(reason::OOM_KILLED));
     }
 
     /// Every call so far: `operation id-or-name`.
@@ -133,11 +132,7 @@ impl FakeRuntime {
     fn begin(&self, operation: &str, about: &str) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
         state.calls.push(format!("{operation} {about}"));
-        match state
-            .failures
-            .get_mut(operation)
-            .and_then(VecDeque::pop_front)
-        {
+        match state.failures.get_mut(operation).and_then(VecDeque::pop_front) {
             Some(error) => Err(error),
             None => Ok(state),
         }
@@ -200,9 +195,7 @@ impl State {
         if container.status.state == ContainerState::Running {
             Ok(container)
         } else {
-            Err(RuntimeError::precondition(format!(
-                "container \"{id}\" is not running"
-            )))
+            Err(RuntimeError::precondition(format!("container \"{id}\" is not running")))
         }
     }
 
@@ -218,11 +211,7 @@ impl State {
         status.exit_code = Some(code);
         status.finished_at = Some(Timestamp::now());
         status.pid = 0;
-        let by_code = if code == 0 {
-            reason::COMPLETED
-        } else {
-            reason::ERROR
-        };
+        let by_code = if code == 0 { reason::COMPLETED } else { reason::ERROR };
         status.reason = why.unwrap_or(by_code).into();
         container.exited.send_replace(true);
         let (sandbox, uid) = (status.sandbox_id.clone(), container.pod_uid.clone());
@@ -230,10 +219,7 @@ impl State {
     }
 
     fn stop(&mut self, id: &str) {
-        let name = self
-            .containers
-            .get(id)
-            .map(|c| c.config.metadata.name.clone());
+        let name = self.containers.get(id).map(|c| c.config.metadata.name.clone());
         let script = name.and_then(|name| self.scripts.get(&name)?.back().cloned());
         match script {
             Some(Script::ExitOnStop(code)) => self.exit(id, code, None),
@@ -301,9 +287,7 @@ fn no_usage() -> FilesystemUsage {
 }
 
 fn labels_match(wanted: &StringMap, labels: &StringMap) -> bool {
-    wanted
-        .iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[async_trait]
@@ -343,19 +327,11 @@ impl Runtime for FakeRuntime {
     }
 
     async fn list_images(&self) -> Result<Vec<Image>> {
-        Ok(self
-            .begin("list_images", "")?
-            .images
-            .values()
-            .cloned()
-            .collect())
+        Ok(self.begin("list_images", "")?.images.values().cloned().collect())
     }
 
     async fn image_status(&self, reference: &str) -> Result<Option<Image>> {
-        Ok(self
-            .begin("image_status", reference)?
-            .image(reference)
-            .cloned())
+        Ok(self.begin("image_status", reference)?.image(reference).cloned())
     }
 
     async fn remove_image(&self, reference: &str) -> Result<()> {
@@ -364,9 +340,7 @@ impl Runtime for FakeRuntime {
             return Ok(());
         };
         if state.containers.values().any(|c| c.status.image_id == id) {
-            return Err(RuntimeError::precondition(format!(
-                "image \"{reference}\" is in use"
-            )));
+            return Err(RuntimeError::precondition(format!("image \"{reference}\" is in use")));
         }
         state.images.retain(|_, image| image.id != id);
         Ok(())
@@ -399,8 +373,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn stop_pod_sandbox(&self, sandbox_id: &str) -> Result<()> {
-        self.begin("stop_pod_sandbox", sandbox_id)?
-            .stop_sandbox(sandbox_id);
+        self.begin("stop_pod_sandbox", sandbox_id)?.stop_sandbox(sandbox_id);
         Ok(())
     }
 
@@ -489,14 +462,9 @@ impl Runtime for FakeRuntime {
         let found = state.containers.get(container_id);
         let container = found.ok_or_else(|| RuntimeError::not_found("container", container_id))?;
         if container.status.state != ContainerState::Created {
-            return Err(RuntimeError::precondition(
-                "the container was started before",
-            ));
+            return Err(RuntimeError::precondition("the container was started before"));
         }
-        let (sandbox, uid) = (
-            container.status.sandbox_id.clone(),
-            container.pod_uid.clone(),
-        );
+        let (sandbox, uid) = (container.status.sandbox_id.clone(), container.pod_uid.clone());
         let name = container.config.metadata.name.clone();
         let script = match state.scripts.get_mut(&name) {
             Some(queue) if queue.len() > 1 => queue.pop_front(),
@@ -549,23 +517,14 @@ impl Runtime for FakeRuntime {
         let all = state.containers.values().map(|c| &c.status);
         Ok(all
             .filter(|c| filter.id.as_ref().is_none_or(|id| *id == c.id))
-            .filter(|c| {
-                filter
-                    .sandbox_id
-                    .as_ref()
-                    .is_none_or(|id| *id == c.sandbox_id)
-            })
+            .filter(|c| filter.sandbox_id.as_ref().is_none_or(|id| *id == c.sandbox_id))
             .filter(|c| filter.state.is_none_or(|state| state == c.state))
             .filter(|c| labels_match(&filter.labels, &c.labels))
             .cloned()
             .collect())
     }
 
-    async fn update_container_resources(
-        &self,
-        container_id: &str,
-        resources: &LinuxContainerResources,
-    ) -> Result<()> {
+    async fn update_container_resources(&self, container_id: &str, resources: &LinuxContainerResources) -> Result<()> {
         let mut state = self.begin("update_container_resources", container_id)?;
         let found = state.containers.get_mut(container_id);
         let container = found.ok_or_else(|| RuntimeError::not_found("container", container_id))?;
@@ -590,9 +549,10 @@ impl Runtime for FakeRuntime {
         if !state.sandboxes.contains_key(sandbox_id) {
             return Err(RuntimeError::not_found("sandbox", sandbox_id));
         }
-        let running = state.containers.values().filter(|c| {
-            c.status.sandbox_id == sandbox_id && c.status.state == ContainerState::Running
-        });
+        let running = state
+            .containers
+            .values()
+            .filter(|c| c.status.sandbox_id == sandbox_id && c.status.state == ContainerState::Running);
         Ok(PodSandboxStats {
             id: sandbox_id.into(),
             timestamp: Timestamp::now(),
@@ -604,26 +564,13 @@ impl Runtime for FakeRuntime {
         })
     }
 
-    async fn exec_sync(
-        &self,
-        container_id: &str,
-        command: &[String],
-        _timeout: Duration,
-    ) -> Result<ExecOutput> {
+    async fn exec_sync(&self, container_id: &str, command: &[String], _timeout: Duration) -> Result<ExecOutput> {
         self.run_exec("exec_sync", container_id, command)
     }
 
-    async fn exec(
-        &self,
-        container_id: &str,
-        request: ExecRequest,
-        streams: Streams,
-    ) -> Result<i32> {
+    async fn exec(&self, container_id: &str, request: ExecRequest, streams: Streams) -> Result<i32> {
         let output = self.run_exec("exec", container_id, &request.command)?;
-        let ends = [
-            (streams.stdout, output.stdout),
-            (streams.stderr, output.stderr),
-        ];
+        let ends = [(streams.stdout, output.stdout), (streams.stderr, output.stderr)];
         for (end, bytes) in ends {
             if let Some(mut end) = end {
                 let written = end.write_all(&bytes).await;
@@ -643,12 +590,7 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
-    async fn port_forward(
-        &self,
-        sandbox_id: &str,
-        port: u16,
-        mut stream: Box<dyn Duplex>,
-    ) -> Result<()> {
+    async fn port_forward(&self, sandbox_id: &str, port: u16, mut stream: Box<dyn Duplex>) -> Result<()> {
         drop(self.begin("port_forward", &format!("{sandbox_id} {port}"))?);
         let closed = stream.shutdown().await;
         closed.map_err(|error| RuntimeError::internal("close the forwarded stream", error))
@@ -671,10 +613,7 @@ mod tests {
         let mut events = fake.events();
         fake.add_image("app:1", ImageConfig::default());
         fake.on_start("job", [Script::Exit(3), Script::Run]);
-        let sandbox = fake
-            .run_pod_sandbox(&PodSandboxConfig::default())
-            .await
-            .unwrap();
+        let sandbox = fake.run_pod_sandbox(&PodSandboxConfig::default()).await.unwrap();
         let config = ContainerConfig {
             metadata: ContainerMetadata {
                 name: "job".into(),
@@ -686,20 +625,14 @@ mod tests {
         let first = fake.create_container(&sandbox, &config).await.unwrap();
         fake.start_container(&first).await.unwrap();
         let status = fake.container_status(&first).await.unwrap();
-        assert_eq!(
-            (status.exit_code, status.reason.as_str()),
-            (Some(3), "Error")
-        );
+        assert_eq!((status.exit_code, status.reason.as_str()), (Some(3), "Error"));
 
         let second = fake.create_container(&sandbox, &config).await.unwrap();
         fake.start_container(&second).await.unwrap();
         let status = fake.container_status(&second).await.unwrap();
         assert_eq!(status.state, ContainerState::Running);
         fake.oom_kill(&second);
-        assert_eq!(
-            fake.container_status(&second).await.unwrap().reason,
-            "OOMKilled"
-        );
+        assert_eq!(fake.container_status(&second).await.unwrap().reason, "OOMKilled");
 
         fake.remove_pod_sandbox(&sandbox).await.unwrap();
         let mut kinds = Vec::new();
@@ -708,8 +641,7 @@ mod tests {
         }
         use ContainerEventKind::*;
         let expected = [
-            Created, Started, Created, Started, Stopped, Created, Started, Stopped, Stopped,
-            Deleted, Deleted, Deleted,
+            Created, Started, Created, Started, Stopped, Created, Started, Stopped, Stopped, Deleted, Deleted, Deleted,
         ];
         assert_eq!(kinds, expected);
     }

@@ -13,8 +13,14 @@
 //! - what the runtime said exists survives the server: a new engine on the same directories adopts
 //!   running containers and knows the exits it slept through.
 
+#[allow(dead_code)] // until the engine is here
+mod disk;
 pub mod fake;
+pub mod images;
 mod runtime;
+#[cfg(test)]
+#[allow(dead_code)]
+mod testing;
 pub mod types;
 
 pub use runtime::{ErrorKind, Runtime, RuntimeError};

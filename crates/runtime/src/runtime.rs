@@ -134,11 +134,7 @@ pub trait Runtime: Send + Sync {
     /// Containers that match.
     async fn list_containers(&self, filter: &ContainerFilter) -> Result<Vec<ContainerStatus>>;
     /// Changes the limits of a container that is created or runs. Absent fields stay as they are.
-    async fn update_container_resources(
-        &self,
-        container_id: &str,
-        resources: &LinuxContainerResources,
-    ) -> Result<()>;
+    async fn update_container_resources(&self, container_id: &str, resources: &LinuxContainerResources) -> Result<()>;
     /// Closes and opens the log file again (after the node has renamed it).
     async fn reopen_container_log(&self, container_id: &str) -> Result<()>;
 
@@ -154,26 +150,15 @@ pub trait Runtime: Send + Sync {
     /// Runs `command` in the container and collects what it prints (at most 16 MiB a stream).
     /// A zero `timeout` means none; when it passes the process is killed and the error's kind is
     /// `DeadlineExceeded`.
-    async fn exec_sync(
-        &self,
-        container_id: &str,
-        command: &[String],
-        timeout: Duration,
-    ) -> Result<ExecOutput>;
+    async fn exec_sync(&self, container_id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput>;
     /// Runs a command with the given streams; returns its exit code when it has ended and its output
     /// was delivered.
-    async fn exec(&self, container_id: &str, request: ExecRequest, streams: Streams)
-    -> Result<i32>;
+    async fn exec(&self, container_id: &str, request: ExecRequest, streams: Streams) -> Result<i32>;
     /// Connects the streams to the container's own; returns when the container exits or the streams
     /// are closed by the caller.
     async fn attach(&self, container_id: &str, streams: Streams) -> Result<()>;
     /// Copies bytes between `stream` and `port` on the sandbox's loopback until both sides are done.
-    async fn port_forward(
-        &self,
-        sandbox_id: &str,
-        port: u16,
-        stream: Box<dyn Duplex>,
-    ) -> Result<()>;
+    async fn port_forward(&self, sandbox_id: &str, port: u16, stream: Box<dyn Duplex>) -> Result<()>;
 
     /// What happens to sandboxes and containers from now on. Lossless; the receiver must be read.
     /// Subscribe first, then list: nothing falls between.

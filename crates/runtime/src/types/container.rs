@@ -344,21 +344,14 @@ impl LinuxContainerResources {
         take(&mut self.cpu_period, &change.cpu_period);
         take(&mut self.cpu_quota, &change.cpu_quota);
         take(&mut self.cpu_shares, &change.cpu_shares);
-        take(
-            &mut self.memory_limit_in_bytes,
-            &change.memory_limit_in_bytes,
-        );
-        take(
-            &mut self.memory_swap_limit_in_bytes,
-            &change.memory_swap_limit_in_bytes,
-        );
+        take(&mut self.memory_limit_in_bytes, &change.memory_limit_in_bytes);
+        take(&mut self.memory_swap_limit_in_bytes, &change.memory_swap_limit_in_bytes);
         take(&mut self.pids_limit, &change.pids_limit);
         take(&mut self.oom_score_adj, &change.oom_score_adj);
         take(&mut self.cpuset_cpus, &change.cpuset_cpus);
         take(&mut self.cpuset_mems, &change.cpuset_mems);
         for limit in &change.hugepage_limits {
-            self.hugepage_limits
-                .retain(|l| l.page_size != limit.page_size);
+            self.hugepage_limits.retain(|l| l.page_size != limit.page_size);
             self.hugepage_limits.push(limit.clone());
         }
         let unified = change.unified.iter().map(|(k, v)| (k.clone(), v.clone()));
