@@ -1,0 +1,81 @@
+//! What processes cost, read from /proc: CPU-seconds used, memory now and at its peak.
+
+use std::fs;
+use std::io;
+
+use crate::Result;
+
+/// The processes of one control plane.
+#[derive(Clone)]
+pub struct Meter {
+    pids: Vec<u32>,
+}
+
+/// A reading; differences of two are what a workload cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    pub cpu_seconds: f64,
+    pub resident_mib: f64,
+    pub peak_mib: f64,
+}
+
+/// /proc counts CPU in these; Linux fixes it for user space.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+impl Meter {
+    /// # Errors
+    /// When a process does not exist.
+    pub fn new(pids: &[u32]) -> Result<Self> {
+        let meter = Meter { pids: pids.to_vec() };
+        meter.read()?;
+        Ok(meter)
+    }
+
+    pub fn is_blind(&self) -> bool {
+        self.pids.is_empty()
+    }
+
+    /// Forgets earlier peaks, where the kernel lets us.
+    pub fn reset_peak(&self) {
+        for pid in &self.pids {
+            if let Err(error) = fs::write(format!("/proc/{pid}/clear_refs"), "5") {
+                eprintln!("cannot reset the peak of process {pid}: {error}; the peak shown is since its start");
+            }
+        }
+    }
+
+    pub fn read(&self) -> Result<Reading> {
+        let mut sum = Reading::default();
+        for pid in &self.pids {
+            let one = read_one(*pid).map_err(|error| format!("cannot read process {pid}: {error}"))?;
+            sum.cpu_seconds += one.cpu_seconds;
+            sum.resident_mib += one.resident_mib;
+            sum.peak_mib += one.peak_mib;
+        }
+        Ok(sum)
+    }
+}
+
+fn read_one(pid: u32) -> io::Result<Reading> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command's name may hold anything, so count fields from its closing parenthesis.
+    let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let ticks = |at: usize| {
+        fields
+            .get(at)
+            .and_then(|field| field.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    Ok(Reading {
+        cpu_seconds: (ticks(11) + ticks(12)) / TICKS_PER_SECOND,
+        resident_mib: kib("VmRSS:") / 1024.0,
+        peak_mib: kib("VmHWM:") / 1024.0,
+    })
+}

@@ -1,0 +1,78 @@
+//! A batch: Pods created at once, bound by the cluster's scheduler, run and finished by fake nodes.
+//!
+//! With room for all it measures a burst; with room for few (`--slots`) a backlog that drains slot by slot.
+
+use std::time::{Duration, Instant};
+
+use http::Method;
+
+use super::{clear, namespace, pod, spread};
+use crate::client::JSON;
+use crate::fleet::{Fleet, kubelet};
+use crate::report::{Measure, cost};
+use crate::{Result, Target};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long, default_value_t = 3000)]
+    pub pods: usize,
+    #[arg(long, default_value_t = 100)]
+    pub nodes: usize,
+    /// Pods that fit on all nodes together at a time; 0: all.
+    #[arg(long, default_value_t = 0)]
+    pub slots: usize,
+    /// Seconds each Pod runs.
+    #[arg(long, default_value_t = 0.0)]
+    pub life: f64,
+}
+
+pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
+    const BASE: &str = "/api/v1/namespaces/bench-burst/pods";
+    let slots = if args.slots == 0 { args.pods } else { args.slots };
+    let per_node = slots.div_ceil(args.nodes.max(1));
+    let fleet = Fleet {
+        class: "burst",
+        nodes: args.nodes,
+        cpu: format!("{per_node}"),
+        pods: 110.max(per_node),
+    };
+    namespace(target, "bench-burst").await?;
+    clear(target, BASE).await?;
+    fleet.create(target).await?;
+    let list = target.client.get(&format!("{BASE}?limit=1")).await?;
+    let from = list["metadata"]["resourceVersion"]
+        .as_str()
+        .ok_or("no resourceVersion")?
+        .to_owned();
+    target.meter.reset_peak();
+    let (start, before) = (Instant::now(), target.meter.read()?);
+    let creator = async {
+        spread(&target.client, 16, args.pods, |mut lane, index| async move {
+            lane.count(
+                Method::POST,
+                BASE,
+                Some((JSON, pod(&format!("p{index}"), "1", "burst"))),
+            )
+            .await?;
+            Ok(lane)
+        })
+        .await?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(start.elapsed().as_secs_f64())
+    };
+    let life = Duration::from_secs_f64(args.life);
+    let (created, run) = futures::try_join!(
+        creator,
+        kubelet(&target.client, "bench-burst", &from, args.pods, life, start)
+    )?;
+    let elapsed = start.elapsed().as_secs_f64();
+    let mut measures = vec![
+        ("all created".to_owned(), created, "s"),
+        ("all bound".to_owned(), run.bound.last().copied().unwrap_or(0.0), "s"),
+        ("all finished".to_owned(), elapsed, "s"),
+        ("Pods".to_owned(), args.pods as f64 / elapsed, "/s"),
+    ];
+    measures.extend(cost(target, before, Some(("Pod", args.pods as f64)))?);
+    clear(target, BASE).await?;
+    fleet.delete(target).await?;
+    Ok(measures)
+}

@@ -1,0 +1,100 @@
+//! Many watchers, every one told of every change: how fast, and what a delivered event costs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use http::Method;
+use serde_json::json;
+
+use super::{clear, namespace};
+use crate::client::{JSON, MERGE};
+use crate::report::{Measure, cost, latencies};
+use crate::{Result, Target};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long, default_value_t = 500)]
+    pub watchers: usize,
+    /// Changes of the watched objects.
+    #[arg(long, default_value_t = 200)]
+    pub updates: usize,
+    /// Changes a second; 0: as fast as the watchers are told.
+    #[arg(long, default_value_t = 0)]
+    pub rate: usize,
+}
+
+pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
+    const BASE: &str = "/api/v1/namespaces/bench-watch/configmaps";
+    namespace(target, "bench-watch").await?;
+    clear(target, BASE).await?;
+    let mut lane = target.client.lane();
+    let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "watched"}, "data": {"d": "x".repeat(1024)}});
+    let created = lane
+        .json(Method::POST, BASE, Some((JSON, body.to_string().into())))
+        .await?;
+    let from = created["metadata"]["resourceVersion"]
+        .as_str()
+        .ok_or("no resourceVersion")?
+        .to_owned();
+
+    // Times by update: watchers only look up when the update whose number they see was sent.
+    let epoch = Instant::now();
+    let sent: Arc<Vec<AtomicUsize>> = Arc::new((0..args.updates).map(|_| AtomicUsize::new(0)).collect());
+    let delivered = Arc::new(AtomicUsize::new(0));
+    let path = format!("{BASE}?watch=1&resourceVersion={from}");
+    let mut watchers = Vec::new();
+    for _ in 0..args.watchers {
+        watchers.push(target.client.watch(&path).await?);
+    }
+    let updates = args.updates;
+    let readers = watchers.into_iter().map(|watcher| {
+        let (sent, delivered) = (Arc::clone(&sent), Arc::clone(&delivered));
+        async move {
+            let mut watcher = Box::pin(watcher);
+            let mut seconds = Vec::with_capacity(updates);
+            while seconds.len() < updates {
+                let line = watcher.next().await.ok_or("a watch ended early")??;
+                let Some(number) = number_in(&line) else { continue };
+                let at = sent.get(number).map_or(0, |slot| slot.load(Ordering::Acquire));
+                seconds.push(epoch.elapsed().as_secs_f64() - at as f64 / 1e6);
+                delivered.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(seconds)
+        }
+    });
+    target.meter.reset_peak();
+    let (start, before) = (Instant::now(), target.meter.read()?);
+    let writer = async {
+        for update in 0..args.updates {
+            sent[update].store(epoch.elapsed().as_micros() as usize, Ordering::Release);
+            let body = json!({"data": {"n": format!("#{update}#")}});
+            lane.count(
+                Method::PATCH,
+                &format!("{BASE}/watched"),
+                Some((MERGE, body.to_string().into())),
+            )
+            .await?;
+            if args.rate > 0 {
+                tokio::time::sleep(Duration::from_secs_f64(1.0 / args.rate as f64)).await;
+            }
+        }
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+    };
+    let (seconds, ()) = futures::try_join!(futures::future::try_join_all(readers), writer)?;
+    let elapsed = start.elapsed().as_secs_f64();
+    let events = delivered.load(Ordering::Relaxed) as f64;
+    let mut measures = vec![("events".to_owned(), events / elapsed, "/s")];
+    measures.extend(latencies("delivery", &mut seconds.concat()));
+    measures.extend(cost(target, before, Some(("event", events)))?);
+    clear(target, BASE).await?;
+    Ok(measures)
+}
+
+/// The number between the first two `#`: cheaper than decoding the event.
+fn number_in(line: &[u8]) -> Option<usize> {
+    let mut parts = line.split(|&byte| byte == b'#');
+    parts.next()?;
+    std::str::from_utf8(parts.next()?).ok()?.parse().ok()
+}
