@@ -4,6 +4,7 @@
 //! names, selectors, quantities, patches, schema checks, codecs and OpenAPI documents, once for built-in
 //! and custom kinds alike.
 
+pub mod codec;
 pub mod field;
 pub mod meta;
 pub mod names;

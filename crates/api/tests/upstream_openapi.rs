@@ -19,10 +19,7 @@ fn upstream() -> Option<Value> {
     let bytes = match std::fs::read(dir.join(FILE)) {
         Ok(bytes) => bytes,
         Err(_) => {
-            eprintln!(
-                "skipped: {FILE} is not in {} (set SAMPAN_UPSTREAM_DATA)",
-                dir.display()
-            );
+            eprintln!("skipped: {FILE} is not in {} (set SAMPAN_UPSTREAM_DATA)", dir.display());
             return None;
         }
     };
@@ -44,10 +41,7 @@ fn stated(property: &Value) -> Value {
             }
             "$ref" => {
                 let name = value.as_str().unwrap_or_default();
-                out.insert(
-                    "$ref".into(),
-                    name.trim_start_matches("#/definitions/").into(),
-                );
+                out.insert("$ref".into(), name.trim_start_matches("#/definitions/").into());
             }
             _ => {
                 out.insert(key.clone(), value.clone());
@@ -70,19 +64,14 @@ fn type_shape(ty: &Type) -> Value {
         Type::Quantity => named("io.k8s.apimachinery.pkg.api.resource.Quantity"),
         Type::Time => named("io.k8s.apimachinery.pkg.apis.meta.v1.Time"),
         Type::MicroTime => named("io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime"),
-        Type::Duration => named("io.k8s.apimachinery.pkg.apis.meta.v1.Duration"),
         Type::RawExtension => named("io.k8s.apimachinery.pkg.runtime.RawExtension"),
         Type::FieldsV1 => named("io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1"),
         Type::Json => named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"),
-        Type::PropsOrArray => {
-            named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray")
+        Type::PropsOrArray => named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray"),
+        Type::PropsOrBool => named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool"),
+        Type::PropsOrStrings => {
+            named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray")
         }
-        Type::PropsOrBool => {
-            named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool")
-        }
-        Type::PropsOrStrings => named(
-            "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray",
-        ),
         Type::Strings => json!({"type": "array", "items": {"type": "string"}}),
         Type::List(list) => json!({"type": "array", "items": type_shape(&list.items)}),
         Type::Map(map) => {
@@ -149,9 +138,7 @@ fn definitions_agree_with_upstream() {
             continue;
         };
         let no_properties = Map::new();
-        let properties = definition["properties"]
-            .as_object()
-            .unwrap_or(&no_properties);
+        let properties = definition["properties"].as_object().unwrap_or(&no_properties);
         let Some(own) = own.as_struct() else {
             assert!(properties.is_empty(), "{name} has properties");
             continue;
@@ -187,10 +174,7 @@ fn definitions_agree_with_upstream() {
     }
     for (entry, _) in ALLOWED {
         if differences.remove(*entry).is_none() {
-            differences.insert(
-                (*entry).to_owned(),
-                "allowed, but there is no difference".into(),
-            );
+            differences.insert((*entry).to_owned(), "allowed, but there is no difference".into());
         }
     }
     assert!(

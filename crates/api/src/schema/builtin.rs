@@ -9,9 +9,7 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::sync::Arc;
 
-use super::{
-    DefId, Definition, Descriptions, Field, Gvk, List, ListKind, Map, Name, Schema, Struct, Type,
-};
+use super::{DefId, Definition, Descriptions, Field, Gvk, List, ListKind, Map, Name, Schema, Struct, Type};
 
 static FACTS: &[u8] = include_bytes!("facts.deflate");
 static DESCRIPTIONS: &[u8] = include_bytes!("descriptions.deflate");
@@ -29,19 +27,13 @@ pub(super) fn decode() -> Schema {
     let text: &'static str = Box::leak(inflate(FACTS).into_boxed_str());
     match parse(text) {
         Some(schema) => schema,
-        None => panic!(
-            "the built-in schema is malformed; run `cargo run -p sampan-xtask -- gen-schema`"
-        ),
+        None => panic!("the built-in schema is malformed; run `cargo run -p sampan-xtask -- gen-schema`"),
     }
 }
 
 fn parse(text: &'static str) -> Option<Schema> {
     let mut by_name: HashMap<Name, DefId> = HashMap::new();
-    for (at, line) in text
-        .lines()
-        .filter(|line| line.starts_with("d "))
-        .enumerate()
-    {
+    for (at, line) in text.lines().filter(|line| line.starts_with("d ")).enumerate() {
         let name = line.split(' ').nth(1)?;
         by_name.insert(name.into(), DefId(u16::try_from(at).ok()?));
     }
@@ -113,24 +105,10 @@ fn parse_field(line: &'static str, by_name: &HashMap<Name, DefId>) -> Option<Fie
     let name = words.next()?;
     let tags = words.next()?;
     let ty = parse_type(words.next()?, by_name)?;
-    let mut field = Field {
-        name: name.into(),
-        ty,
-        tags: if tags.is_empty() {
-            Box::default()
-        } else {
-            tags.split('.')
-                .map(|tag| tag.parse().ok())
-                .collect::<Option<_>>()?
-        },
-        required: false,
-        keep_zero: false,
-        nullable: false,
-        atomic: None,
-        patch: None,
-        default: None,
-        list_marked: false,
-    };
+    let mut field = Field::new(name, ty);
+    if !tags.is_empty() {
+        field.tags = tags.split('.').map(|tag| tag.parse().ok()).collect::<Option<_>>()?;
+    }
     for word in words {
         let (mark, value) = word.split_at_checked(1)?;
         match mark {
@@ -154,11 +132,7 @@ fn parse_field(line: &'static str, by_name: &HashMap<Name, DefId>) -> Option<Fie
                     "map" => ListKind::Map,
                     _ => return None,
                 };
-                list.keys = keys
-                    .split(',')
-                    .filter(|key| !key.is_empty())
-                    .map(Name::from)
-                    .collect();
+                list.keys = keys.split(',').filter(|key| !key.is_empty()).map(Name::from).collect();
             }
             "P" => {
                 let patch = field.patch.get_or_insert_default();
@@ -206,7 +180,6 @@ fn parse_type(code: &'static str, by_name: &HashMap<Name, DefId>) -> Option<Type
         "q" => Type::Quantity,
         "t" => Type::Time,
         "m" => Type::MicroTime,
-        "u" => Type::Duration,
         "x" => Type::RawExtension,
         "v" => Type::FieldsV1,
         "j" => Type::Json,

@@ -40,8 +40,6 @@ pub enum Type {
     Time,
     /// RFC 3339 with microseconds.
     MicroTime,
-    /// Go's duration text, such as `1h30m`.
-    Duration,
     /// An object of any kind.
     RawExtension,
     /// The field sets of managed fields: any object.
@@ -104,10 +102,7 @@ impl Type {
     }
     /// Whether a value of this type is one thing for apply: a scalar, or a tree nobody looks into.
     pub fn is_leaf(&self) -> bool {
-        !matches!(
-            self,
-            Type::List(_) | Type::Map(_) | Type::Def(_) | Type::Struct(_)
-        )
+        !matches!(self, Type::List(_) | Type::Map(_) | Type::Def(_) | Type::Struct(_))
     }
 }
 
@@ -194,6 +189,21 @@ pub struct Patch {
 }
 
 impl Field {
+    /// An optional field without markers.
+    pub fn new(name: impl Into<Name>, ty: Type) -> Self {
+        Field {
+            name: name.into(),
+            ty,
+            tags: Box::default(),
+            required: false,
+            keep_zero: false,
+            nullable: false,
+            atomic: None,
+            patch: None,
+            default: None,
+            list_marked: false,
+        }
+    }
     /// The merge key of a list that strategic merge patch merges.
     pub fn merge_key(&self) -> Option<&str> {
         self.patch.as_ref()?.key.as_deref()
@@ -290,12 +300,7 @@ impl Schema {
             .get(&(Cow::Borrowed(version), Cow::Borrowed(kind)) as &(Cow<'_, str>, Cow<'_, str>))?
             .iter()
             .map(|id| self.get(*id))
-            .find(|definition| {
-                definition
-                    .gvk
-                    .as_ref()
-                    .is_some_and(|gvk| gvk.group == group)
-            })
+            .find(|definition| definition.gvk.as_ref().is_some_and(|gvk| gvk.group == group))
     }
     /// By `apiVersion` and `kind` as an object states them.
     pub fn api_kind(&self, api_version: &str, kind: &str) -> Option<&Definition> {

@@ -33,11 +33,7 @@ fn definitions_are_found_by_name_and_kind() {
             "APIService",
             "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
         ),
-        (
-            "v1",
-            "Status",
-            "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
-        ),
+        ("v1", "Status", "io.k8s.apimachinery.pkg.apis.meta.v1.Status"),
         (
             "apps/v1",
             "DeleteOptions",
@@ -50,11 +46,7 @@ fn definitions_are_found_by_name_and_kind() {
         ),
     ] {
         let found = schema.api_kind(api_version, kind);
-        assert_eq!(
-            found.map(|d| d.name.as_ref()),
-            Some(name),
-            "{api_version} {kind}"
-        );
+        assert_eq!(found.map(|d| d.name.as_ref()), Some(name), "{api_version} {kind}");
     }
     assert!(schema.api_kind("v1", "Deployment").is_none());
 }
@@ -63,10 +55,7 @@ fn definitions_are_found_by_name_and_kind() {
 fn fields_carry_their_markers() {
     let containers = field("io.k8s.api.core.v1.PodSpec", "containers");
     let list = containers.ty.as_list().expect("a list");
-    assert_eq!(
-        (list.kind, list.keys.as_slice()),
-        (ListKind::Map, &["name".into()][..])
-    );
+    assert_eq!((list.kind, list.keys.as_slice()), (ListKind::Map, &["name".into()][..]));
     assert_eq!(containers.merge_key(), Some("name"));
     assert!(containers.required && containers.merges() && !containers.is_atomic());
     assert!(field("io.k8s.api.core.v1.PodSpec", "volumes").retains_keys());
@@ -76,14 +65,8 @@ fn fields_carry_their_markers() {
     assert!(!field("io.k8s.api.core.v1.PodSpec", "hostNetwork").keep_zero);
     assert!(field("io.k8s.api.apps.v1.DeploymentSpec", "selector").is_atomic());
     // An embedded struct that is its own message.
-    assert_eq!(
-        field("io.k8s.api.core.v1.Volume", "emptyDir").tags.as_ref(),
-        [2, 2]
-    );
-    assert_eq!(
-        field("io.k8s.api.core.v1.PodStatus", "podIP").ty,
-        Type::String
-    );
+    assert_eq!(field("io.k8s.api.core.v1.Volume", "emptyDir").tags.as_ref(), [2, 2]);
+    assert_eq!(field("io.k8s.api.core.v1.PodStatus", "podIP").ty, Type::String);
 }
 
 #[test]
@@ -93,10 +76,7 @@ fn every_struct_is_sorted_and_tagged() {
             continue;
         };
         assert!(
-            below
-                .fields
-                .windows(2)
-                .all(|pair| pair[0].name < pair[1].name),
+            below.fields.windows(2).all(|pair| pair[0].name < pair[1].name),
             "{} is not sorted",
             definition.name
         );
@@ -130,17 +110,10 @@ fn every_struct_is_sorted_and_tagged() {
 fn descriptions_stand_beside_their_fields() {
     let schema = builtin();
     let texts = schema.descriptions();
-    let pod = schema
-        .definition("io.k8s.api.core.v1.PodSpec")
-        .expect("PodSpec");
+    let pod = schema.definition("io.k8s.api.core.v1.PodSpec").expect("PodSpec");
     let at = pod
         .as_struct()
-        .and_then(|below| {
-            below
-                .fields
-                .iter()
-                .position(|field| field.name == "nodeName")
-        })
+        .and_then(|below| below.fields.iter().position(|field| field.name == "nodeName"))
         .expect("nodeName");
     assert!(texts.field(&pod.name, at).expect("text").contains("node"));
     assert!(
