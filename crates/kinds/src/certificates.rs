@@ -5,6 +5,7 @@ use sampan_api::Object;
 use serde_json::Value;
 
 use crate::core::text_field;
+use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, cell, cell_or, human, name, text};
 use crate::rules::{RULES, Rules};
 use crate::spec::{Column, Resource, SelectableField};
@@ -30,7 +31,10 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
     )
 }];
 
-static REQUEST: Rules = Rules { ..RULES };
+static REQUEST: Rules = Rules {
+    defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
+    ..RULES
+};
 
 const COLUMNS: &[Column] = &[
     NAME,

@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
 
+use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, cell, name, text};
-use crate::rules::{RULES, Rules};
+use crate::rules::{RULES, Rules, Status};
 use crate::spec::{Column, Resource};
 use crate::table::row;
 
@@ -17,7 +18,8 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 }];
 
 static LEASE: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
+    defaults: &[("spec", Fill::Map)],
     create_on_update: true,
     unconditional_update: false,
     ..RULES

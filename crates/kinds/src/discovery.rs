@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
 
+use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, cell, first_three, name, text};
-use crate::rules::{RULES, Rules};
+use crate::rules::{RULES, Rules, Status};
 use crate::spec::{Column, Resource};
 use crate::table::row;
 use crate::tree;
@@ -25,7 +26,11 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 
 static SLICE: Rules = Rules {
     generation: true,
-    keeps_status: true,
+    status: Status::Plain,
+    defaults: &[
+        ("ports[].name", Fill::Text("")),
+        ("ports[].protocol", Fill::Text("TCP")),
+    ],
     ..RULES
 };
 

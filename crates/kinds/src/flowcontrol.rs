@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
 
+use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, cell, cell_or, count, name, text};
 use crate::rules::{RULES, Rules};
 use crate::spec::{Column, Resource};
@@ -38,10 +39,26 @@ pub(crate) static RESOURCES: &[Resource] = &[
 ];
 
 static FLOW_SCHEMA: Rules = Rules {
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.matchingPrecedence", Fill::NonZero(1000)),
+        ("status", Fill::Map),
+    ],
     generation: true,
     ..RULES
 };
 static PRIORITY_LEVEL: Rules = Rules {
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.exempt.nominalConcurrencyShares", Fill::Int(0)),
+        ("spec.exempt.lendablePercent", Fill::Int(0)),
+        ("spec.limited.nominalConcurrencyShares", Fill::Int(30)),
+        ("spec.limited.lendablePercent", Fill::Int(0)),
+        ("spec.limited.limitResponse.queuing.handSize", Fill::NonZero(8)),
+        ("spec.limited.limitResponse.queuing.queues", Fill::NonZero(64)),
+        ("spec.limited.limitResponse.queuing.queueLengthLimit", Fill::NonZero(50)),
+        ("status", Fill::Map),
+    ],
     generation: true,
     ..RULES
 };

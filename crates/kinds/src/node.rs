@@ -5,7 +5,7 @@ use sampan_api::Object;
 use serde_json::Value;
 
 use crate::print::{AGE, NAME, age, cell, name, text};
-use crate::rules::{RULES, Rules};
+use crate::rules::{RULES, Rules, Status};
 use crate::spec::{Column, Resource};
 use crate::table::row;
 
@@ -24,7 +24,7 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 }];
 
 static RUNTIME_CLASS: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
     create_on_update: true,
     unconditional_update: false,
     ..RULES

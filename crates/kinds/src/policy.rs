@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
 
+use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, count, integer, name, text};
 use crate::rules::{RULES, Rules};
 use crate::spec::{Column, Resource};
@@ -27,6 +28,14 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 
 static BUDGET: Rules = Rules {
     generation: true,
+    defaults: &[
+        ("spec", Fill::Map),
+        ("status", Fill::Map),
+        ("status.currentHealthy", Fill::Int(0)),
+        ("status.desiredHealthy", Fill::Int(0)),
+        ("status.disruptionsAllowed", Fill::Int(0)),
+        ("status.expectedPods", Fill::Int(0)),
+    ],
     unconditional_update: false,
     ..RULES
 };

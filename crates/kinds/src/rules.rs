@@ -11,6 +11,17 @@ use crate::defaults::{self, Default};
 use crate::spec::{Part, Propagation, Strategy, keep_other_parts};
 use crate::{names, pod_spec, tree};
 
+/// Who writes `status`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Only the status subresource; a creator's is dropped.
+    Reserved,
+    /// The creator, then only the status subresource (Nodes register with one).
+    FromCreator,
+    /// The kind has none, or it is a field like any other.
+    Plain,
+}
+
 /// The rules of one kind.
 pub(crate) struct Rules {
     /// The check of `metadata.name`.
@@ -23,8 +34,7 @@ pub(crate) struct Rules {
     pub default: fn(&mut Object),
     /// What creation implies beyond dropping `status`.
     pub create: fn(&mut Object),
-    /// Whether a creator may set `status` (kinds without a status subresource).
-    pub keeps_status: bool,
+    pub status: Status,
     /// What an update carries over, after the common rule of [`keep_other_parts`].
     pub update: fn(Part<'_>, &mut Object, &Object),
     /// Checks of one object, run for a creation and for an update of the main resource.
@@ -47,7 +57,7 @@ pub(crate) const RULES: Rules = Rules {
     defaults: &[],
     default: |_| {},
     create: |_| {},
-    keeps_status: false,
+    status: Status::Reserved,
     update: |_, _, _| {},
     checks: &[],
     validate: |_, _| {},
@@ -75,14 +85,18 @@ impl Strategy for Rules {
     }
 
     fn prepare_create(&self, object: &mut Object) {
-        if !self.keeps_status {
-            tree::remove(object, "status");
+        if self.status == Status::Reserved {
+            tree::set(object, "status", serde_json::Map::new());
+            // What upstream's type always prints of an empty status.
+            for row in self.defaults.iter().filter(|(path, _)| path.starts_with("status")) {
+                defaults::apply(std::slice::from_ref(row), object);
+            }
         }
         (self.create)(object);
     }
 
     fn prepare_update(&self, part: Part<'_>, new: &mut Object, old: &Object) {
-        if !(self.keeps_status && part == Part::Main) {
+        if !(self.status == Status::Plain && part == Part::Main) {
             keep_other_parts(part, new, old);
         }
         (self.update)(part, new, old);

@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
 
+use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, boolean, cell, count, integer, name, text};
-use crate::rules::{RULES, Rules};
+use crate::rules::{RULES, Rules, Status};
 use crate::spec::{Column, Resource};
 use crate::table::row;
 use crate::tree;
@@ -27,7 +28,8 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 
 static PRIORITY_CLASS: Rules = Rules {
     generation: true,
-    keeps_status: true,
+    status: Status::Plain,
+    defaults: &[("preemptionPolicy", Fill::Text("PreemptLowerPriority"))],
     ..RULES
 };
 

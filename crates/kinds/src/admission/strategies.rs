@@ -1,19 +1,67 @@
 //! The rules of webhooks and admission policies.
 
-use crate::rules::{RULES, Rules};
+use crate::defaults::{Default, Fill};
+use crate::rules::{RULES, Rules, Status};
 
 const ADMISSION: Rules = Rules {
     generation: true,
-    keeps_status: true,
+    status: Status::Plain,
     unconditional_update: false,
     ..RULES
 };
 
-pub(super) static MUTATING_POLICY: Rules = Rules { ..ADMISSION };
-pub(super) static VALIDATING_POLICY: Rules = Rules {
-    keeps_status: false,
+pub(super) static MUTATING_POLICY: Rules = Rules {
+    defaults: POLICY_DEFAULTS,
     ..ADMISSION
 };
-pub(super) static BINDING: Rules = Rules { ..ADMISSION };
-pub(super) static MUTATING_WEBHOOK: Rules = Rules { ..ADMISSION };
-pub(super) static VALIDATING_WEBHOOK: Rules = Rules { ..ADMISSION };
+
+pub(super) static VALIDATING_POLICY: Rules = Rules {
+    status: Status::Reserved,
+    defaults: POLICY_DEFAULTS,
+    ..ADMISSION
+};
+
+const POLICY_DEFAULTS: &[Default] = &[
+    ("spec", Fill::Map),
+    ("spec.failurePolicy", Fill::Text("Fail")),
+    ("spec.matchConstraints.matchPolicy", Fill::Text("Equivalent")),
+    ("spec.matchConstraints.namespaceSelector", Fill::Map),
+    ("spec.matchConstraints.objectSelector", Fill::Map),
+    ("spec.matchConstraints.resourceRules[].scope", Fill::Text("*")),
+    ("spec.matchConstraints.excludeResourceRules[].scope", Fill::Text("*")),
+];
+
+pub(super) static BINDING: Rules = Rules {
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.matchResources.matchPolicy", Fill::Text("Equivalent")),
+        ("spec.matchResources.namespaceSelector", Fill::Map),
+        ("spec.matchResources.objectSelector", Fill::Map),
+        ("spec.matchResources.resourceRules[].scope", Fill::Text("*")),
+        ("spec.matchResources.excludeResourceRules[].scope", Fill::Text("*")),
+    ],
+    ..ADMISSION
+};
+
+pub(super) static MUTATING_WEBHOOK: Rules = Rules {
+    defaults: WEBHOOK_DEFAULTS,
+    default: |configuration| {
+        crate::defaults::apply(&[("webhooks[].reinvocationPolicy", Fill::Text("Never"))], configuration);
+    },
+    ..ADMISSION
+};
+
+pub(super) static VALIDATING_WEBHOOK: Rules = Rules {
+    defaults: WEBHOOK_DEFAULTS,
+    ..ADMISSION
+};
+
+const WEBHOOK_DEFAULTS: &[Default] = &[
+    ("webhooks[].failurePolicy", Fill::Text("Fail")),
+    ("webhooks[].matchPolicy", Fill::Text("Equivalent")),
+    ("webhooks[].namespaceSelector", Fill::Map),
+    ("webhooks[].objectSelector", Fill::Map),
+    ("webhooks[].timeoutSeconds", Fill::Int(10)),
+    ("webhooks[].rules[].scope", Fill::Text("*")),
+    ("webhooks[].clientConfig.service.port", Fill::Int(443)),
+];

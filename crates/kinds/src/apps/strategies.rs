@@ -1,30 +1,129 @@
 //! The rules of the workload kinds.
 
-use crate::rules::{RULES, Rules};
+use crate::defaults::{Default, Fill};
+use crate::rules::{RULES, Rules, Status};
 
 const TEMPLATE: &str = "spec.template.spec";
 
 pub(super) static CONTROLLER_REVISION: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
     ..RULES
 };
+
 pub(super) static DAEMON_SET: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
+    defaults: DAEMON_SET_DEFAULTS,
     ..RULES
 };
+
+const DAEMON_SET_DEFAULTS: &[Default] = &[
+    ("spec", Fill::Map),
+    ("spec.template", Fill::Map),
+    ("spec.template.metadata", Fill::Map),
+    ("spec.template.spec", Fill::Map),
+    ("spec.updateStrategy", Fill::Map),
+    ("spec.updateStrategy.type", Fill::Text("RollingUpdate")),
+    ("spec.updateStrategy(type=RollingUpdate).rollingUpdate", Fill::Map),
+    (
+        "spec.updateStrategy(type=RollingUpdate).rollingUpdate.maxUnavailable",
+        Fill::Int(1),
+    ),
+    (
+        "spec.updateStrategy(type=RollingUpdate).rollingUpdate.maxSurge",
+        Fill::Int(0),
+    ),
+    ("spec.revisionHistoryLimit", Fill::Int(10)),
+    ("status", Fill::Map),
+    ("status.currentNumberScheduled", Fill::Int(0)),
+    ("status.desiredNumberScheduled", Fill::Int(0)),
+    ("status.numberMisscheduled", Fill::Int(0)),
+    ("status.numberReady", Fill::Int(0)),
+];
+
 pub(super) static DEPLOYMENT: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
+    defaults: DEPLOYMENT_DEFAULTS,
     ..RULES
 };
+
+const DEPLOYMENT_DEFAULTS: &[Default] = &[
+    ("spec", Fill::Map),
+    ("spec.replicas", Fill::Int(1)),
+    ("spec.template", Fill::Map),
+    ("spec.template.metadata", Fill::Map),
+    ("spec.template.spec", Fill::Map),
+    ("spec.strategy", Fill::Map),
+    ("spec.strategy.type", Fill::Text("RollingUpdate")),
+    ("spec.strategy(type=RollingUpdate).rollingUpdate", Fill::Map),
+    (
+        "spec.strategy(type=RollingUpdate).rollingUpdate.maxUnavailable",
+        Fill::Text("25%"),
+    ),
+    (
+        "spec.strategy(type=RollingUpdate).rollingUpdate.maxSurge",
+        Fill::Text("25%"),
+    ),
+    ("spec.revisionHistoryLimit", Fill::Int(10)),
+    ("spec.progressDeadlineSeconds", Fill::Int(600)),
+    ("status", Fill::Map),
+];
+
 pub(super) static REPLICA_SET: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.replicas", Fill::Int(1)),
+        ("spec.template", Fill::Map),
+        ("spec.template.metadata", Fill::Map),
+        ("spec.template.spec", Fill::Map),
+        ("status", Fill::Map),
+        ("status.replicas", Fill::Int(0)),
+    ],
     ..RULES
 };
+
 pub(super) static STATEFUL_SET: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
+    defaults: STATEFUL_SET_DEFAULTS,
     ..RULES
 };
+
+const STATEFUL_SET_DEFAULTS: &[Default] = &[
+    ("spec", Fill::Map),
+    ("spec.replicas", Fill::Int(1)),
+    ("spec.template", Fill::Map),
+    ("spec.template.metadata", Fill::Map),
+    ("spec.template.spec", Fill::Map),
+    ("spec.podManagementPolicy", Fill::Text("OrderedReady")),
+    ("spec.updateStrategy", Fill::Map),
+    // Only a strategy nobody chose gets its parameters made; a chosen one gets them filled.
+    ("spec(!updateStrategy.type).updateStrategy.rollingUpdate", Fill::Map),
+    ("spec.updateStrategy.type", Fill::Text("RollingUpdate")),
+    (
+        "spec.updateStrategy(type=RollingUpdate).rollingUpdate.partition",
+        Fill::Int(0),
+    ),
+    ("spec.persistentVolumeClaimRetentionPolicy", Fill::Map),
+    (
+        "spec.persistentVolumeClaimRetentionPolicy.whenDeleted",
+        Fill::Text("Retain"),
+    ),
+    (
+        "spec.persistentVolumeClaimRetentionPolicy.whenScaled",
+        Fill::Text("Retain"),
+    ),
+    ("spec.revisionHistoryLimit", Fill::Int(10)),
+    ("spec.volumeClaimTemplates[].spec.volumeMode", Fill::Text("Filesystem")),
+    ("spec.volumeClaimTemplates[].spec.resources", Fill::Map),
+    ("spec.volumeClaimTemplates[].apiVersion", Fill::Text("v1")),
+    ("spec.volumeClaimTemplates[].kind", Fill::Text("PersistentVolumeClaim")),
+    ("spec.volumeClaimTemplates[].status", Fill::Map),
+    ("spec.volumeClaimTemplates[].status.phase", Fill::Text("Pending")),
+    ("status", Fill::Map),
+    ("status.replicas", Fill::Int(0)),
+    ("status.availableReplicas", Fill::Int(0)),
+];

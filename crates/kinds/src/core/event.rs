@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use super::text_field;
 use crate::print::{or, since, text};
-use crate::rules::{RULES as PLAIN, Rules};
+use crate::rules::{RULES as PLAIN, Rules, Status};
 use crate::spec::{Column, Conversion, SelectableField};
 use crate::tree;
 
 pub(crate) static RULES: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
     create_on_update: true,
     ..PLAIN
 };

@@ -6,19 +6,39 @@ use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
 
-use crate::defaults::Default;
+use crate::defaults::{Default, Fill};
+use crate::pod_spec::quantities;
 use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
-use crate::rules::{RULES as PLAIN, Rules};
+use crate::rules::{RULES as PLAIN, Rules, Status};
 use crate::spec::Column;
 use crate::tree;
 
 pub(crate) static RULES: Rules = Rules {
-    keeps_status: false,
+    status: Status::FromCreator,
+    defaults: DEFAULTS,
+    default,
     ..PLAIN
 };
 
-#[allow(dead_code)]
-const DEFAULTS: &[Default] = &[];
+const DEFAULTS: &[Default] = &[("spec", Fill::Map), ("status", Fill::Map)];
+
+fn default(node: &mut Object) {
+    // `podCIDR` and the first of `podCIDRs` say the same; the singular wins, for old clients.
+    let single = tree::text(node, "spec.podCIDR").to_owned();
+    let first = tree::items(node, "spec.podCIDRs").first().map(tree::scalar);
+    match first {
+        Some(first) if single.is_empty() => tree::set(node, "spec.podCIDR", first),
+        Some(first) if first == single => {}
+        _ if single.is_empty() => {}
+        _ => tree::set(node, "spec.podCIDRs", vec![single]),
+    }
+    quantities::canonical_at(node, &["status.capacity", "status.allocatable"]);
+    if tree::get(node, "status.allocatable").is_none()
+        && let Some(capacity) = tree::get(node, "status.capacity").cloned()
+    {
+        tree::set(node, "status.allocatable", capacity);
+    }
+}
 
 pub(crate) const COLUMNS: &[Column] = &[
     NAME,

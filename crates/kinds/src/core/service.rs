@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use sampan_api::Object;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::defaults::Fill;
 use crate::names;
 use crate::print::{AGE, NAME, age, cell, labels, name, or, text};
 use crate::rules::{RULES as PLAIN, Rules};
@@ -15,8 +16,67 @@ use crate::tree;
 pub(crate) static RULES: Rules = Rules {
     name: names::label_1035,
     create_on_update: true,
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.sessionAffinity", Fill::Text("None")),
+        ("spec.type", Fill::Text("ClusterIP")),
+        ("spec.ports[].protocol", Fill::Text("TCP")),
+        ("spec(type=NodePort).externalTrafficPolicy", Fill::Text("Cluster")),
+        ("spec(type=LoadBalancer).externalTrafficPolicy", Fill::Text("Cluster")),
+        ("spec(type=ClusterIP).internalTrafficPolicy", Fill::Text("Cluster")),
+        ("spec(type=NodePort).internalTrafficPolicy", Fill::Text("Cluster")),
+        ("spec(type=LoadBalancer).internalTrafficPolicy", Fill::Text("Cluster")),
+        (
+            "spec(type=LoadBalancer).allocateLoadBalancerNodePorts",
+            Fill::Bool(true),
+        ),
+        ("status", Fill::Map),
+        ("status.loadBalancer", Fill::Map),
+    ],
+    default,
     ..PLAIN
 };
+
+fn default(service: &mut Object) {
+    match tree::text(service, "spec.sessionAffinity") {
+        "None" => {
+            tree::remove(service, "spec.sessionAffinityConfig");
+        }
+        "ClientIP" => {
+            if tree::get(service, "spec.sessionAffinityConfig.clientIP.timeoutSeconds").is_none() {
+                tree::set(
+                    service,
+                    "spec.sessionAffinityConfig",
+                    json!({"clientIP": {"timeoutSeconds": 10800}}),
+                );
+            }
+        }
+        _ => {}
+    }
+    for port in tree::items_mut(service, "spec.ports") {
+        let unset = match tree::get(port, "targetPort") {
+            None => true,
+            Some(target) => *target == json!(0) || *target == json!(""),
+        };
+        if unset && let Some(number) = tree::get(port, "port").cloned() {
+            tree::set(port, "targetPort", number);
+        }
+    }
+    let external_ips = !tree::items(service, "spec.externalIPs").is_empty();
+    if external_ips
+        && tree::text(service, "spec.type") == "ClusterIP"
+        && tree::text(service, "spec.externalTrafficPolicy").is_empty()
+    {
+        tree::set(service, "spec.externalTrafficPolicy", "Cluster");
+    }
+    if tree::text(service, "spec.type") == "LoadBalancer" {
+        for ingress in tree::items_mut(service, "status.loadBalancer.ingress") {
+            if !tree::text(ingress, "ip").is_empty() && tree::get(ingress, "ipMode").is_none() {
+                tree::set(ingress, "ipMode", "VIP");
+            }
+        }
+    }
+}
 
 pub(crate) const COLUMNS: &[Column] = &[
     NAME,

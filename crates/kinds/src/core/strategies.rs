@@ -1,43 +1,151 @@
 //! The rules of the simpler core kinds.
 
+use sampan_api::Object;
+use serde_json::Value;
+
+use crate::defaults::Fill;
 use crate::names;
-use crate::rules::{RULES, Rules};
+use crate::pod_spec::quantities;
+use crate::rules::{RULES, Rules, Status};
+use crate::tree;
 
 pub(super) static CONFIG_MAP: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
     ..RULES
 };
+
 pub(super) static ENDPOINTS: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
     create_on_update: true,
+    defaults: &[("subsets[].ports[].protocol", Fill::Text("TCP"))],
     ..RULES
 };
+
 pub(super) static LIMIT_RANGE: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
     create_on_update: true,
+    defaults: &[("spec", Fill::Map)],
+    default: default_limits,
     ..RULES
 };
+
 pub(super) static NAMESPACE: Rules = Rules {
     name: names::label,
+    defaults: &[
+        ("spec", Fill::Map),
+        ("status", Fill::Map),
+        ("status.phase", Fill::Text("Active")),
+    ],
+    default: label_namespace,
     ..RULES
 };
+
 pub(super) static POD_TEMPLATE: Rules = Rules {
     generation: true,
-    keeps_status: true,
+    status: Status::Plain,
+    defaults: &[
+        ("template", Fill::Map),
+        ("template.metadata", Fill::Map),
+        ("template.spec", Fill::Map),
+    ],
     pod_spec: "template.spec",
     ..RULES
 };
+
 pub(super) static REPLICATION_CONTROLLER: Rules = Rules {
     generation: true,
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.replicas", Fill::Int(1)),
+        ("spec.template.metadata", Fill::Map),
+        ("spec.template.spec", Fill::Map),
+        ("status", Fill::Map),
+        ("status.replicas", Fill::Int(0)),
+    ],
+    default: labels_from_template,
     pod_spec: "spec.template.spec",
     ..RULES
 };
-pub(super) static RESOURCE_QUOTA: Rules = Rules { ..RULES };
+
+pub(super) static RESOURCE_QUOTA: Rules = Rules {
+    defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
+    default: |quota| quantities::canonical_at(quota, &["spec.hard", "status.hard", "status.used"]),
+    ..RULES
+};
+
 pub(super) static SECRET: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
+    defaults: &[("type", Fill::Text("Opaque"))],
+    default: fold_string_data,
     ..RULES
 };
+
 pub(super) static SERVICE_ACCOUNT: Rules = Rules {
-    keeps_status: true,
+    status: Status::Plain,
     ..RULES
 };
+
+/// Container limits: what is not said follows from what is, max to default, default to request, min to request.
+fn default_limits(range: &mut Object) {
+    const LISTS: [&str; 5] = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"];
+    for item in tree::items_mut(range, "spec.limits") {
+        quantities::canonical_at(item, &LISTS);
+        if tree::text(item, "type") != "Container" {
+            continue;
+        }
+        for (to, from) in [
+            ("default", "max"),
+            ("defaultRequest", "default"),
+            ("defaultRequest", "min"),
+        ] {
+            let from = tree::map(item, from).cloned().unwrap_or_default();
+            if let Some(list) = tree::child(item, to) {
+                quantities::fill(list, &from);
+            }
+        }
+    }
+}
+
+/// Every namespace carries its own name as a label.
+fn label_namespace(namespace: &mut Object) {
+    let name = tree::text(namespace, "metadata.name").to_owned();
+    if name.is_empty() {
+        return;
+    }
+    if let Some(labels) = namespace
+        .get_mut("metadata")
+        .and_then(|metadata| tree::child(metadata, "labels"))
+    {
+        labels.insert("kubernetes.io/metadata.name".to_owned(), name.into());
+    }
+}
+
+/// A controller without selector or labels gets those of its template.
+fn labels_from_template(controller: &mut Object) {
+    let Some(labels) = tree::get(controller, "spec.template.metadata.labels").cloned() else {
+        return;
+    };
+    for path in ["spec.selector", "metadata.labels"] {
+        if tree::len(controller, path) == 0 {
+            tree::set(controller, path, labels.clone());
+        }
+    }
+}
+
+/// `stringData` is write-only: it overwrites `data` and is never kept.
+fn fold_string_data(secret: &mut Object) {
+    use base64::Engine;
+    let Some(Value::Object(plain)) = tree::remove(secret, "stringData") else {
+        return;
+    };
+    if let Some(data) = tree::child(secret, "data") {
+        for (key, value) in plain {
+            let text = value.as_str().unwrap_or_default();
+            let encoded = base64::engine::general_purpose::STANDARD.encode(text);
+            data.insert(key, encoded.into());
+        }
+        if data.is_empty() {
+            tree::remove(secret, "data");
+        }
+    }
+}

@@ -4,13 +4,57 @@ use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
 
+use crate::defaults::Fill;
+use crate::pod_spec::quantities;
 use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
 use crate::rules::{RULES as PLAIN, Rules};
 use crate::spec::Column;
 use crate::tree;
 
-pub(crate) static RULES: Rules = Rules { ..PLAIN };
-pub(crate) static CLAIM_RULES: Rules = Rules { ..PLAIN };
+pub(crate) static RULES: Rules = Rules {
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.persistentVolumeReclaimPolicy", Fill::Text("Retain")),
+        ("spec.volumeMode", Fill::Text("Filesystem")),
+        ("spec.hostPath.type", Fill::Text("")),
+        ("spec.iscsi.iscsiInterface", Fill::Text("default")),
+        ("spec.rbd.pool", Fill::Text("rbd")),
+        ("spec.rbd.user", Fill::Text("admin")),
+        ("spec.rbd.keyring", Fill::Text("/etc/ceph/keyring")),
+        ("spec.azureDisk.cachingMode", Fill::Text("ReadWrite")),
+        ("spec.azureDisk.fsType", Fill::Text("ext4")),
+        ("spec.azureDisk.readOnly", Fill::Bool(false)),
+        ("spec.azureDisk.kind", Fill::Text("Shared")),
+        ("spec.scaleIO.storageMode", Fill::Text("ThinProvisioned")),
+        ("spec.scaleIO.fsType", Fill::Text("xfs")),
+        ("status", Fill::Map),
+        ("status.phase", Fill::Text("Pending")),
+    ],
+    default: |volume| quantities::canonical_at(volume, &["spec.capacity"]),
+    ..PLAIN
+};
+
+pub(crate) static CLAIM_RULES: Rules = Rules {
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.volumeMode", Fill::Text("Filesystem")),
+        ("spec.resources", Fill::Map),
+        ("status", Fill::Map),
+        ("status.phase", Fill::Text("Pending")),
+    ],
+    default: |claim| {
+        quantities::canonical_at(
+            claim,
+            &[
+                "spec.resources.requests",
+                "spec.resources.limits",
+                "status.capacity",
+                "status.allocatedResources",
+            ],
+        );
+    },
+    ..PLAIN
+};
 
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 

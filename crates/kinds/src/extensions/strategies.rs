@@ -1,15 +1,58 @@
 //! The rules of CustomResourceDefinitions and APIServices.
 
+use sampan_api::Object;
+use serde_json::Value;
+
+use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules};
+use crate::tree;
 
 pub(super) static DEFINITION: Rules = Rules {
     generation: true,
     unconditional_update: false,
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.names", Fill::Map),
+        ("spec.conversion", Fill::Map),
+        ("spec.conversion.strategy", Fill::Text("None")),
+        ("spec.conversion.webhook.clientConfig.service.port", Fill::Int(443)),
+        ("status", Fill::Map),
+    ],
+    default,
     ..RULES
 };
+
 pub(super) static API_SERVICE: Rules = Rules {
     name: names::path_segment,
     unconditional_update: false,
+    defaults: &[
+        ("spec", Fill::Map),
+        ("spec.service.port", Fill::Int(443)),
+        ("status", Fill::Map),
+    ],
     ..RULES
 };
+
+fn default(definition: &mut Object) {
+    let kind = tree::text(definition, "spec.names.kind").to_owned();
+    if !kind.is_empty() {
+        for (path, name) in [
+            ("spec.names.singular", kind.to_lowercase()),
+            ("spec.names.listKind", format!("{kind}List")),
+        ] {
+            if tree::text(definition, path).is_empty() {
+                tree::set(definition, path, name);
+            }
+        }
+    }
+    if tree::items(definition, "status.storedVersions").is_empty() {
+        let storage = tree::items(definition, "spec.versions")
+            .iter()
+            .find(|version| tree::flag(version, "storage"))
+            .map(|version| Value::from(tree::text(version, "name")));
+        if let Some(storage) = storage {
+            tree::set(definition, "status.storedVersions", vec![storage]);
+        }
+    }
+}

@@ -1,6 +1,9 @@
 //! What every kind with Pods in it shares: defaults and validation of a PodSpec.
 
-use serde_json::Value;
+mod defaults;
+pub(crate) mod quantities;
 
-/// Fills in the defaults of a PodSpec, in a Pod or in a template.
-pub(crate) fn default(_spec: &mut Value) {}
+pub(crate) use defaults::default;
+
+/// The lists of containers in a PodSpec.
+pub(crate) const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];

@@ -1,8 +1,11 @@
 //! Pods.
 
+mod defaults;
 pub(crate) mod print;
+pub(crate) mod qos;
 
 use super::text_field;
+use crate::defaults::Fill;
 use crate::rules::{RULES as PLAIN, Rules};
 use crate::spec::SelectableField;
 use crate::tree;
@@ -10,6 +13,8 @@ use crate::tree;
 pub(crate) static RULES: Rules = Rules {
     generation: true,
     pod_spec: "spec",
+    defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
+    default: defaults::default,
     ..PLAIN
 };
 
