@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::core::text_field;
 use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, cell, cell_or, human, name, text};
-use crate::rules::{RULES, Rules};
+use crate::rules::{RULES, Rules, keep_all_but};
 use crate::spec::{Column, Resource, SelectableField};
 use crate::table::{row, status, view};
 use crate::tree;
@@ -33,8 +33,31 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 
 static REQUEST: Rules = Rules {
     defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
+    view: prepare_view,
     ..RULES
 };
+
+/// `approval` writes only the decisions, `status` everything else of the status.
+fn prepare_view(view: &str, new: &mut Object, old: &Object) -> bool {
+    let is_decision = |condition: &Value| matches!(tree::text(condition, "type"), "Approved" | "Denied");
+    let (asked, was) = (
+        tree::items(new, "status.conditions").to_vec(),
+        tree::items(old, "status.conditions").to_vec(),
+    );
+    match view {
+        "approval" => keep_all_but(&["status.conditions"], new, old),
+        "status" => {
+            keep_all_but(&["status"], new, old);
+            let mut conditions: Vec<_> = was.into_iter().filter(is_decision).collect();
+            conditions.extend(asked.into_iter().filter(|condition| !is_decision(condition)));
+            if !conditions.is_empty() {
+                tree::set(new, "status.conditions", conditions);
+            }
+        }
+        _ => return false,
+    }
+    true
+}
 
 const COLUMNS: &[Column] = &[
     NAME,

@@ -35,7 +35,10 @@ pub(crate) struct Rules {
     /// What creation implies beyond dropping `status`.
     pub create: fn(&mut Object),
     pub status: Status,
-    /// What an update carries over, after the common rule of [`keep_other_parts`].
+    /// Prepares an update through a view in a way of its own and says true; false: the common rule of
+    /// [`keep_other_parts`] is right for it.
+    pub view: fn(&str, &mut Object, &Object) -> bool,
+    /// What an update carries over, after the common rule.
     pub update: fn(Part<'_>, &mut Object, &Object),
     /// Checks of one object, run for a creation and for an update of the main resource.
     pub checks: &'static [Check],
@@ -58,6 +61,7 @@ pub(crate) const RULES: Rules = Rules {
     default: |_| {},
     create: |_| {},
     status: Status::Reserved,
+    view: |_, _, _| false,
     update: |_, _, _| {},
     checks: &[],
     validate: |_, _| {},
@@ -68,6 +72,15 @@ pub(crate) const RULES: Rules = Rules {
     unconditional_update: true,
     propagation: Propagation::Background,
 };
+
+/// Leaves everything as it was but `metadata` and the fields at `paths`: what a view may write.
+pub(crate) fn keep_all_but(paths: &[&str], new: &mut Object, old: &Object) {
+    let mut kept = old.clone();
+    for path in ["metadata"].iter().chain(paths) {
+        tree::carry(&mut kept, new, path);
+    }
+    *new = kept;
+}
 
 impl Strategy for Rules {
     fn default(&self, object: &mut Object) {
@@ -96,7 +109,11 @@ impl Strategy for Rules {
     }
 
     fn prepare_update(&self, part: Part<'_>, new: &mut Object, old: &Object) {
-        if !(self.status == Status::Plain && part == Part::Main) {
+        let done = match part {
+            Part::Main => self.status == Status::Plain,
+            Part::View(name) => (self.view)(name, new, old),
+        };
+        if !done {
             keep_other_parts(part, new, old);
         }
         (self.update)(part, new, old);

@@ -1,7 +1,11 @@
 //! The rules of the workload kinds.
 
+use sampan_api::Object;
+
 use crate::defaults::{Default, Fill};
 use crate::rules::{RULES, Rules, Status};
+use crate::spec::Part;
+use crate::tree;
 
 const TEMPLATE: &str = "spec.template.spec";
 
@@ -14,6 +18,8 @@ pub(super) static DAEMON_SET: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
     defaults: DAEMON_SET_DEFAULTS,
+    create: |set| set_template_generation(set, 1),
+    update: count_template_generation,
     ..RULES
 };
 
@@ -40,6 +46,27 @@ const DAEMON_SET_DEFAULTS: &[Default] = &[
     ("status.numberMisscheduled", Fill::Int(0)),
     ("status.numberReady", Fill::Int(0)),
 ];
+
+/// The generation of a DaemonSet's template, which upstream keeps in an annotation since the field went.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+fn set_template_generation(set: &mut Object, generation: i64) {
+    if let Some(annotations) = set
+        .get_mut("metadata")
+        .and_then(|metadata| tree::child(metadata, "annotations"))
+    {
+        annotations.insert(TEMPLATE_GENERATION.to_owned(), generation.to_string().into());
+    }
+}
+
+fn count_template_generation(part: Part<'_>, new: &mut Object, old: &Object) {
+    if part != Part::Main {
+        return;
+    }
+    let before: i64 = tree::annotation(old, TEMPLATE_GENERATION).parse().unwrap_or(1);
+    let changed = !tree::same_at(new, old, "spec.template");
+    set_template_generation(new, before + i64::from(changed));
+}
 
 pub(super) static DEPLOYMENT: Rules = Rules {
     generation: true,

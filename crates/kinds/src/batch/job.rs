@@ -13,6 +13,7 @@ pub(super) static RULES: Rules = Rules {
     pod_spec: "spec.template.spec",
     defaults: DEFAULTS,
     default,
+    create: generate_selector,
     propagation: Propagation::Orphan,
     ..PLAIN
 };
@@ -49,10 +50,72 @@ fn default(job: &mut Object) {
     }
 }
 
+const NAME_LABELS: [&str; 2] = ["job-name", "batch.kubernetes.io/job-name"];
+const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller-uid"];
+
+/// Pods of a Job are told apart by its uid, in labels and selector made here unless the user wants to do that by
+/// hand. Labels that are there already stay: validation finds those that conflict.
+fn generate_selector(job: &mut Object) {
+    if tree::flag(job, "spec.manualSelector") || !job.get("spec").is_some_and(Value::is_object) {
+        return;
+    }
+    let name = tree::text(job, "metadata.name").to_owned();
+    let uid = tree::text(job, "metadata.uid").to_owned();
+    let mut labels = tree::map(job, "spec.template.metadata.labels")
+        .cloned()
+        .unwrap_or_default();
+    for (keys, value) in [(NAME_LABELS, &name), (UID_LABELS, &uid)] {
+        for key in keys {
+            labels.entry(key).or_insert_with(|| value.clone().into());
+        }
+    }
+    tree::set(job, "spec.template.metadata.labels", labels);
+    let mut selected = tree::map(job, "spec.selector.matchLabels").cloned().unwrap_or_default();
+    selected.entry(UID_LABELS[1]).or_insert_with(|| uid.into());
+    tree::set(job, "spec.selector.matchLabels", selected);
+}
+
 /// The defaults a Job template of a CronJob gets: those of the Job's parts, not of the Job itself.
 pub(super) fn default_template(spec: &mut Value) {
     crate::defaults::apply(
         &[("podFailurePolicy.rules[].onPodConditions[].status", Fill::Text("True"))],
         spec,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Strategy;
+    use serde_json::json;
+
+    #[test]
+    fn a_job_selects_its_own_pods() {
+        let mut job = json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"template": {"spec": {}}}});
+        RULES.default(&mut job);
+        RULES.prepare_create(&mut job);
+        assert_eq!(
+            job["spec"]["template"]["metadata"]["labels"],
+            json!({"job-name": "j", "batch.kubernetes.io/job-name": "j", "controller-uid": "u", "batch.kubernetes.io/controller-uid": "u"})
+        );
+        assert_eq!(
+            job["spec"]["selector"],
+            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})
+        );
+        assert_eq!(job["spec"]["completions"], 1);
+        let mut manual = json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"manualSelector": true}});
+        RULES.prepare_create(&mut manual);
+        assert_eq!(manual["spec"], json!({"manualSelector": true}));
+    }
+
+    #[test]
+    fn defaults() {
+        let mut job = json!({"spec": {"parallelism": 2, "backoffLimitPerIndex": 1, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {}}}});
+        RULES.default(&mut job);
+        assert_eq!(job["metadata"]["labels"], json!({"a": "b"}));
+        assert_eq!(job["spec"].get("completions"), None);
+        assert_eq!(job["spec"]["backoffLimit"], i32::MAX);
+        assert_eq!(job["spec"]["podReplacementPolicy"], "TerminatingOrFailed");
+        assert_eq!(job["spec"]["template"]["spec"]["dnsPolicy"], "ClusterFirst");
+    }
 }

@@ -229,8 +229,8 @@ pub(crate) static RESOURCES: &[Resource] = &[
             special("proxy", ("", "", "ServiceProxyOptions"), PROXY),
             status("Service"),
         ],
-        columns: service::COLUMNS,
-        cells: service::cells,
+        columns: service::print::COLUMNS,
+        cells: service::print::cells,
         fields: &[text_field!("spec.clusterIP"), text_field!("spec.type")],
         strategy: &service::RULES,
         ..row("", "Service", "ServiceList", "services", "service")

@@ -6,7 +6,8 @@ use serde_json::Value;
 use crate::defaults::Fill;
 use crate::names;
 use crate::pod_spec::quantities;
-use crate::rules::{RULES, Rules, Status};
+use crate::rules::{RULES, Rules, Status, keep_all_but};
+use crate::spec::Part;
 use crate::tree;
 
 pub(super) static CONFIG_MAP: Rules = Rules {
@@ -37,6 +38,20 @@ pub(super) static NAMESPACE: Rules = Rules {
         ("status.phase", Fill::Text("Active")),
     ],
     default: label_namespace,
+    create: prepare_namespace,
+    view: |name, new, old| {
+        let finalize = name == "finalize";
+        if finalize {
+            keep_all_but(&["spec.finalizers"], new, old);
+        }
+        finalize
+    },
+    // The finalizers of the spec are for the finalize view alone.
+    update: |part, new, old| {
+        if part == Part::Main {
+            tree::carry(new, old, "spec.finalizers");
+        }
+    },
     ..RULES
 };
 
@@ -118,6 +133,17 @@ fn label_namespace(namespace: &mut Object) {
     {
         labels.insert("kubernetes.io/metadata.name".to_owned(), name.into());
     }
+}
+
+/// A new namespace is active and holds its content's finalizer.
+fn prepare_namespace(namespace: &mut Object) {
+    const FINALIZER: &str = "kubernetes";
+    tree::set(namespace, "status.phase", "Active");
+    let mut finalizers = tree::items(namespace, "spec.finalizers").to_vec();
+    if !finalizers.iter().any(|one| one == FINALIZER) {
+        finalizers.push(FINALIZER.into());
+    }
+    tree::set(namespace, "spec.finalizers", finalizers);
 }
 
 /// A controller without selector or labels gets those of its template.

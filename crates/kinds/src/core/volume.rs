@@ -30,6 +30,7 @@ pub(crate) static RULES: Rules = Rules {
         ("status", Fill::Map),
         ("status.phase", Fill::Text("Pending")),
     ],
+    create: |volume| tree::set(volume, "status.phase", "Pending"),
     default: |volume| quantities::canonical_at(volume, &["spec.capacity"]),
     ..PLAIN
 };

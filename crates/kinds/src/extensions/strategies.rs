@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules};
+use crate::spec::Part;
 use crate::tree;
 
 pub(super) static DEFINITION: Rules = Rules {
@@ -20,6 +21,12 @@ pub(super) static DEFINITION: Rules = Rules {
         ("status", Fill::Map),
     ],
     default,
+    create: default,
+    update: |part, new, _| {
+        if part == Part::Main {
+            remember_storage_version(new);
+        }
+    },
     ..RULES
 };
 
@@ -47,12 +54,19 @@ fn default(definition: &mut Object) {
         }
     }
     if tree::items(definition, "status.storedVersions").is_empty() {
-        let storage = tree::items(definition, "spec.versions")
-            .iter()
-            .find(|version| tree::flag(version, "storage"))
-            .map(|version| Value::from(tree::text(version, "name")));
-        if let Some(storage) = storage {
-            tree::set(definition, "status.storedVersions", vec![storage]);
-        }
+        remember_storage_version(definition);
+    }
+}
+
+/// `status.storedVersions` has every version objects were ever stored in, the present one included.
+fn remember_storage_version(definition: &mut Object) {
+    let storage = tree::items(definition, "spec.versions")
+        .iter()
+        .find(|version| tree::flag(version, "storage"))
+        .map(|version| Value::from(tree::text(version, "name")));
+    let mut versions = tree::items(definition, "status.storedVersions").to_vec();
+    if let Some(storage) = storage.filter(|storage| !versions.contains(storage)) {
+        versions.push(storage);
+        tree::set(definition, "status.storedVersions", versions);
     }
 }

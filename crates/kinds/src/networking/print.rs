@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
 
-use crate::core::service::load_balancer;
+use crate::core::service::print::load_balancer;
 use crate::print::{AGE, NAME, age, cell, cell_or, name, selector, text};
 use crate::spec::Column;
 use crate::tree;

@@ -1,5 +1,6 @@
 //! Pods.
 
+mod change;
 mod defaults;
 pub(crate) mod print;
 pub(crate) mod qos;
@@ -15,6 +16,9 @@ pub(crate) static RULES: Rules = Rules {
     pod_spec: "spec",
     defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
     default: defaults::default,
+    create: change::prepare_create,
+    view: change::prepare_view,
+    grace: change::grace,
     ..PLAIN
 };
 
