@@ -1,0 +1,341 @@
+//! Configuration: flags, environment and one YAML file, parsed once and refused early with the reason and the fix.
+//!
+//! [`Options`] is the same set of names three times: as flags (`--data-dir`), as environment (`SAMPAN_DATA_DIR`) and as
+//! keys of the file (`dataDir`). A flag beats the environment beats the file beats the default. [`Settings`] is what
+//! comes out: complete, checked, and all that the rest of the program sees.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
+
+/// What may be set. `None`: not said here.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Options {
+    /// Where everything is kept: the store, certificates, images, volumes, the admin kubeconfig
+    #[arg(long, env = "SAMPAN_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The API's address; an address without a port means port 6443
+    #[arg(long, env = "SAMPAN_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+    /// Roles to leave out, separated by commas
+    #[arg(long, env = "SAMPAN_DISABLE", value_name = "ROLE,...", value_delimiter = ',')]
+    pub disable: Option<Vec<Role>>,
+    /// This machine's name in the cluster [default: the host name]
+    #[arg(long, env = "SAMPAN_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// This machine's address for the rest of the cluster [default: that of the default route]
+    #[arg(long, env = "SAMPAN_NODE_IP", value_name = "ADDR")]
+    pub node_ip: Option<IpAddr>,
+    /// Port of the node's own server (logs, exec, metrics)
+    #[arg(long, env = "SAMPAN_NODE_PORT", value_name = "PORT")]
+    pub node_port: Option<u16>,
+    /// Pods get their addresses from here
+    #[arg(long, env = "SAMPAN_POD_CIDR", value_name = "CIDR")]
+    pub pod_cidr: Option<Ipv4Net>,
+    /// Services get their addresses from here
+    #[arg(long, env = "SAMPAN_SERVICE_CIDR", value_name = "CIDR")]
+    pub service_cidr: Option<Ipv4Net>,
+    /// Ports that NodePort Services get, as FIRST-LAST
+    #[arg(long, env = "SAMPAN_NODE_PORT_RANGE", value_name = "FIRST-LAST")]
+    pub node_port_range: Option<String>,
+    /// The cluster's DNS domain
+    #[arg(long, env = "SAMPAN_CLUSTER_DOMAIN", value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// Further names and addresses for the API's certificate, separated by commas
+    #[arg(long, env = "SAMPAN_TLS_SAN", value_name = "NAME,...", value_delimiter = ',')]
+    pub tls_san: Option<Vec<String>>,
+    /// Registries (host or host:port) that may be spoken to without TLS, separated by commas
+    #[arg(long, env = "SAMPAN_INSECURE_REGISTRIES", value_name = "HOST,...", value_delimiter = ',')]
+    pub insecure_registries: Option<Vec<String>>,
+    /// What to do with Pods and the Pod network when the server is asked to stop
+    #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
+    pub on_exit: Option<OnExit>,
+}
+
+/// A part of the cluster that can be left out of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Node,
+    Scheduler,
+    Controllers,
+    Dns,
+    Proxy,
+}
+
+/// What stopping the server means for what runs on the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExit {
+    /// Containers go on; the next start adopts them.
+    #[default]
+    Keep,
+    /// Everything the server made on the machine is removed: containers, mounts, network.
+    Clean,
+}
+
+/// Why the configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration file {} is not valid: {reason}", path.display())]
+    Parse { path: PathBuf, reason: String },
+    #[error("{option} is {value:?}: {reason}")]
+    Invalid { option: &'static str, value: String, reason: String },
+}
+
+/// The complete configuration of a server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub disabled: BTreeSet<Role>,
+    pub node_name: String,
+    pub node_ip: IpAddr,
+    pub node_port: u16,
+    pub pod_cidr: Ipv4Net,
+    pub service_cidr: Ipv4Net,
+    pub node_port_range: (u16, u16),
+    pub cluster_domain: String,
+    pub tls_san: Vec<String>,
+    pub insecure_registries: Vec<String>,
+    pub on_exit: OnExit,
+}
+
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/sampan";
+
+fn invalid(option: &'static str, value: impl ToString, reason: impl Into<String>) -> OptionsError {
+    OptionsError::Invalid { option, value: value.to_string(), reason: reason.into() }
+}
+
+impl Options {
+    /// The options of a file.
+    pub fn read(path: &Path) -> Result<Options, OptionsError> {
+        let text = std::fs::read_to_string(path).map_err(|source| OptionsError::Read { path: path.into(), source })?;
+        if text.trim().is_empty() {
+            return Ok(Options::default());
+        }
+        serde_saphyr::from_str(&text).map_err(|error| OptionsError::Parse { path: path.into(), reason: error.to_string() })
+    }
+
+    /// What is said here, and for the rest what `file` says.
+    pub fn over(self, file: Options) -> Options {
+        Options {
+            data_dir: self.data_dir.or(file.data_dir),
+            listen: self.listen.or(file.listen),
+            disable: self.disable.or(file.disable),
+            node_name: self.node_name.or(file.node_name),
+            node_ip: self.node_ip.or(file.node_ip),
+            node_port: self.node_port.or(file.node_port),
+            pod_cidr: self.pod_cidr.or(file.pod_cidr),
+            service_cidr: self.service_cidr.or(file.service_cidr),
+            node_port_range: self.node_port_range.or(file.node_port_range),
+            cluster_domain: self.cluster_domain.or(file.cluster_domain),
+            tls_san: self.tls_san.or(file.tls_san),
+            insecure_registries: self.insecure_registries.or(file.insecure_registries),
+            on_exit: self.on_exit.or(file.on_exit),
+        }
+    }
+
+    /// Fills in defaults from `machine` and checks everything.
+    pub fn settle(self, machine: &Machine) -> Result<Settings, OptionsError> {
+        let data_dir = self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
+        let data_dir = if data_dir.is_absolute() { data_dir } else { machine.directory.join(data_dir) };
+        let listen = listen(self.listen.as_deref().unwrap_or("0.0.0.0:6443"))?;
+        let node_name = self.node_name.unwrap_or_else(|| machine.host_name.to_ascii_lowercase());
+        let problems = sampan_api::names::dns1123_subdomain(&node_name);
+        if let Some(problem) = problems.first() {
+            return Err(invalid("--node-name", node_name, problem.clone()));
+        }
+        let pod_cidr = self.pod_cidr.unwrap_or_else(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)).trunc();
+        let service_cidr = self.service_cidr.unwrap_or_else(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)).trunc();
+        if pod_cidr.prefix_len() > 24 {
+            return Err(invalid("--pod-cidr", pod_cidr, "each node takes a /24 of it; give at least a /24"));
+        }
+        if !(12..=28).contains(&service_cidr.prefix_len()) {
+            return Err(invalid("--service-cidr", service_cidr, "give a /12 to a /28"));
+        }
+        if pod_cidr.contains(&service_cidr) || service_cidr.contains(&pod_cidr) {
+            return Err(invalid("--service-cidr", service_cidr, format!("it overlaps --pod-cidr {pod_cidr}; choose another")));
+        }
+        let node_port_range = port_range(self.node_port_range.as_deref().unwrap_or("30000-32767"))?;
+        let cluster_domain = self.cluster_domain.unwrap_or_else(|| "cluster.local".into());
+        if let Some(problem) = sampan_api::names::dns1123_subdomain(&cluster_domain).first() {
+            return Err(invalid("--cluster-domain", cluster_domain, problem.clone()));
+        }
+        let node_port = self.node_port.unwrap_or(10250);
+        if node_port == listen.port() {
+            return Err(invalid("--node-port", node_port, "the API listens on this port; choose another"));
+        }
+        Ok(Settings {
+            data_dir,
+            listen,
+            disabled: self.disable.unwrap_or_default().into_iter().collect(),
+            node_name,
+            node_ip: self.node_ip.or(machine.address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            node_port,
+            pod_cidr,
+            service_cidr,
+            node_port_range,
+            cluster_domain,
+            tls_san: self.tls_san.unwrap_or_default(),
+            insecure_registries: self.insecure_registries.unwrap_or_default(),
+            on_exit: self.on_exit.unwrap_or_default(),
+        })
+    }
+}
+
+fn listen(text: &str) -> Result<SocketAddr, OptionsError> {
+    if let Ok(address) = SocketAddr::from_str(text) {
+        return Ok(address);
+    }
+    if let Ok(address) = IpAddr::from_str(text) {
+        return Ok(SocketAddr::new(address, 6443));
+    }
+    if let Some(port) = text.strip_prefix(':').and_then(|port| port.parse().ok()) {
+        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port));
+    }
+    Err(invalid("--listen", text, "give an address and a port such as 0.0.0.0:6443 or [::]:6443"))
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), OptionsError> {
+    let bounds = text.split_once('-').and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+    match bounds {
+        Some((first, last)) if 0 < first && first <= last => Ok((first, last)),
+        _ => Err(invalid("--node-port-range", text, "give two ports such as 30000-32767")),
+    }
+}
+
+impl Settings {
+    pub fn runs(&self, role: Role) -> bool {
+        !self.disabled.contains(&role)
+    }
+    pub fn pki_dir(&self) -> PathBuf {
+        self.data_dir.join("pki")
+    }
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.data_dir.join("admin.kubeconfig")
+    }
+    pub fn image_dir(&self) -> PathBuf {
+        self.data_dir.join("runtime/images")
+    }
+    pub fn cluster_cidr(&self) -> IpNet {
+        IpNet::V4(self.pod_cidr)
+    }
+    /// The address of the Service `default/kubernetes`: the first of the range.
+    pub fn kubernetes_service(&self) -> IpAddr {
+        self.service_address(1)
+    }
+    /// The address of the Service `kube-system/kube-dns`: the tenth, as is customary.
+    pub fn dns_service(&self) -> IpAddr {
+        self.service_address(10)
+    }
+    fn service_address(&self, nth: u32) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::from(u32::from(self.service_cidr.network()) + nth))
+    }
+    /// Where a client on this machine reaches the API.
+    pub fn local_url(&self) -> String {
+        let address = if self.listen.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { self.listen.ip() };
+        format!("https://{}", SocketAddr::new(address, self.listen.port()))
+    }
+}
+
+/// What defaults are taken from.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub host_name: String,
+    pub address: Option<IpAddr>,
+    /// What relative paths are relative to.
+    pub directory: PathBuf,
+}
+
+impl Machine {
+    /// This machine.
+    pub fn here() -> Machine {
+        let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        Machine {
+            host_name: if host_name.is_empty() { "localhost".into() } else { host_name },
+            address: default_address(),
+            directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+        }
+    }
+}
+
+/// The address this machine would use to reach the world. Nothing is sent: connecting a datagram socket only looks
+/// up the route. Without a default route, the first address that is not loopback.
+fn default_address() -> Option<IpAddr> {
+    let by_route = || -> std::io::Result<IpAddr> {
+        let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
+        // An address of the documentation range: never a real peer.
+        socket.connect(("192.0.2.1", 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    let usable = |address: &IpAddr| !address.is_loopback() && !address.is_unspecified();
+    by_route().ok().filter(usable).or_else(|| {
+        let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+        let mut addresses = interfaces.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip())));
+        addresses.find(usable)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine { host_name: "Box-1".into(), address: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7))), directory: "/work".into() }
+    }
+
+    fn file(text: &str) -> Options {
+        serde_saphyr::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn defaults_make_a_whole_cluster() {
+        let settings = Options::default().settle(&machine()).unwrap();
+        assert_eq!(settings.data_dir, Path::new("/var/lib/sampan"));
+        assert_eq!(settings.listen, "0.0.0.0:6443".parse().unwrap());
+        assert_eq!(settings.node_name, "box-1");
+        assert_eq!(settings.kubernetes_service().to_string(), "10.96.0.1");
+        assert_eq!(settings.dns_service().to_string(), "10.96.0.10");
+        assert_eq!(settings.local_url(), "https://127.0.0.1:6443");
+        assert!(settings.runs(Role::Node) && settings.runs(Role::Dns));
+    }
+
+    #[test]
+    fn a_flag_beats_the_file() {
+        let flags = Options { listen: Some("127.0.0.1:7443".into()), ..Options::default() };
+        let settings = flags.over(file("listen: 127.0.0.1:8443\ndisable: [node, dns]\n")).settle(&machine()).unwrap();
+        assert_eq!(settings.listen.port(), 7443);
+        assert!(!settings.runs(Role::Node) && settings.runs(Role::Scheduler));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_reason() {
+        let cases = [
+            (Options { listen: Some("everywhere".into()), ..Options::default() }, "--listen"),
+            (Options { node_name: Some("Not_A_Name".into()), ..Options::default() }, "--node-name"),
+            (Options { node_port_range: Some("9-1".into()), ..Options::default() }, "--node-port-range"),
+            (Options { node_port: Some(6443), ..Options::default() }, "--node-port"),
+            (Options { pod_cidr: Some("10.96.0.0/12".parse().unwrap()), ..Options::default() }, "overlaps"),
+            (Options { pod_cidr: Some("10.1.0.0/28".parse().unwrap()), ..Options::default() }, "/24"),
+        ];
+        for (options, part) in cases {
+            let text = options.clone().settle(&machine()).expect_err("accepted").to_string();
+            assert!(text.contains(part), "{options:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_of_the_file_are_errors() {
+        let error = serde_saphyr::from_str::<Options>("lisen: 1.2.3.4:5\n").expect_err("accepted");
+        assert!(error.to_string().contains("lisen"), "{error}");
+    }
+}
