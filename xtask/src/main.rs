@@ -4,6 +4,9 @@
 
 mod gen_schema;
 mod images;
+mod test;
+mod tools;
+mod up;
 
 use clap::{Parser, Subcommand};
 
@@ -16,6 +19,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build Sampan, start a cluster on this machine, run the example application.
+    Up(up::Args),
+    /// Run all tests.
+    Test(test::Args),
     /// Rewrite the table of built-in definitions from the sources of k8s-openapi and k8s-pb.
     GenSchema(gen_schema::Args),
     /// Put the example's images together from Debian's packages.
@@ -26,6 +33,8 @@ fn main() -> std::process::ExitCode {
     let result: Result<(), Box<dyn std::error::Error>> = match Cli::parse().command {
         Command::GenSchema(args) => gen_schema::run(&args).map_err(Into::into),
         Command::Images(args) => images::run(&args),
+        Command::Up(args) => up::up(&args),
+        Command::Test(args) => test::test(&args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
