@@ -14,10 +14,12 @@ use ipnet::IpNet;
 use sampan_client::{Clock, Informers, Key, Recorder, SystemClock, WorkQueue, run_controller};
 use sampan_tasks::{Drain, OnExit, Tasks};
 
+mod deployment;
 mod discovery;
 mod namespace;
 mod nodeipam;
 mod pods;
+mod replicaset;
 mod rootca;
 mod serviceaccount;
 #[cfg(test)]
@@ -35,6 +37,13 @@ pub const TABLE: &[Row] = &[
         "root-ca-certificate-publisher-controller",
         "root-ca-cert-publisher",
         rootca::start,
+    ),
+    row("deployment-controller", "deployment-controller", deployment::start),
+    row("replicaset-controller", "replicaset-controller", replicaset::start),
+    row(
+        "replicationcontroller-controller",
+        "replication-controller",
+        replicaset::start_replication_controllers,
     ),
     row("namespace-controller", "namespace-controller", namespace::start),
 ];

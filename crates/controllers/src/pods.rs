@@ -12,11 +12,12 @@ pub(crate) const BY_OWNER: &str = "controller";
 /// The index of Pods by the node they are bound to.
 pub(crate) const BY_NODE: &str = "node";
 
-/// Keys for [`BY_OWNER`].
-pub(crate) fn owner_keys(pod: &Pod) -> Vec<String> {
-    match owner::controller_of(&pod.metadata) {
+/// Keys for [`BY_OWNER`], for any kind.
+pub(crate) fn owner_keys<K: Resource>(object: &K) -> Vec<String> {
+    let meta = object.meta();
+    match owner::controller_of(meta) {
         Some(reference) => vec![reference.uid.clone()],
-        None => vec![orphans(pod.metadata.namespace.as_deref().unwrap_or_default())],
+        None => vec![orphans(meta.namespace.as_deref().unwrap_or_default())],
     }
 }
 
@@ -210,9 +211,5 @@ pub(crate) fn seconds_since(time: Option<&Time>, now: Timestamp) -> i64 {
 
 /// A tokio delay out of a time difference; never negative.
 pub(crate) fn delay(duration: SignedDuration) -> std::time::Duration {
-    duration
-        .unsigned_abs()
-        .checked_sub(std::time::Duration::ZERO)
-        .filter(|_| duration.is_positive())
-        .unwrap_or_default()
+    std::time::Duration::try_from(duration).unwrap_or_default()
 }

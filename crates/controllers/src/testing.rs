@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use sampan_client::Informers;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 use sampan_client::testing::{FakeApi, PausedClock};
+use sampan_client::{Change, Clock, Informers};
 use sampan_tasks::Tasks;
 
 use crate::{Config, Controllers};
@@ -12,6 +15,7 @@ use crate::{Config, Controllers};
 pub(crate) struct Cluster {
     pub(crate) api: FakeApi,
     pub(crate) clock: PausedClock,
+    informers: Informers,
     _tasks: Tasks,
 }
 
@@ -35,7 +39,48 @@ impl Cluster {
         Cluster {
             api,
             clock,
+            informers,
             _tasks: tasks,
         }
     }
+
+    /// Plays scheduler and node for every Pod: runs it (an image `bad` never gets ready), and ends it when asked to.
+    pub(crate) fn run_pods(&self) {
+        let (api, clock) = (self.api.clone(), self.clock);
+        self.informers.of::<Pod>().on_change(move |change| {
+            let pod = change.object();
+            let namespace = pod.namespace().unwrap_or_default();
+            match change {
+                Change::Deleted(_) => {}
+                _ if pod.metadata.deletion_timestamp.is_some() => {
+                    api.remove::<Pod>(&namespace, &pod.name_any());
+                }
+                _ if crate::pods::phase(pod).is_empty() => {
+                    let bad = pod
+                        .spec
+                        .iter()
+                        .flat_map(|spec| &spec.containers)
+                        .any(|c| c.image.as_deref() == Some("bad"));
+                    api.change::<Pod>(&namespace, &pod.name_any(), |pod| {
+                        pod.spec.get_or_insert_default().node_name = Some("node".into());
+                        set_ready(pod, !bad, clock.time());
+                    });
+                }
+                _ => {}
+            }
+        });
+    }
+}
+
+/// Makes a Pod running, and ready or not.
+pub(crate) fn set_ready(pod: &mut Pod, ready: bool, since: Time) {
+    let status = pod.status.get_or_insert_default();
+    status.phase = Some("Running".into());
+    status.pod_ip = Some("10.0.0.1".into());
+    status.conditions = Some(vec![PodCondition {
+        type_: "Ready".into(),
+        status: if ready { "True" } else { "False" }.into(),
+        last_transition_time: Some(since),
+        ..Default::default()
+    }]);
 }
