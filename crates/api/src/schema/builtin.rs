@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::{DefId, Definition, Descriptions, Field, Gvk, List, ListKind, Map, Name, Schema, Struct, Type};
 
-static FACTS: &[u8] = include_bytes!("facts.deflate");
+pub(super) static FACTS: &[u8] = include_bytes!("facts.deflate");
 static DESCRIPTIONS: &[u8] = include_bytes!("descriptions.deflate");
 
 fn inflate(bytes: &[u8]) -> String {

@@ -10,7 +10,7 @@
 
 mod decode;
 mod encode;
-mod wire;
+pub(crate) mod wire;
 
 use serde_json::Value;
 use thiserror::Error;

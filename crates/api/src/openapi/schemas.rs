@@ -1,0 +1,363 @@
+//! Types as JSON schemas, in the dialects of OpenAPI 2 and 3.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use super::{Api, ResourceDesc};
+use crate::schema::{self, Definition, Descriptions, Field, ListKind, Type};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    V2,
+    V3,
+}
+
+impl Dialect {
+    pub fn reference(self, name: &str) -> String {
+        match self {
+            Dialect::V2 => format!("#/definitions/{name}"),
+            Dialect::V3 => format!("#/components/schemas/{name}"),
+        }
+    }
+}
+
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
+const RAW_EXTENSION: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
+const CRD: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
+
+/// The definition's name of a custom kind: its group backwards, then version and kind.
+pub fn custom_name(group: &str, version: &str, kind: &str) -> String {
+    let mut parts: Vec<&str> = group.split('.').rev().collect();
+    parts.push(version);
+    parts.push(kind);
+    parts.join(".")
+}
+
+/// The definition's name of a kind.
+pub fn name_of(group: &str, version: &str, kind: &str) -> String {
+    schema::builtin().kind(group, version, kind).map_or_else(
+        || custom_name(group, version, kind),
+        |definition| definition.name.clone().into_owned(),
+    )
+}
+
+/// Collects the schemas that references reach.
+pub struct Schemas<'a> {
+    dialect: Dialect,
+    api: &'a Api,
+    texts: &'a Descriptions,
+    pending: Vec<String>,
+    seen: BTreeSet<String>,
+    done: Map<String, Value>,
+}
+
+impl<'a> Schemas<'a> {
+    pub fn new(dialect: Dialect, api: &'a Api, texts: &'a Descriptions) -> Self {
+        Schemas {
+            dialect,
+            api,
+            texts,
+            pending: Vec::new(),
+            seen: BTreeSet::new(),
+            done: Map::new(),
+        }
+    }
+
+    /// `{"$ref": …}`; the schema will be there.
+    pub fn refer(&mut self, name: &str) -> Value {
+        if self.seen.insert(name.to_owned()) {
+            self.pending.push(name.to_owned());
+        }
+        json!({ "$ref": self.dialect.reference(name) })
+    }
+
+    pub fn finish(mut self) -> Map<String, Value> {
+        while let Some(name) = self.pending.pop() {
+            let schema = match schema::builtin().definition(&name) {
+                Some(definition) => self.definition(definition),
+                None => self.custom(&name),
+            };
+            self.done.insert(name, schema);
+        }
+        self.done
+    }
+
+    fn definition(&mut self, definition: &Definition) -> Value {
+        let mut out = Map::new();
+        if let Some(text) = self.texts.definition(&definition.name) {
+            out.insert("description".into(), text.into());
+        }
+        let Some(below) = definition.as_struct() else {
+            self.special(&definition.ty, &mut out);
+            return Value::Object(out);
+        };
+        out.insert("type".into(), "object".into());
+        let mut properties = Map::new();
+        let mut required = Vec::new();
+        for (at, field) in below.fields.iter().enumerate() {
+            let text = self.texts.field(&definition.name, at);
+            properties.insert(field.name.clone().into_owned(), self.field(field, text));
+            if field.required {
+                required.push(Value::from(field.name.as_ref()));
+            }
+        }
+        if !properties.is_empty() {
+            out.insert("properties".into(), properties.into());
+        }
+        if !required.is_empty() {
+            out.insert("required".into(), required.into());
+        }
+        if below.atomic {
+            out.insert("x-kubernetes-map-type".into(), "atomic".into());
+        }
+        let kinds = self.kinds(definition);
+        if !kinds.is_empty() {
+            out.insert("x-kubernetes-group-version-kind".into(), kinds.into());
+        }
+        Value::Object(out)
+    }
+
+    /// The kinds a definition stands for: options and events belong to every group.
+    fn kinds(&self, definition: &Definition) -> Vec<Value> {
+        let one = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+        let short = definition.short_name();
+        if matches!(short, "DeleteOptions" | "WatchEvent") && definition.name.starts_with(META) {
+            return self
+                .api
+                .group_versions()
+                .into_iter()
+                .map(|(group, version)| one(group, version, short))
+                .collect();
+        }
+        definition
+            .gvk
+            .iter()
+            .map(|gvk| one(&gvk.group, &gvk.version, &gvk.kind))
+            .collect()
+    }
+
+    fn field(&mut self, field: &Field, text: Option<String>) -> Value {
+        let mut out = match self.type_schema(&field.ty) {
+            Value::Object(map) => map,
+            other => return other,
+        };
+        let markers = markers(field);
+        // In version 3 nothing stands beside a reference.
+        if self.dialect == Dialect::V3 && out.contains_key("$ref") && (text.is_some() || !markers.is_empty()) {
+            out = Map::from_iter([("allOf".to_owned(), json!([out]))]);
+        }
+        if let Some(text) = text {
+            out.insert("description".into(), text.into());
+        }
+        out.extend(markers);
+        Value::Object(out)
+    }
+
+    fn type_schema(&mut self, ty: &Type) -> Value {
+        match ty {
+            Type::String => json!({"type": "string"}),
+            Type::Bool => json!({"type": "boolean"}),
+            Type::Int32 => json!({"type": "integer", "format": "int32"}),
+            Type::Int64 => json!({"type": "integer", "format": "int64"}),
+            Type::Double => json!({"type": "number", "format": "double"}),
+            Type::Bytes => json!({"type": "string", "format": "byte"}),
+            Type::IntOrString => self.refer(INT_OR_STRING),
+            Type::Quantity => self.refer(QUANTITY),
+            Type::Time => self.refer(&format!("{META}.Time")),
+            Type::MicroTime => self.refer(&format!("{META}.MicroTime")),
+            Type::FieldsV1 => self.refer(&format!("{META}.FieldsV1")),
+            Type::RawExtension => self.refer(RAW_EXTENSION),
+            Type::Json => self.refer(&format!("{CRD}.JSON")),
+            Type::PropsOrArray => self.refer(&format!("{CRD}.JSONSchemaPropsOrArray")),
+            Type::PropsOrBool => self.refer(&format!("{CRD}.JSONSchemaPropsOrBool")),
+            Type::PropsOrStrings => self.refer(&format!("{CRD}.JSONSchemaPropsOrStringArray")),
+            Type::Strings => json!({"type": "array", "items": {"type": "string"}}),
+            Type::List(list) => json!({"type": "array", "items": self.type_schema(&list.items)}),
+            Type::Map(map) => {
+                json!({"type": "object", "additionalProperties": self.type_schema(&map.values)})
+            }
+            Type::Def(id) => {
+                let name = &schema::builtin().definition_of(*id).name;
+                self.refer(name)
+            }
+            Type::Struct(_) => json!({"type": "object"}),
+        }
+    }
+
+    fn special(&mut self, ty: &Type, out: &mut Map<String, Value>) {
+        let facts = match (ty, self.dialect) {
+            (Type::Quantity, Dialect::V2) => json!({"type": "string"}),
+            (Type::Quantity, Dialect::V3) => {
+                json!({"oneOf": [{"type": "string"}, {"type": "number"}]})
+            }
+            (Type::IntOrString, Dialect::V2) => json!({"type": "string", "format": "int-or-string"}),
+            (Type::IntOrString, Dialect::V3) => {
+                json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
+            }
+            (Type::Time | Type::MicroTime, _) => json!({"type": "string", "format": "date-time"}),
+            (Type::RawExtension | Type::FieldsV1, _) => json!({"type": "object"}),
+            _ => json!({}),
+        };
+        if let Value::Object(facts) = facts {
+            out.extend(facts);
+        }
+    }
+
+    /// The schema of a custom kind or of its list.
+    fn custom(&mut self, name: &str) -> Value {
+        let api = self.api;
+        for resource in &api.resources {
+            let Some(own) = &resource.schema else {
+                continue;
+            };
+            let (group, version) = (&resource.group, &resource.version);
+            if custom_name(group, version, &resource.kind) == name {
+                return self.custom_kind(resource, &own.0);
+            }
+            if custom_name(group, version, &resource.list_kind) == name {
+                return self.custom_list(resource);
+            }
+        }
+        json!({"type": "object"})
+    }
+
+    fn custom_kind(&mut self, resource: &ResourceDesc, own: &Value) -> Value {
+        let mut out = own.as_object().cloned().unwrap_or_default();
+        out.entry("type").or_insert_with(|| "object".into());
+        let preserves = out.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
+        // Version 2 readers refuse what they do not know; a kind that keeps unknown fields is simply an object.
+        if !(preserves && self.dialect == Dialect::V2) {
+            let mut properties = match out.remove("properties") {
+                Some(Value::Object(properties)) => properties,
+                _ => Map::new(),
+            };
+            properties.extend(self.object_properties("ObjectMeta"));
+            out.insert("properties".into(), properties.into());
+        } else {
+            out.remove("properties");
+        }
+        if self.dialect == Dialect::V2 {
+            let mut value = Value::Object(out);
+            to_v2(&mut value);
+            out = match value {
+                Value::Object(map) => map,
+                _ => Map::new(),
+            };
+        }
+        out.insert(
+            "x-kubernetes-group-version-kind".into(),
+            json!([{"group": resource.group, "version": resource.version, "kind": resource.kind}]),
+        );
+        Value::Object(out)
+    }
+
+    fn custom_list(&mut self, resource: &ResourceDesc) -> Value {
+        let item = custom_name(&resource.group, &resource.version, &resource.kind);
+        let items = self.refer(&item);
+        let mut properties = self.object_properties("ListMeta");
+        properties.insert(
+            "items".into(),
+            json!({"description": format!("List of {}.", resource.plural), "type": "array", "items": items}),
+        );
+        json!({
+            "description": format!("{} is a list of {}", resource.list_kind, resource.kind),
+            "type": "object",
+            "required": ["items"],
+            "properties": properties,
+            "x-kubernetes-group-version-kind":
+                [{"group": resource.group, "version": resource.version, "kind": resource.list_kind}],
+        })
+    }
+
+    /// `apiVersion`, `kind` and `metadata` with the texts every built-in kind has.
+    fn object_properties(&mut self, meta: &str) -> Map<String, Value> {
+        let mut out = Map::new();
+        let like = if meta == "ListMeta" {
+            "io.k8s.api.core.v1.PodList"
+        } else {
+            "io.k8s.api.core.v1.Pod"
+        };
+        let Some(below) = schema::builtin().definition(like).and_then(Definition::as_struct) else {
+            return out;
+        };
+        for (at, field) in below.fields.iter().enumerate() {
+            if matches!(field.name.as_ref(), "apiVersion" | "kind" | "metadata") {
+                let text = self.texts.field(like, at);
+                out.insert(field.name.clone().into_owned(), self.field(field, text));
+            }
+        }
+        out
+    }
+}
+
+fn markers(field: &Field) -> Map<String, Value> {
+    let mut out = Map::new();
+    if field.list_marked {
+        let (kind, keys) = match &field.ty {
+            Type::List(list) => (list.kind, list.keys.as_slice()),
+            _ => (ListKind::Atomic, &[][..]),
+        };
+        let kind = match kind {
+            ListKind::Atomic => "atomic",
+            ListKind::Set => "set",
+            ListKind::Map => "map",
+        };
+        if !keys.is_empty() {
+            out.insert("x-kubernetes-list-map-keys".into(), json!(keys));
+        }
+        out.insert("x-kubernetes-list-type".into(), kind.into());
+    }
+    if let Some(atomic) = field.atomic {
+        let kind = if atomic { "atomic" } else { "granular" };
+        out.insert("x-kubernetes-map-type".into(), kind.into());
+    }
+    if let Some(patch) = &field.patch {
+        let strategies: Vec<&str> = [
+            (patch.merge, "merge"),
+            (patch.retain_keys, "retainKeys"),
+            (patch.replace, "replace"),
+        ]
+        .into_iter()
+        .filter_map(|(stated, name)| stated.then_some(name))
+        .collect();
+        if !strategies.is_empty() {
+            out.insert("x-kubernetes-patch-strategy".into(), strategies.join(",").into());
+        }
+        if let Some(key) = &patch.key {
+            out.insert("x-kubernetes-patch-merge-key".into(), key.as_ref().into());
+        }
+    }
+    out
+}
+
+/// Takes out of a custom kind's schema what version 2 cannot say.
+fn to_v2(value: &mut Value) {
+    let Value::Object(map) = value else {
+        return;
+    };
+    for key in ["oneOf", "anyOf", "not", "nullable", "$schema"] {
+        map.remove(key);
+    }
+    if map.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
+        map.remove("type");
+    }
+    let preserves = map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
+    if preserves {
+        map.remove("properties");
+        map.remove("items");
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(below) = map.get_mut(key) {
+            to_v2(below);
+        }
+    }
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        properties.values_mut().for_each(to_v2);
+    }
+    if let Some(Value::Array(all)) = map.get_mut("allOf") {
+        all.iter_mut().for_each(to_v2);
+    }
+}
