@@ -1,0 +1,274 @@
+//! Links, addresses and routes through rtnetlink.
+
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+
+use super::netlink::{Attrs, CREATE, EXCL, Message, Socket, attr};
+
+const NEWLINK: u16 = 16;
+const DELLINK: u16 = 17;
+const GETLINK: u16 = 18;
+const NEWADDR: u16 = 20;
+const NEWROUTE: u16 = 24;
+const GETROUTE: u16 = 26;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const BRPORT_ISOLATED: u16 = 33;
+const VETH_INFO_PEER: u16 = 1;
+const IFF_UP: u32 = 1;
+
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+
+const SCOPE_LINK: u8 = 253;
+const SCOPE_UNIVERSE: u8 = 0;
+
+pub type Mac = [u8; 6];
+
+/// `0a:58` and the address, as bridges of Kubernetes nodes have long had it: one address, one MAC.
+pub fn mac_of(address: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = address.octets();
+    [0x0a, 0x58, a, b, c, d]
+}
+
+/// `0a:58:0a:f4:00:02`
+pub fn show_mac(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Links of the calling thread's network namespace.
+pub struct Links(Socket);
+
+fn ifinfo(index: u32, up: bool) -> Vec<u8> {
+    let flags = if up { IFF_UP } else { 0 };
+    [
+        &[0; 4][..],
+        &index.to_ne_bytes(),
+        &flags.to_ne_bytes(),
+        &flags.to_ne_bytes(),
+    ]
+    .concat()
+}
+
+fn exists(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+impl Links {
+    pub fn open() -> io::Result<Self> {
+        Socket::route().map(Links)
+    }
+
+    /// The index of a link, if it is there.
+    pub fn find(&mut self, name: &str) -> io::Result<Option<u32>> {
+        let message = Message::new(
+            GETLINK,
+            super::netlink::ACK,
+            &ifinfo(0, false),
+            Attrs::new().text(IFLA_IFNAME, name),
+        );
+        let mut index = None;
+        let asked = self.0.exchange(&[message], |_, body| {
+            index = body
+                .get(4..8)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map(u32::from_ne_bytes);
+        });
+        match asked {
+            Ok(()) => Ok(index),
+            Err(refused) if refused.source.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
+            Err(refused) => Err(refused.source),
+        }
+    }
+
+    fn index(&mut self, name: &str) -> io::Result<u32> {
+        self.find(name)?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no network link {name}")))
+    }
+
+    /// The kind of a link (`bridge`, `veth`), when it says.
+    pub fn kind(&mut self, name: &str) -> io::Result<Option<String>> {
+        let message = Message::new(
+            GETLINK,
+            super::netlink::ACK,
+            &ifinfo(0, false),
+            Attrs::new().text(IFLA_IFNAME, name),
+        );
+        let mut kind = None;
+        self.0
+            .exchange(&[message], |_, body| {
+                let info = body.get(16..).and_then(|attrs| attr(attrs, IFLA_LINKINFO));
+                kind = info
+                    .and_then(|info| attr(info, IFLA_INFO_KIND))
+                    .map(|text| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned());
+            })
+            .map_err(|refused| refused.source)?;
+        Ok(kind)
+    }
+
+    /// Makes a bridge unless it is there.
+    pub fn add_bridge(&mut self, name: &str, mac: Mac) -> io::Result<()> {
+        let attrs = Attrs::new()
+            .text(IFLA_IFNAME, name)
+            .bytes(IFLA_ADDRESS, &mac)
+            .nest(IFLA_LINKINFO, Attrs::new().text(IFLA_INFO_KIND, "bridge"));
+        exists(
+            self.0
+                .request(Message::new(NEWLINK, CREATE | EXCL, &ifinfo(0, false), attrs)),
+        )?;
+        match self.kind(name)?.as_deref() {
+            Some("bridge") => Ok(()),
+            other => Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!(
+                    "the network link {name} exists and is a {}, not a bridge; remove or rename it",
+                    other.unwrap_or("device")
+                ),
+            )),
+        }
+    }
+
+    /// Makes a veth pair: `name` here, up and on the bridge as an isolated port; `eth0` in the namespace at `netns`.
+    /// Isolated ports do not see each other: Pods reach each other through the host's routing, where the proxy is.
+    pub fn add_veth(&mut self, name: &str, bridge: &str, netns: &Path, mac: Mac, mtu: Option<u32>) -> io::Result<()> {
+        let namespace = File::open(netns)?;
+        let with_mtu = |attrs: Attrs| mtu.map_or(attrs.clone(), |mtu| attrs.u32(IFLA_MTU, mtu));
+        let peer = Attrs::new()
+            .text(IFLA_IFNAME, "eth0")
+            .bytes(IFLA_ADDRESS, &mac)
+            .bytes(IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
+        let peer = [ifinfo(0, false), with_mtu(peer).0].concat();
+        let data = Attrs::new().bytes(VETH_INFO_PEER, &peer);
+        let attrs = Attrs::new().text(IFLA_IFNAME, name).nest(
+            IFLA_LINKINFO,
+            Attrs::new().text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, data),
+        );
+        self.0
+            .request(Message::new(NEWLINK, CREATE | EXCL, &ifinfo(0, false), with_mtu(attrs)))?;
+        let (index, master) = (self.index(name)?, self.index(bridge)?);
+        self.0.request(Message::new(
+            NEWLINK,
+            0,
+            &ifinfo(index, true),
+            Attrs::new().u32(IFLA_MASTER, master),
+        ))?;
+        let port = Attrs::new()
+            .text(IFLA_INFO_SLAVE_KIND, "bridge")
+            .nest(IFLA_INFO_SLAVE_DATA, Attrs::new().u8(BRPORT_ISOLATED, 1));
+        self.0.request(Message::new(
+            NEWLINK,
+            0,
+            &ifinfo(index, true),
+            Attrs::new().nest(IFLA_LINKINFO, port),
+        ))
+    }
+
+    pub fn up(&mut self, name: &str) -> io::Result<()> {
+        let index = self.index(name)?;
+        self.0
+            .request(Message::new(NEWLINK, 0, &ifinfo(index, true), Attrs::new()))
+    }
+
+    /// Removes a link; none of that name is no error.
+    pub fn remove(&mut self, name: &str) -> io::Result<()> {
+        let Some(index) = self.find(name)? else {
+            return Ok(());
+        };
+        match self
+            .0
+            .request(Message::new(DELLINK, 0, &ifinfo(index, false), Attrs::new()))
+        {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Gives a link an address unless it has it.
+    pub fn add_address(&mut self, name: &str, address: Ipv4Net) -> io::Result<()> {
+        let index = self.index(name)?;
+        let header = [
+            &[nix::libc::AF_INET as u8, address.prefix_len(), 0, SCOPE_UNIVERSE][..],
+            &index.to_ne_bytes(),
+        ]
+        .concat();
+        let octets = address.addr().octets();
+        let attrs = Attrs::new().bytes(IFA_LOCAL, &octets).bytes(IFA_ADDRESS, &octets);
+        exists(self.0.request(Message::new(NEWADDR, CREATE | EXCL, &header, attrs)))
+    }
+
+    /// Adds a route unless it is there: to the network, through the link, by the gateway if given.
+    pub fn add_route(
+        &mut self,
+        link: &str,
+        to: Ipv4Net,
+        gateway: Option<Ipv4Addr>,
+        source: Option<Ipv4Addr>,
+        metric: Option<u32>,
+    ) -> io::Result<()> {
+        let index = self.index(link)?;
+        let scope = if gateway.is_some() { SCOPE_UNIVERSE } else { SCOPE_LINK };
+        let (main_table, by_administrator, unicast) = (254, 4, 1);
+        let header = [
+            nix::libc::AF_INET as u8,
+            to.prefix_len(),
+            0,
+            0,
+            main_table,
+            by_administrator,
+            scope,
+            unicast,
+            0,
+            0,
+            0,
+            0,
+        ];
+        let mut attrs = Attrs::new().u32(RTA_OIF, index);
+        if to.prefix_len() > 0 {
+            attrs = attrs.bytes(RTA_DST, &to.network().octets());
+        }
+        if let Some(gateway) = gateway {
+            attrs = attrs.bytes(RTA_GATEWAY, &gateway.octets());
+        }
+        if let Some(source) = source {
+            attrs = attrs.bytes(RTA_PREFSRC, &source.octets());
+        }
+        if let Some(metric) = metric {
+            attrs = attrs.u32(RTA_PRIORITY, metric);
+        }
+        exists(self.0.request(Message::new(NEWROUTE, CREATE | EXCL, &header, attrs)))
+    }
+
+    /// Whether packets to the address have somewhere to go.
+    pub fn reaches(&mut self, address: Ipv4Addr) -> bool {
+        let header = [nix::libc::AF_INET as u8, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let message = Message::new(
+            GETROUTE,
+            super::netlink::ACK,
+            &header,
+            Attrs::new().bytes(RTA_DST, &address.octets()),
+        );
+        self.0.exchange(&[message], |_, _| {}).is_ok()
+    }
+}
