@@ -1,6 +1,6 @@
 //! Validation that needs nothing but the field itself, as a table of path patterns (see [`crate::path`]).
 
-use sampan_api::{Object, field};
+use sampan_api::{Object, field, names};
 use serde_json::Value;
 
 use crate::{path, tree};
@@ -24,6 +24,14 @@ pub(crate) enum Rule {
     Between(i64, i64),
     /// When present and not empty, text that passes; one error per message.
     Named(fn(&str) -> Vec<String>),
+    /// Present, not empty, and text that passes.
+    RequiredNamed(fn(&str) -> Vec<String>),
+    /// When present, permission bits.
+    Mode,
+    /// When present, a user or group number.
+    UnixId,
+    /// When present, not there at all: upstream's words say why.
+    Forbidden(&'static str),
     /// Not changed by an update.
     Immutable,
 }
@@ -121,6 +129,35 @@ fn check(rule: Rule, path: &field::Path, value: Option<&Value>, errors: &mut fie
                 named(path, text, valid, errors);
             }
         }
+        Rule::RequiredNamed(valid) => {
+            if is_blank(value) {
+                errors.push(field::Error::required(path, ""));
+            } else {
+                check(Rule::Named(valid), path, value, errors);
+            }
+        }
+        Rule::Mode => {
+            if let Some(number) = value.and_then(Value::as_i64)
+                && !(0..=0o777).contains(&number)
+            {
+                let why = "must be a number between 0 and 0777 (octal), both inclusive";
+                errors.push(field::Error::invalid(path, number, why));
+            }
+        }
+        Rule::UnixId => {
+            if let Some(number) = value.and_then(Value::as_i64) {
+                errors.extend(
+                    names::unix_id(number)
+                        .into_iter()
+                        .map(|message| field::Error::invalid(path, number, message)),
+                );
+            }
+        }
+        Rule::Forbidden(why) => {
+            if !is_blank(value) {
+                errors.push(field::Error::forbidden(path, why));
+            }
+        }
         Rule::Immutable => {}
     }
 }
@@ -132,6 +169,21 @@ pub(crate) fn named(path: &field::Path, text: &str, valid: fn(&str) -> Vec<Strin
             .into_iter()
             .map(|message| field::Error::invalid(path, text, message)),
     );
+}
+
+/// An integer that is a port number, or text that is a port's name.
+pub(crate) fn port_or_name(path: &field::Path, value: Option<&Value>, errors: &mut field::Errors) {
+    match value {
+        Some(Value::String(name)) => named(path, name, names::port_name, errors),
+        other => {
+            let number = other.and_then(Value::as_i64).unwrap_or_default();
+            errors.extend(
+                names::port_number(number)
+                    .into_iter()
+                    .map(|message| field::Error::invalid(path, number, message)),
+            );
+        }
+    }
 }
 
 pub(crate) fn non_negative(path: &field::Path, number: i64, errors: &mut field::Errors) {

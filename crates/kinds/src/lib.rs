@@ -21,6 +21,7 @@ mod checks;
 mod coordination;
 pub mod core;
 mod defaults;
+mod diff;
 mod discovery;
 mod events;
 mod extensions;

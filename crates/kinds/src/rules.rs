@@ -43,6 +43,8 @@ pub(crate) struct Rules {
     /// Checks of one object, run for a creation and for an update of the main resource.
     pub checks: &'static [Check],
     pub validate: fn(&Object, &mut field::Errors),
+    /// What only a new object is checked for.
+    pub validate_create: fn(&Object, &mut field::Errors),
     /// Rules between old and new.
     pub validate_update: fn(Part<'_>, &Object, &Object, &mut field::Errors),
     pub warnings: fn(&Object) -> Vec<String>,
@@ -65,6 +67,7 @@ pub(crate) const RULES: Rules = Rules {
     update: |_, _, _| {},
     checks: &[],
     validate: |_, _| {},
+    validate_create: |_, _| {},
     validate_update: |_, _, _, _| {},
     warnings: |_| Vec::new(),
     grace: |_, _| None,
@@ -123,6 +126,7 @@ impl Strategy for Rules {
         let mut errors = Vec::new();
         checks::run(self.checks, object, None, &mut errors);
         (self.validate)(object, &mut errors);
+        (self.validate_create)(object, &mut errors);
         errors
     }
 

@@ -1,8 +1,16 @@
 //! What every kind with Pods in it shares: defaults and validation of a PodSpec.
 
+mod containers;
 mod defaults;
+mod probes;
 pub(crate) mod quantities;
+pub(crate) mod resources;
+pub(crate) mod scheduling;
+mod security;
+pub(crate) mod validate;
+mod volumes;
 
+pub(crate) use containers::image_spaces;
 pub(crate) use defaults::default;
 
 /// The lists of containers in a PodSpec.

@@ -4,6 +4,7 @@ mod change;
 mod defaults;
 pub(crate) mod print;
 pub(crate) mod qos;
+mod validate;
 
 use super::text_field;
 use crate::defaults::Fill;
@@ -19,6 +20,8 @@ pub(crate) static RULES: Rules = Rules {
     create: change::prepare_create,
     view: change::prepare_view,
     grace: change::grace,
+    validate_create: validate::create,
+    validate_update: validate::update,
     ..PLAIN
 };
 

@@ -1,5 +1,9 @@
 //! PersistentVolumes and PersistentVolumeClaims.
 
+mod validate;
+
+pub(crate) use validate::claim_spec;
+
 use jiff::Timestamp;
 use sampan_api::Object;
 use serde_json::Value;
@@ -32,6 +36,8 @@ pub(crate) static RULES: Rules = Rules {
     ],
     create: |volume| tree::set(volume, "status.phase", "Pending"),
     default: |volume| quantities::canonical_at(volume, &["spec.capacity"]),
+    validate: validate::volume,
+    validate_update: validate::volume_update,
     ..PLAIN
 };
 
@@ -54,6 +60,8 @@ pub(crate) static CLAIM_RULES: Rules = Rules {
             ],
         );
     },
+    validate: validate::claim,
+    validate_update: validate::claim_update,
     ..PLAIN
 };
 

@@ -1,0 +1,202 @@
+//! Validation of security contexts.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::CONTAINER_LISTS;
+use super::validate::{Error, Errors, Path};
+use crate::checks::{self, Check, Rule};
+use crate::names;
+use crate::tree;
+
+const POD: &[Check] = &[
+    ("fsGroup", Rule::UnixId),
+    ("runAsUser", Rule::UnixId),
+    ("runAsGroup", Rule::UnixId),
+    ("supplementalGroups[]", Rule::UnixId),
+    ("fsGroupChangePolicy", Rule::OneOf(&["Always", "OnRootMismatch"])),
+    ("supplementalGroupsPolicy", Rule::OneOf(&["Merge", "Strict"])),
+    ("seLinuxChangePolicy", Rule::OneOf(&["MountOption", "Recursive"])),
+];
+
+pub(super) fn pod(spec: &Value, path: &Path, errors: &mut Errors) {
+    let at = path.child("securityContext");
+    if let Some(context) = tree::get(spec, "securityContext") {
+        checks::run_at(POD, context, &at, None, errors);
+        sysctls(spec, context, &at.child("sysctls"), errors);
+        profiles(context, &at, errors);
+    }
+    if tree::flag(spec, "shareProcessNamespace") && tree::flag(spec, "hostPID") {
+        errors.push(Error::invalid(
+            &at.child("shareProcessNamespace"),
+            true,
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        ));
+    }
+    if has_own_users(spec) {
+        host_namespaces(spec, path, errors);
+    }
+}
+
+/// `hostUsers: false`: the Pod has a user namespace of its own.
+fn has_own_users(spec: &Value) -> bool {
+    tree::get(spec, "hostUsers").and_then(Value::as_bool) == Some(false)
+}
+
+fn host_namespaces(spec: &Value, path: &Path, errors: &mut Errors) {
+    const WHY: &str = "when `hostUsers` is false";
+    for (field, shown) in [
+        ("hostNetwork", "hostNetwork"),
+        ("hostPID", "HostPID"),
+        ("hostIPC", "HostIPC"),
+    ] {
+        if tree::flag(spec, field) {
+            errors.push(Error::forbidden(&path.child(shown), WHY));
+        }
+    }
+    for list in CONTAINER_LISTS {
+        for (index, container) in tree::items(spec, list).iter().enumerate() {
+            let path = path.child(list).index(index);
+            checks::run_at(
+                &[("volumeDevices", Rule::Forbidden(WHY))],
+                container,
+                &path,
+                None,
+                errors,
+            );
+        }
+    }
+}
+
+/// Kernel settings that belong to a namespace; the host's are not a Pod's to change.
+fn sysctls(spec: &Value, context: &Value, path: &Path, errors: &mut Errors) {
+    let mut seen = BTreeSet::new();
+    for (index, sysctl) in tree::items(context, "sysctls").iter().enumerate() {
+        let path = path.index(index).child("name");
+        let name = tree::text(sysctl, "name");
+        if name.is_empty() {
+            errors.push(Error::required(&path, ""));
+        } else if !is_sysctl_name(name) {
+            errors.push(Error::invalid(
+                &path,
+                name,
+                "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+            ));
+        } else if !seen.insert(name) {
+            errors.push(Error::duplicate(&path, name));
+        }
+        let plain = name.replace('/', ".");
+        let network = plain.starts_with("net.");
+        let ipc = ["kernel.sem", "kernel.shm", "kernel.msg", "fs.mqueue."]
+            .iter()
+            .any(|prefix| plain.starts_with(prefix));
+        if network && tree::flag(spec, "hostNetwork") {
+            errors.push(Error::invalid(
+                &path,
+                name,
+                "may not be specified when 'hostNetwork' is true",
+            ));
+        } else if ipc && tree::flag(spec, "hostIPC") {
+            errors.push(Error::invalid(
+                &path,
+                name,
+                "may not be specified when 'hostIPC' is true",
+            ));
+        }
+    }
+}
+
+fn is_sysctl_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.len() <= 253
+        && name.split(['.', '/']).all(|part| {
+            let bytes = part.as_bytes();
+            bytes.first().is_some_and(|b| plain(*b))
+                && bytes.last().is_some_and(|b| plain(*b))
+                && bytes.iter().all(|b| plain(*b) || matches!(b, b'-' | b'_'))
+        })
+}
+
+/// Seccomp and AppArmor: the profile's kind, and its name where the kind wants one.
+fn profiles(context: &Value, path: &Path, errors: &mut Errors) {
+    for (field, called) in [("seccompProfile", "seccomp"), ("appArmorProfile", "AppArmor")] {
+        let Some(profile) = tree::get(context, field) else {
+            continue;
+        };
+        let path = path.child(field);
+        let local = tree::get(profile, "localhostProfile").and_then(Value::as_str);
+        let at = path.child("localhostProfile");
+        const KINDS: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
+        match (tree::text(profile, "type"), local) {
+            ("", _) => errors.push(Error::required(
+                &path.child("type"),
+                format!("type is required when {field} is set"),
+            )),
+            ("Localhost", None) => errors.push(Error::required(
+                &at,
+                format!("must be set when {called} type is Localhost"),
+            )),
+            ("Localhost", Some(name)) if field == "seccompProfile" => {
+                checks::named(&at, name, names::descending_path, errors);
+            }
+            ("Localhost", Some(name)) if name.trim() != name => {
+                errors.push(Error::invalid(&at, name, "must not be padded with whitespace"));
+            }
+            ("Localhost", Some("")) => errors.push(Error::required(
+                &at,
+                format!("must be set when {called} type is Localhost"),
+            )),
+            ("Localhost", Some(_)) => {}
+            (kind, local) => {
+                if !KINDS.contains(&kind) {
+                    errors.push(Error::not_supported(&path.child("type"), kind, &KINDS));
+                }
+                if let Some(name) = local {
+                    let why = format!("can only be set when {called} type is Localhost");
+                    errors.push(Error::invalid(&at, name, why));
+                }
+            }
+        }
+    }
+}
+
+const CONTAINER: &[Check] = &[
+    ("runAsUser", Rule::UnixId),
+    ("runAsGroup", Rule::UnixId),
+    ("procMount", Rule::OneOf(&["Default", "Unmasked"])),
+];
+
+pub(super) fn container(spec: &Value, container: &Value, path: &Path, errors: &mut Errors) {
+    let Some(context) = tree::get(container, "securityContext") else {
+        return;
+    };
+    checks::run_at(CONTAINER, context, path, None, errors);
+    if tree::text(context, "procMount") == "Unmasked" && !has_own_users(spec) {
+        errors.push(Error::invalid(
+            &path.child("procMount"),
+            "Unmasked",
+            "`hostUsers` must be false to use `Unmasked`",
+        ));
+    }
+    profiles(context, path, errors);
+    let no_escalation = tree::get(context, "allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false);
+    if no_escalation && tree::flag(context, "privileged") {
+        errors.push(Error::invalid(
+            path,
+            context.clone(),
+            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+        ));
+    }
+    if no_escalation
+        && tree::items(context, "capabilities.add")
+            .iter()
+            .any(|cap| cap == "CAP_SYS_ADMIN")
+    {
+        errors.push(Error::invalid(
+            path,
+            context.clone(),
+            "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
+        ));
+    }
+}
