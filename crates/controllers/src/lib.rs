@@ -16,6 +16,8 @@ use sampan_tasks::{Drain, OnExit, Tasks};
 
 mod deployment;
 mod discovery;
+mod endpoints;
+mod gc;
 mod namespace;
 mod nodeipam;
 mod pods;
@@ -41,10 +43,17 @@ pub const TABLE: &[Row] = &[
     row("deployment-controller", "deployment-controller", deployment::start),
     row("replicaset-controller", "replicaset-controller", replicaset::start),
     row(
+        "endpointslice-controller",
+        "endpointslice-controller",
+        endpoints::start_slices,
+    ),
+    row("endpoints-controller", "endpoint-controller", endpoints::start_legacy),
+    row(
         "replicationcontroller-controller",
         "replication-controller",
         replicaset::start_replication_controllers,
     ),
+    row("garbage-collector-controller", "generic-garbage-collector", gc::start),
     row("namespace-controller", "namespace-controller", namespace::start),
 ];
 

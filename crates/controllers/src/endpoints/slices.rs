@@ -1,0 +1,371 @@
+//! EndpointSlices: at most a hundred endpoints each, kept as they are as far as possible.
+//!
+//! After its own writes the controller waits for its cache to show them before it acts on a Service again, so that a
+//! slow watch never makes a slice twice. Differs from upstream: no last-change-trigger-time annotation, which costs a
+//! write for every change of a Pod and serves measurements only.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use sampan_client::{Change, Informer, Key, WorkQueue, is_terminating_namespace, or_absent, owner};
+use tokio::time::Instant;
+
+use super::{Backend, Port, backends, is_headless, publishes_not_ready, reconcile, wake_services};
+use crate::pods;
+use crate::{Context, SyncError};
+
+pub(super) const SERVICE: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const US: &str = "endpointslice-controller.k8s.io";
+pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const BY_SERVICE: &str = "service";
+
+/// What the cache must show before a Service is looked at again: slice name → at least this version, or gone; and since
+/// when that is waited for.
+type Awaited = HashMap<Key, HashMap<String, (Option<u64>, Instant)>>;
+
+/// After this long a write that never showed counts as seen (its slice was deleted while the watch was cut).
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Controller {
+    context: Context,
+    services: Informer<Service>,
+    pods: Informer<Pod>,
+    nodes: Informer<Node>,
+    slices: Informer<EndpointSlice>,
+    queue: WorkQueue<Key>,
+    awaited: Mutex<Awaited>,
+}
+
+fn service_key(slice: &EndpointSlice) -> Option<Key> {
+    let labels = slice.metadata.labels.as_ref()?;
+    let ours = labels.get(MANAGED_BY).is_some_and(|by| by == US);
+    let service = labels.get(SERVICE).filter(|_| ours)?;
+    Some(Key::new(slice.namespace().unwrap_or_default(), service))
+}
+
+pub(crate) fn start(context: Context) {
+    let services = context.informers.of::<Service>();
+    let pods = context.informers.of::<Pod>();
+    let nodes = context.informers.of::<Node>();
+    let slices = context.informers.of::<EndpointSlice>();
+    slices.add_index(BY_SERVICE, |slice| {
+        service_key(slice).map(|key| key.to_string()).into_iter().collect()
+    });
+    let queue: WorkQueue<Key> = WorkQueue::default();
+    let controller = Arc::new(Controller {
+        context: context.clone(),
+        services: services.clone(),
+        pods: pods.clone(),
+        nodes: nodes.clone(),
+        slices: slices.clone(),
+        queue: queue.clone(),
+        awaited: Mutex::default(),
+    });
+    let (changed, this) = (queue.clone(), Arc::clone(&controller));
+    services.on_change(move |change| {
+        let key = Key::of(change.object().as_ref());
+        if matches!(change, Change::Deleted(_)) {
+            this.lock_awaited().remove(&key);
+        }
+        changed.add(key);
+    });
+    let (changed, known) = (queue.clone(), services.clone());
+    pods.on_change(move |change| wake_services(&changed, &known, change));
+    let changed = queue.clone();
+    slices.on_change(move |change| {
+        for slice in change.old().into_iter().chain([change.object()]) {
+            if let Some(key) = service_key(slice) {
+                changed.add(key);
+            }
+        }
+    });
+    let ready = async move {
+        services.synced().await;
+        pods.synced().await;
+        nodes.synced().await;
+        slices.synced().await;
+    };
+    context.run(&queue, ready, move |key| {
+        let controller = Arc::clone(&controller);
+        async move { controller.sync(&key).await }
+    });
+}
+
+/// What makes slices different: endpoints of one slice share both.
+type Group = (&'static str, Vec<Port>);
+
+impl Controller {
+    fn lock_awaited(&self) -> std::sync::MutexGuard<'_, Awaited> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the cache shows our last writes. If not, its next change brings us back.
+    fn cache_is_current(&self, key: &Key) -> bool {
+        let mut all = self.lock_awaited();
+        let Some(awaited) = all.get_mut(key) else {
+            return true;
+        };
+        awaited.retain(|name, (version, since)| {
+            if since.elapsed() > PATIENCE {
+                return false;
+            }
+            let cached = self.slices.get(&key.namespace, name);
+            match (cached, version) {
+                (Some(cached), Some(version)) => self::version(&cached) < *version,
+                (Some(_), None) => true,
+                // Not seen yet, or made and deleted since: only the first is to be waited for.
+                (None, Some(_)) => true,
+                (None, None) => false,
+            }
+        });
+        awaited.is_empty()
+    }
+
+    fn wrote(&self, key: &Key, name: &str, version: Option<u64>) {
+        self.lock_awaited()
+            .entry(key.clone())
+            .or_default()
+            .insert(name.to_owned(), (version, Instant::now()));
+    }
+
+    async fn sync(&self, key: &Key) -> Result<(), SyncError> {
+        let Some(service) = self.services.get_key(key) else {
+            return Ok(());
+        };
+        let Some(spec) = &service.spec else {
+            return Ok(());
+        };
+        if service.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        if !self.cache_is_current(key) {
+            self.queue.add_after(key.clone(), PATIENCE);
+            return Ok(());
+        }
+        let Some(backends) = backends(&service, &self.pods) else {
+            return Ok(());
+        };
+        let mut existing: HashMap<Group, Vec<EndpointSlice>> = HashMap::new();
+        for slice in self.slices.by_index(BY_SERVICE, &key.to_string()) {
+            if slice.metadata.deletion_timestamp.is_none() {
+                existing
+                    .entry(group_of(&slice))
+                    .or_default()
+                    .push(EndpointSlice::clone(&slice));
+            }
+        }
+        let mut wanted: HashMap<Group, Vec<Endpoint>> = HashMap::new();
+        for family in families(spec) {
+            for backend in &backends {
+                if let Some(endpoint) = self.endpoint(spec, backend, family) {
+                    wanted
+                        .entry((family, backend.ports.clone()))
+                        .or_default()
+                        .push(endpoint);
+                }
+            }
+            // A Service without endpoints has an empty slice: clients see that it is known.
+            if !wanted.keys().any(|group| group.0 == family) {
+                let kept = existing.keys().find(|group| group.0 == family && group.1.is_empty());
+                wanted.insert(kept.cloned().unwrap_or((family, Vec::new())), Vec::new());
+            }
+        }
+        self.apply(key, &service, existing, wanted).await
+    }
+
+    async fn apply(
+        &self,
+        key: &Key,
+        service: &Service,
+        mut existing: HashMap<Group, Vec<EndpointSlice>>,
+        wanted: HashMap<Group, Vec<Endpoint>>,
+    ) -> Result<(), SyncError> {
+        let labels = labels(service);
+        for (group, endpoints) in wanted {
+            let mut slices = existing.remove(&group).unwrap_or_default();
+            slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+            let empty = endpoints.is_empty();
+            let mut plan = reconcile::plan(slices, endpoints);
+            if empty && plan.keep.is_empty() {
+                match plan.delete.pop() {
+                    Some(slice) => plan.update.push((slice, Vec::new())),
+                    None => plan.create.push(Vec::new()),
+                }
+            }
+            // A kept slice may carry labels of the Service that have changed.
+            for slice in plan.keep {
+                if slice.metadata.labels.as_ref() != Some(&labels) {
+                    let endpoints = slice.endpoints.clone().unwrap_or_default();
+                    plan.update.push((slice, endpoints));
+                }
+            }
+            for endpoints in plan.create {
+                let slice = new_slice(service, &group, &labels, endpoints);
+                self.create(key, &slice).await?;
+            }
+            for (mut slice, endpoints) in plan.update {
+                slice.endpoints = Some(endpoints);
+                slice.metadata.labels = Some(labels.clone());
+                self.update(key, &slice).await?;
+            }
+            for slice in plan.delete {
+                self.delete(key, &slice).await?;
+            }
+        }
+        // Groups that nothing belongs to any more.
+        for slice in existing.into_values().flatten() {
+            self.delete(key, &slice).await?;
+        }
+        Ok(())
+    }
+
+    fn api(&self, key: &Key) -> Api<EndpointSlice> {
+        Api::namespaced(self.context.client.clone(), &key.namespace)
+    }
+
+    async fn create(&self, key: &Key, slice: &EndpointSlice) -> Result<(), SyncError> {
+        match self.api(key).create(&PostParams::default(), slice).await {
+            Ok(made) => {
+                self.wrote(key, &made.name_any(), Some(version(&made)));
+                Ok(())
+            }
+            Err(error) if is_terminating_namespace(&error) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn update(&self, key: &Key, slice: &EndpointSlice) -> Result<(), SyncError> {
+        let name = slice.name_any();
+        let written = self.api(key).replace(&name, &PostParams::default(), slice).await?;
+        self.wrote(key, &name, Some(version(&written)));
+        Ok(())
+    }
+
+    async fn delete(&self, key: &Key, slice: &EndpointSlice) -> Result<(), SyncError> {
+        let name = slice.name_any();
+        or_absent(self.api(key).delete(&name, &DeleteParams::default()).await)?;
+        self.wrote(key, &name, None);
+        Ok(())
+    }
+
+    fn endpoint(&self, spec: &ServiceSpec, backend: &Backend, family: &str) -> Option<Endpoint> {
+        let address = backend.addresses.iter().find(|ip| family_of(ip) == family)?;
+        let pod = &backend.pod;
+        let node = Some(pods::node_name(pod).to_owned()).filter(|name| !name.is_empty());
+        let zone = node
+            .as_ref()
+            .and_then(|name| self.nodes.get("", name))
+            .and_then(|node| node.labels().get(ZONE).cloned());
+        Some(Endpoint {
+            addresses: vec![address.to_string()],
+            conditions: Some(EndpointConditions {
+                ready: Some(publishes_not_ready(spec) || (backend.ready && !backend.terminating)),
+                serving: Some(backend.ready),
+                terminating: Some(backend.terminating),
+            }),
+            hostname: backend.hostname.clone(),
+            node_name: node,
+            zone,
+            target_ref: Some(target(pod)),
+            ..Default::default()
+        })
+    }
+}
+
+pub(super) fn target(pod: &Pod) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Pod".into()),
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        ..Default::default()
+    }
+}
+
+fn version(slice: &EndpointSlice) -> u64 {
+    let version = slice.metadata.resource_version.as_deref();
+    version.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn family_of(address: &IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// The address types of a Service.
+fn families(spec: &ServiceSpec) -> Vec<&'static str> {
+    let known = |text: &String| if text == "IPv6" { "IPv6" } else { "IPv4" };
+    let mut found: Vec<_> = spec.ip_families.iter().flatten().map(known).collect();
+    found.dedup();
+    if found.is_empty() {
+        let address: Option<IpAddr> = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok());
+        found.push(address.as_ref().map_or("IPv4", family_of));
+    }
+    found
+}
+
+fn group_of(slice: &EndpointSlice) -> Group {
+    let family = if slice.address_type == "IPv6" { "IPv6" } else { "IPv4" };
+    let mut ports: Vec<Port> = slice
+        .ports
+        .iter()
+        .flatten()
+        .map(|port| Port {
+            name: port.name.clone().unwrap_or_default(),
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+            number: port.port.unwrap_or(0),
+            app_protocol: port.app_protocol.clone(),
+        })
+        .collect();
+    ports.sort();
+    (family, ports)
+}
+
+/// The labels of a Service's slices: its own, and those that say whose they are.
+fn labels(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = service.metadata.labels.clone().unwrap_or_default();
+    labels.remove(HEADLESS);
+    if service.spec.as_ref().is_some_and(is_headless) {
+        labels.insert(HEADLESS.into(), String::new());
+    }
+    labels.insert(SERVICE.into(), service.name_any());
+    labels.insert(MANAGED_BY.into(), US.into());
+    labels
+}
+
+fn new_slice(
+    service: &Service,
+    group: &Group,
+    labels: &BTreeMap<String, String>,
+    endpoints: Vec<Endpoint>,
+) -> EndpointSlice {
+    let ports = group
+        .1
+        .iter()
+        .map(|port| EndpointPort {
+            name: Some(port.name.clone()),
+            protocol: Some(port.protocol.clone()),
+            port: Some(port.number),
+            app_protocol: port.app_protocol.clone(),
+        })
+        .collect();
+    EndpointSlice {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", service.name_any())),
+            namespace: service.namespace(),
+            labels: Some(labels.clone()),
+            owner_references: Some(vec![owner::controller_ref(service)]),
+            ..Default::default()
+        },
+        address_type: group.0.to_owned(),
+        endpoints: Some(endpoints),
+        ports: Some(ports),
+    }
+}

@@ -1,0 +1,343 @@
+//! Who owns whom, by UID. Pure.
+//!
+//! An owner that is referred to but has not been seen is in the graph too, as unobserved: somebody must find out whether
+//! it exists. Every change returns the work it causes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::core::ApiResource;
+use sampan_client::Summary;
+
+pub(super) const FOREGROUND: &str = "foregroundDeletion";
+pub(super) const ORPHAN: &str = "orphan";
+
+/// A served resource.
+#[derive(Debug)]
+pub(super) struct Kind {
+    pub(super) resource: ApiResource,
+    pub(super) namespaced: bool,
+}
+
+/// Something to look into.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Work {
+    /// Whether the object (by UID) should go, or be let go.
+    Delete(String),
+    /// The object is being deleted and its dependents are to stay.
+    Orphan(String),
+    /// Which resources exist has changed.
+    Discover,
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Work::Delete(uid) => write!(f, "delete {uid}"),
+            Work::Orphan(uid) => write!(f, "orphan the dependents of {uid}"),
+            Work::Discover => f.write_str("discover"),
+        }
+    }
+}
+
+/// One object.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// `None` while unobserved.
+    pub(super) kind: Option<Arc<Kind>>,
+    pub(super) api_version: String,
+    pub(super) kind_name: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) owners: Vec<OwnerReference>,
+    pub(super) dependents: BTreeSet<String>,
+    pub(super) deleting: bool,
+    /// Deleted in the foreground: it waits for its dependents.
+    pub(super) waiting: bool,
+    /// Deleted, and its dependents are to be orphaned.
+    orphaning: bool,
+}
+
+impl Node {
+    /// Whether this is the object that `reference` in an object of `namespace` means.
+    pub(super) fn is_meant_by(&self, reference: &OwnerReference, namespace: &str) -> bool {
+        let group = |version: &str| version.split_once('/').map_or("", |(g, _)| g).to_owned();
+        self.kind_name == reference.kind
+            && group(&self.api_version) == group(&reference.api_version)
+            && self.name == reference.name
+            && (self.namespace.is_empty() || self.namespace == namespace)
+    }
+}
+
+/// An owner in another namespace than its dependent: not allowed, and taken for absent.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Invalid {
+    pub(super) dependent: String,
+    pub(super) reference: OwnerReference,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    nodes: HashMap<String, Node>,
+}
+
+impl Graph {
+    pub(super) fn get(&self, uid: &str) -> Option<&Node> {
+        self.nodes.get(uid)
+    }
+
+    /// An object was seen in this state.
+    pub(super) fn upsert(&mut self, kind: &Arc<Kind>, object: &Summary) -> (Vec<Work>, Vec<Invalid>) {
+        let meta = &object.metadata;
+        let deleting = meta.deletion_timestamp.is_some();
+        let has = |finalizer: &str| deleting && meta.finalizers.iter().any(|f| f == finalizer);
+        let (mut work, mut invalid) = (Vec::new(), Vec::new());
+        let node = self.nodes.entry(meta.uid.clone()).or_insert_with(|| Node {
+            kind: None,
+            api_version: String::new(),
+            kind_name: String::new(),
+            namespace: String::new(),
+            name: String::new(),
+            owners: Vec::new(),
+            dependents: BTreeSet::new(),
+            deleting: false,
+            waiting: false,
+            orphaning: false,
+        });
+        if node.kind.is_none() {
+            node.kind = Some(Arc::clone(kind));
+            node.api_version.clone_from(&kind.resource.api_version);
+            node.kind_name.clone_from(&kind.resource.kind);
+            node.namespace.clone_from(&meta.namespace);
+            node.name.clone_from(&meta.name);
+            // Those that referred to it before it was seen may have meant another namespace.
+            for dependent in &node.dependents {
+                work.push(Work::Delete(dependent.clone()));
+            }
+        }
+        if has(ORPHAN) && !node.orphaning {
+            node.orphaning = true;
+            work.push(Work::Orphan(meta.uid.clone()));
+        }
+        if has(FOREGROUND) && !node.waiting {
+            node.waiting = true;
+            work.extend(node.dependents.iter().cloned().map(Work::Delete));
+            work.push(Work::Delete(meta.uid.clone()));
+        }
+        node.deleting = deleting;
+        let before = std::mem::replace(&mut node.owners, meta.owner_references.clone());
+        if before != meta.owner_references {
+            self.relink(object, &before, &mut work, &mut invalid);
+        }
+        (work, invalid)
+    }
+
+    fn relink(
+        &mut self,
+        object: &Summary,
+        before: &[OwnerReference],
+        work: &mut Vec<Work>,
+        invalid: &mut Vec<Invalid>,
+    ) {
+        let meta = &object.metadata;
+        for old in before {
+            let now = meta.owner_references.iter().find(|now| now.uid == old.uid);
+            let Some(owner) = self.nodes.get_mut(&old.uid) else {
+                continue;
+            };
+            let blocks = |reference: &OwnerReference| reference.block_owner_deletion == Some(true);
+            if now.is_none() {
+                owner.dependents.remove(&meta.uid);
+            }
+            // An owner that waits may have waited for this one.
+            if owner.waiting && blocks(old) && !now.is_some_and(blocks) {
+                work.push(Work::Delete(old.uid.clone()));
+            }
+        }
+        for reference in &meta.owner_references {
+            let known = before.iter().any(|old| old.uid == reference.uid);
+            match self.nodes.get_mut(&reference.uid) {
+                Some(owner) => {
+                    owner.dependents.insert(meta.uid.clone());
+                    if known {
+                        continue;
+                    }
+                    if owner.kind.is_some() && !owner.is_meant_by(reference, &meta.namespace) {
+                        invalid.push(Invalid {
+                            dependent: meta.uid.clone(),
+                            reference: reference.clone(),
+                        });
+                        work.push(Work::Delete(meta.uid.clone()));
+                    } else if owner.waiting {
+                        // Came too late: its owner is going.
+                        work.push(Work::Delete(meta.uid.clone()));
+                    }
+                }
+                None => {
+                    self.nodes.insert(
+                        reference.uid.clone(),
+                        Node {
+                            kind: None,
+                            api_version: reference.api_version.clone(),
+                            kind_name: reference.kind.clone(),
+                            namespace: meta.namespace.clone(),
+                            name: reference.name.clone(),
+                            owners: Vec::new(),
+                            dependents: BTreeSet::from([meta.uid.clone()]),
+                            deleting: false,
+                            waiting: false,
+                            orphaning: false,
+                        },
+                    );
+                    work.push(Work::Delete(reference.uid.clone()));
+                }
+            }
+        }
+    }
+
+    /// An object is gone (or was found never to have been).
+    pub(super) fn remove(&mut self, uid: &str) -> Vec<Work> {
+        let Some(node) = self.nodes.remove(uid) else {
+            return Vec::new();
+        };
+        let mut work: Vec<Work> = node.dependents.into_iter().map(Work::Delete).collect();
+        for owner in &node.owners {
+            if let Some(owner_node) = self.nodes.get_mut(&owner.uid) {
+                owner_node.dependents.remove(uid);
+                if owner_node.waiting {
+                    work.push(Work::Delete(owner.uid.clone()));
+                }
+            }
+        }
+        work
+    }
+
+    /// The dependents that a waiting owner must wait for.
+    pub(super) fn blocking(&self, uid: &str) -> Vec<String> {
+        let Some(owner) = self.nodes.get(uid) else {
+            return Vec::new();
+        };
+        let blocks = |dependent: &&String| {
+            self.nodes.get(*dependent).is_some_and(|node| {
+                node.owners
+                    .iter()
+                    .any(|r| r.uid == uid && r.block_owner_deletion == Some(true))
+            })
+        };
+        owner.dependents.iter().filter(blocks).cloned().collect()
+    }
+
+    /// Whether one of the object's dependents waits for its own dependents: together with the object waiting, a cycle.
+    pub(super) fn has_waiting_dependent(&self, uid: &str) -> bool {
+        self.nodes.get(uid).is_some_and(|node| {
+            node.dependents
+                .iter()
+                .any(|dependent| self.nodes.get(dependent).is_some_and(|node| node.waiting))
+        })
+    }
+
+    /// The owner that `reference` means, if it has been seen.
+    pub(super) fn owner(&self, reference: &OwnerReference, namespace: &str) -> Option<&Node> {
+        self.nodes
+            .get(&reference.uid)
+            .filter(|node| node.kind.is_some() && node.is_meant_by(reference, namespace))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    fn kind() -> Arc<Kind> {
+        Arc::new(Kind {
+            resource: ApiResource {
+                group: String::new(),
+                version: "v1".into(),
+                api_version: "v1".into(),
+                kind: "ConfigMap".into(),
+                plural: "configmaps".into(),
+            },
+            namespaced: true,
+        })
+    }
+
+    fn object(namespace: &str, uid: &str, owners: &[&str], finalizers: &[&str]) -> Summary {
+        let mut object = Summary::default();
+        object.metadata.namespace = namespace.into();
+        object.metadata.name = uid.into();
+        object.metadata.uid = uid.into();
+        object.metadata.owner_references = owners
+            .iter()
+            .map(|uid| OwnerReference {
+                api_version: "v1".into(),
+                kind: "ConfigMap".into(),
+                name: (*uid).into(),
+                uid: (*uid).into(),
+                block_owner_deletion: Some(true),
+                controller: None,
+            })
+            .collect();
+        object.metadata.finalizers = finalizers.iter().map(|f| (*f).into()).collect();
+        object.metadata.deletion_timestamp = (!finalizers.is_empty()).then_some(Time(jiff::Timestamp::UNIX_EPOCH));
+        object
+    }
+
+    fn delete(uids: &[&str]) -> Vec<Work> {
+        uids.iter().map(|uid| Work::Delete((*uid).into())).collect()
+    }
+
+    #[test]
+    fn an_unseen_owner_is_looked_for() {
+        let (mut graph, kind) = (Graph::default(), kind());
+        assert_eq!(
+            graph.upsert(&kind, &object("n", "child", &["owner"], &[])).0,
+            delete(&["owner"])
+        );
+        assert!(graph.get("owner").unwrap().kind.is_none());
+        // It comes, and its dependent is looked at once more.
+        assert_eq!(
+            graph.upsert(&kind, &object("n", "owner", &[], &[])).0,
+            delete(&["child"])
+        );
+        assert_eq!(graph.upsert(&kind, &object("n", "owner", &[], &[])).0, []);
+        assert_eq!(graph.remove("owner"), delete(&["child"]));
+    }
+
+    #[test]
+    fn waiting_owners_are_told_of_what_unblocks_them() {
+        let (mut graph, kind) = (Graph::default(), kind());
+        graph.upsert(&kind, &object("n", "owner", &[], &[]));
+        graph.upsert(&kind, &object("n", "a", &["owner"], &[]));
+        graph.upsert(&kind, &object("n", "b", &["owner"], &[]));
+        let work = graph.upsert(&kind, &object("n", "owner", &[], &[FOREGROUND])).0;
+        assert_eq!(work, delete(&["a", "b", "owner"]));
+        assert_eq!(graph.blocking("owner"), ["a", "b"]);
+        assert_eq!(graph.remove("a"), delete(&["owner"]));
+        assert_eq!(graph.upsert(&kind, &object("n", "b", &[], &[])).0, delete(&["owner"]));
+        assert!(graph.blocking("owner").is_empty());
+    }
+
+    #[test]
+    fn owners_in_other_namespaces_are_invalid() {
+        let (mut graph, kind) = (Graph::default(), kind());
+        graph.upsert(&kind, &object("n", "owner", &[], &[]));
+        let (work, invalid) = graph.upsert(&kind, &object("other", "child", &["owner"], &[]));
+        assert_eq!(work, delete(&["child"]));
+        assert_eq!(invalid.len(), 1);
+        let reference = &invalid[0].reference;
+        assert!(graph.owner(reference, "other").is_none());
+        assert!(graph.owner(reference, "n").is_some());
+    }
+
+    #[test]
+    fn orphaning_is_asked_for_once() {
+        let (mut graph, kind) = (Graph::default(), kind());
+        let dying = object("n", "owner", &[], &[ORPHAN]);
+        assert_eq!(graph.upsert(&kind, &dying).0, [Work::Orphan("owner".into())]);
+        assert_eq!(graph.upsert(&kind, &dying).0, []);
+    }
+}
