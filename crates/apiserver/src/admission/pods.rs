@@ -1,0 +1,217 @@
+//! What Pods get from the cluster: their priority, the tolerations of node failures, their runtime class's overhead.
+
+use async_trait::async_trait;
+use sampan_api::Object;
+use serde_json::{Value, json};
+
+use super::{Operation, Plugin, Reader, Review, spec_list, text};
+use crate::Refusal;
+
+fn creates_pod(review: &Review<'_>) -> bool {
+    review.operation == Operation::Create && review.is_core("pods")
+}
+
+/// Priority: class name to number.
+pub struct Priority(Reader);
+
+impl Priority {
+    pub fn new(reader: Reader) -> Self {
+        Priority(reader)
+    }
+
+    /// Name, value and preemption policy of the global default class; the smallest value wins if there are several.
+    fn default_class(&self) -> Option<(String, i64, String)> {
+        self.0
+            .all("priorityclasses")
+            .iter()
+            .map(|entry| entry.object())
+            .filter(|class| class.get("globalDefault").and_then(Value::as_bool) == Some(true))
+            .map(|class| class_of(&class))
+            .min_by_key(|(_, value, _)| *value)
+    }
+}
+
+fn class_of(class: &Object) -> (String, i64, String) {
+    let policy = match text(class, "/preemptionPolicy") {
+        "" => "PreemptLowerPriority",
+        policy => policy,
+    };
+    (
+        text(class, "/metadata/name").to_owned(),
+        class.get("value").and_then(Value::as_i64).unwrap_or(0),
+        policy.to_owned(),
+    )
+}
+
+#[async_trait]
+impl Plugin for Priority {
+    fn name(&self) -> &'static str {
+        "Priority"
+    }
+
+    fn handles(&self, review: &Review<'_>) -> bool {
+        creates_pod(review)
+            || (matches!(review.operation, Operation::Create | Operation::Update)
+                && review.row.is("scheduling.k8s.io", "priorityclasses"))
+    }
+
+    async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+        if !review.row.is("", "pods") {
+            return Ok(());
+        }
+        let asked = text(pod, "/spec/priorityClassName").to_owned();
+        let (name, value, policy) = if asked.is_empty() {
+            self.default_class()
+                .unwrap_or((String::new(), 0, "PreemptLowerPriority".into()))
+        } else {
+            match self.0.get("priorityclasses", &asked) {
+                Some(class) => class_of(&class.object()),
+                None => return Err(review.refuse(pod, &format!("no PriorityClass with name {asked} was found"))),
+            }
+        };
+        let stated = pod.pointer("/spec/priority").and_then(Value::as_i64);
+        if stated.is_some_and(|stated| stated != value) {
+            return Err(review.refuse(
+                pod,
+                &format!(
+                    "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name",
+                    stated.unwrap_or_default()
+                ),
+            ));
+        }
+        let stated = text(pod, "/spec/preemptionPolicy").to_owned();
+        if !stated.is_empty() && stated != policy {
+            return Err(review.refuse(
+                pod,
+                &format!(
+                    "the string value of PreemptionPolicy ({stated}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+                ),
+            ));
+        }
+        if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+            if !name.is_empty() {
+                spec.insert("priorityClassName".into(), name.into());
+            }
+            spec.insert("priority".into(), value.into());
+            spec.insert("preemptionPolicy".into(), policy.into());
+        }
+        Ok(())
+    }
+
+    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Vec<String>) -> Result<(), Refusal> {
+        let Some(class) = object.filter(|_| !review.row.is("", "pods")) else {
+            return Ok(());
+        };
+        if class.get("globalDefault").and_then(Value::as_bool) != Some(true) {
+            return Ok(());
+        }
+        match self.default_class() {
+            Some((name, ..)) if name != text(class, "/metadata/name") => Err(review.refuse(
+                class,
+                &format!("PriorityClass {name} is already marked as globalDefault"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// DefaultTolerationSeconds: Pods stay five minutes on a node that is gone.
+pub struct DefaultTolerations;
+
+const UNTIL_EVICTED: i64 = 300;
+
+#[async_trait]
+impl Plugin for DefaultTolerations {
+    fn name(&self) -> &'static str {
+        "DefaultTolerationSeconds"
+    }
+
+    fn handles(&self, review: &Review<'_>) -> bool {
+        creates_pod(review)
+    }
+
+    async fn mutate(&self, _: &Review<'_>, pod: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+        let tolerations = spec_list(pod, "tolerations");
+        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+            let covered = tolerations.iter().any(|toleration| {
+                let own = text(toleration, "/key");
+                (own == key || own.is_empty()) && matches!(text(toleration, "/effect"), "NoExecute" | "")
+            });
+            if !covered {
+                tolerations.push(json!({
+                    "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNTIL_EVICTED}));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// RuntimeClass: overhead, and where Pods of the class may run.
+pub struct RuntimeClass(Reader);
+
+impl RuntimeClass {
+    pub fn new(reader: Reader) -> Self {
+        RuntimeClass(reader)
+    }
+}
+
+#[async_trait]
+impl Plugin for RuntimeClass {
+    fn name(&self) -> &'static str {
+        "RuntimeClass"
+    }
+
+    fn handles(&self, review: &Review<'_>) -> bool {
+        creates_pod(review)
+    }
+
+    async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+        let name = text(pod, "/spec/runtimeClassName").to_owned();
+        if name.is_empty() {
+            return Ok(());
+        }
+        let Some(class) = self.0.get("runtimeclasses", &name) else {
+            return Err(review.refuse(pod, &format!("pod rejected: RuntimeClass {name:?} not found")));
+        };
+        let class = class.object();
+        let overhead = class.pointer("/overhead/podFixed");
+        match (overhead, pod.pointer("/spec/overhead")) {
+            (Some(fixed), None) => pod["spec"]["overhead"] = fixed.clone(),
+            (Some(fixed), Some(own)) if fixed != own => {
+                return Err(review.refuse(
+                    pod,
+                    &format!("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead {fixed}"),
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(review.refuse(
+                    pod,
+                    "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
+                ));
+            }
+            _ => {}
+        }
+        if let Some(selector) = class.pointer("/scheduling/nodeSelector").and_then(Value::as_object) {
+            let spec = sampan_api::meta::ensure_map(&mut pod["spec"]);
+            let own = sampan_api::meta::ensure_map(spec.entry("nodeSelector").or_insert(Value::Null));
+            for (key, value) in selector {
+                if own.get(key).is_some_and(|known| known != value) {
+                    return Err(review.refuse(
+                        pod,
+                        &format!("conflict: runtimeClass.scheduling.nodeSelector[{key}] differs from the pod's"),
+                    ));
+                }
+                own.insert(key.clone(), value.clone());
+            }
+        }
+        if let Some(more) = class.pointer("/scheduling/tolerations").and_then(Value::as_array) {
+            let tolerations = spec_list(pod, "tolerations");
+            for toleration in more {
+                if !tolerations.contains(toleration) {
+                    tolerations.push(toleration.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+}

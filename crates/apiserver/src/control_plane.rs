@@ -1,0 +1,388 @@
+//! One control plane: the whole API as a value, with one async function in front of it.
+//!
+//! Everything that answers requests hangs here; nothing is global. A process may hold several.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use http::request::Parts;
+use http::{Request, Response};
+use ipnet::Ipv4Net;
+use sampan_api::status::Status;
+use sampan_auth::{
+    Attributes, Authenticator, Authorizer, Found, Impersonation, LookupKind, ObjectLookup, UserInfo, impersonation,
+};
+use sampan_pki::Pki;
+use sampan_pki::tls::ClientVerifier;
+use sampan_store::Store;
+use sampan_tasks::{OnExit, Tasks};
+
+use crate::admission::{Chain, Reader};
+use crate::allocate::Services;
+use crate::body::Body;
+use crate::bootstrap;
+use crate::dispatch;
+use crate::flow::Flow;
+use crate::metrics::Metrics;
+use crate::registry::reply::refusal;
+use crate::registry::{Leases, Registry};
+use crate::request::{Encoding, Query, RequestInfo};
+use crate::rows::Rows;
+use crate::watch_cache::{Cache, ChangeType, HISTORY};
+use crate::{Refusal, refuse};
+
+/// How a control plane is set up. Everything has a default but its identity.
+pub struct Config {
+    /// Certificates and the key of service-account tokens.
+    pub pki: Arc<Pki>,
+    /// Where Services get their addresses.
+    pub service_range: Ipv4Net,
+    /// Where clients reach this API server; what `default/kubernetes` leads to.
+    pub advertise: SocketAddr,
+    /// `gitVersion` in `/version`.
+    pub version: String,
+    /// Requests in progress at once: reading and writing.
+    pub in_flight: (usize, usize),
+    /// For everything but watches and streams.
+    pub request_timeout: Duration,
+    /// How long Events live.
+    pub event_ttl: Duration,
+    /// Tokens that name a user as long as the process runs.
+    pub fixed_tokens: Vec<(String, UserInfo)>,
+}
+
+impl Config {
+    pub fn new(pki: Arc<Pki>, advertise: SocketAddr) -> Self {
+        Config {
+            pki,
+            service_range: DEFAULT_SERVICE_RANGE,
+            advertise,
+            version: VERSION.to_owned(),
+            in_flight: (400, 200),
+            request_timeout: Duration::from_secs(60),
+            event_ttl: Duration::from_secs(3600),
+            fixed_tokens: Vec::new(),
+        }
+    }
+}
+
+/// What this server calls itself.
+pub const VERSION: &str = "v1.36.1+sampan";
+/// As kubeadm has it.
+pub const DEFAULT_SERVICE_RANGE: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 96, 0, 0), 16);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the control plane cannot read its store: {0}")]
+    Store(#[from] sampan_store::Error),
+    #[error("the control plane's certificates are unusable: {0}")]
+    Tls(#[from] sampan_pki::tls::TlsError),
+    #[error("the cluster's own objects cannot be made: {0}")]
+    Bootstrap(String),
+}
+
+/// A running API server without its network.
+pub struct ControlPlane {
+    pub(crate) config: Config,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) authorizer: Authorizer,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: Tasks,
+    pub(crate) openapi: crate::openapi::Documents,
+    pub(crate) nodes: crate::streaming::NodeClient,
+    flow: Flow,
+    ready: AtomicBool,
+}
+
+impl ControlPlane {
+    /// Loads the store, starts the watch cache, and brings the cluster's own objects into being.
+    pub async fn start(config: Config, store: Arc<dyn Store>, tasks: &Tasks) -> Result<Arc<Self>, StartError> {
+        let (rows, storages) = Rows::build(sampan_kinds::resources());
+        let rows = Arc::new(rows);
+        let cache = Cache::start(store, storages, tasks).await?;
+        let authorizer = Authorizer::new();
+        let services = Services::new(config.service_range);
+        let reader = Reader::new(cache.clone());
+        follow(&rows, &authorizer, &services);
+        let registry = Arc::new(Registry {
+            admission: Chain::standard(&reader, &authorizer),
+            leases: Leases::new(config.event_ttl),
+            cache: cache.clone(),
+            rows,
+            services,
+        });
+        let verifier = ClientVerifier::new(config.pki.ca())?;
+        let mut authenticator = Authenticator::new(Some(verifier), config.pki.tokens(), Arc::new(BoundObjects(reader)));
+        for (token, user) in &config.fixed_tokens {
+            authenticator = authenticator.with_fixed_token(token, user.clone());
+        }
+        let plane = Arc::new(ControlPlane {
+            flow: Flow::new(config.in_flight.0, config.in_flight.1),
+            nodes: crate::streaming::NodeClient::new(&config.pki)?,
+            config,
+            registry,
+            authenticator,
+            authorizer,
+            metrics: Metrics::default(),
+            tasks: tasks.clone(),
+            openapi: crate::openapi::Documents::default(),
+            ready: AtomicBool::new(false),
+        });
+        bootstrap::run(&plane)
+            .await
+            .map_err(|refusal| StartError::Bootstrap(refusal.message.clone()))?;
+        plane.ready.store(true, Ordering::Release);
+        let drain = tasks.drain();
+        let kept = cache.clone();
+        tasks.spawn("end-watches", OnExit::Critical, async move {
+            drain.started().await;
+            for storage in kept.storages() {
+                storage.end_watches();
+            }
+        });
+        let store = cache.store().clone();
+        tasks.spawn_until_drain("compaction", OnExit::Critical, async move {
+            // History is kept for one interval, as upstream keeps it.
+            let mut before = store.revision();
+            loop {
+                tokio::time::sleep(HISTORY).await;
+                let now = store.revision();
+                if before > store.compacted()
+                    && let Err(error) = store.compact(before).await
+                {
+                    tracing::warn!(%error, "the store's history could not be compacted; trying again later");
+                }
+                before = now;
+                for storage in cache.storages() {
+                    storage.trim();
+                }
+            }
+        });
+        Ok(plane)
+    }
+
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+    pub fn authorizer(&self) -> &Authorizer {
+        &self.authorizer
+    }
+    pub fn authenticator(&self) -> &Authenticator {
+        &self.authenticator
+    }
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+    /// Whether the cluster's own objects are in place.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// The whole API. Who is asking stands in the request's extensions (`Arc<UserInfo>` or `UserInfo`).
+    pub async fn handle(self: &Arc<Self>, request: Request<Body>) -> Response<Body> {
+        let started = Instant::now();
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let info = RequestInfo::resolve(&parts.method, parts.uri.path(), &query);
+        let long_running = info.is_long_running(&query);
+        let served = info.is_resource
+            && self
+                .registry
+                .rows
+                .get()
+                .find(&info.group, &info.version, &info.resource)
+                .is_some();
+        let measured = self.metrics.begin(&info, served, long_running);
+        let encoding = asked_encoding(&parts);
+        let work = AssertUnwindSafe(self.route(parts, body, info, query, long_running)).catch_unwind();
+        let outcome = if long_running {
+            Ok(work.await)
+        } else {
+            tokio::time::timeout(self.config.request_timeout, work).await
+        };
+        let response = match outcome {
+            Ok(Ok(Ok(response))) => response,
+            Ok(Ok(Err(refused))) => refusal(&refused, encoding),
+            Ok(Err(_panic)) => {
+                tracing::error!("a request handler panicked");
+                refusal(
+                    &Status::internal("the server panicked while answering this request"),
+                    encoding,
+                )
+            }
+            Err(_late) => refusal(
+                &Status::timeout(
+                    "the server was unable to return a response in the time allotted, but may still be processing the request",
+                ),
+                encoding,
+            ),
+        };
+        measured.end(response.status().as_u16(), started.elapsed());
+        response
+    }
+
+    async fn route(
+        self: &Arc<Self>,
+        mut parts: Parts,
+        body: Body,
+        info: RequestInfo,
+        query: Query,
+        long_running: bool,
+    ) -> Result<Response<Body>, Refusal> {
+        let requestor = parts
+            .extensions
+            .remove::<Arc<UserInfo>>()
+            .or_else(|| parts.extensions.remove::<UserInfo>().map(Arc::new))
+            .ok_or_else(|| refuse(Status::unauthorized()))?;
+        let user = self.impersonated(&requestor, &mut parts)?;
+        let _permit = if long_running {
+            None
+        } else {
+            Some(self.flow.enter(info.is_read_only()).await?)
+        };
+        self.authorize(&user, &info, &query, &parts)?;
+        dispatch::run(
+            self,
+            dispatch::Incoming {
+                parts,
+                body,
+                info,
+                query,
+                user,
+            },
+        )
+        .await
+    }
+
+    /// Whom the request wants to act as, if it may.
+    fn impersonated(&self, requestor: &Arc<UserInfo>, parts: &mut Parts) -> Result<Arc<UserInfo>, Refusal> {
+        let asked = Impersonation::from_headers(&parts.headers)
+            .map_err(|error| refuse(Status::bad_request(error.to_string())))?;
+        let Some(asked) = asked else {
+            return Ok(requestor.clone());
+        };
+        for check in asked.checks(requestor) {
+            self.authorizer
+                .check(&check)
+                .map_err(|why| refuse(Status::forbidden(check.group, check.resource, check.name, &why)))?;
+        }
+        impersonation::remove_headers(&mut parts.headers);
+        Ok(Arc::new(asked.user))
+    }
+
+    fn authorize(&self, user: &UserInfo, info: &RequestInfo, query: &Query, parts: &Parts) -> Result<(), Refusal> {
+        let selector;
+        let mut fields: Vec<(&str, &str)> = Vec::new();
+        if user.is_node()
+            && let Some(text) = query.text("fieldSelector")
+        {
+            selector = sampan_api::selector::FieldSelector::parse(text).unwrap_or_default();
+            fields = selector
+                .requirements()
+                .iter()
+                .filter(|requirement| !requirement.negated)
+                .map(|requirement| (requirement.field.as_str(), requirement.value.as_str()))
+                .collect();
+        }
+        let streams = matches!(info.subresource.as_str(), "exec" | "attach" | "portforward") && info.resource == "pods";
+        // A WebSocket can only be asked for by GET; it needs the same right as the POST.
+        let verb = if streams && parts.method == http::Method::GET {
+            "create"
+        } else {
+            info.verb.as_str()
+        };
+        let request = if info.is_resource {
+            Attributes {
+                version: &info.version,
+                subresource: &info.subresource,
+                namespace: &info.namespace,
+                name: &info.name,
+                path: &info.path,
+                field_equals: &fields,
+                ..Attributes::resource(user, verb, &info.group, &info.resource)
+            }
+        } else {
+            Attributes::path(user, verb, &info.path)
+        };
+        self.authorizer.check(&request).map_err(|why| {
+            refuse(if info.is_resource {
+                Status::forbidden(&info.group, &info.resource, &info.name, &why)
+            } else {
+                Status::forbidden("", "", "", &why)
+            })
+        })
+    }
+}
+
+/// Feeds the in-memory indexes that must never be behind a reply.
+fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>) {
+    let table = rows.get();
+    for row in table.rows.iter().filter(|row| !row.converts()) {
+        let Some(storage) = &row.storage else { continue };
+        let plural = row.spec.plural;
+        let authorizer = authorizer.clone();
+        if row.spec.group == "rbac.authorization.k8s.io"
+            && let Some(kind) = sampan_auth::Kind::from_plural(plural)
+        {
+            storage.set_hook(Box::new(move |change| match change.kind {
+                ChangeType::Deleted => authorizer
+                    .rbac
+                    .remove(kind, change.entry.namespace(), change.entry.name()),
+                _ => authorizer.rbac.apply(kind, &change.entry.object()),
+            }));
+        } else if sampan_auth::NodeGraph::follows().contains(&(row.spec.group, plural)) {
+            storage.set_hook(Box::new(move |change| match change.kind {
+                ChangeType::Deleted => authorizer
+                    .nodes
+                    .remove(plural, change.entry.namespace(), change.entry.name()),
+                _ => authorizer.nodes.apply(plural, &change.entry.object()),
+            }));
+        } else if row.is("", "services") {
+            let services = services.clone();
+            storage.set_hook(Box::new(move |change| services.observe(change)));
+        }
+    }
+}
+
+/// The encoding errors are answered in.
+fn asked_encoding(parts: &Parts) -> Encoding {
+    let protobuf = parts.headers.get(http::header::ACCEPT).is_some_and(|accept| {
+        accept
+            .as_bytes()
+            .starts_with(Encoding::Protobuf.content_type().as_bytes())
+    });
+    if protobuf { Encoding::Protobuf } else { Encoding::Json }
+}
+
+/// The objects tokens are bound to.
+struct BoundObjects(Reader);
+
+impl ObjectLookup for BoundObjects {
+    fn find(&self, kind: LookupKind, namespace: &str, name: &str) -> Option<Found> {
+        let (prefix, path) = match kind {
+            LookupKind::ServiceAccount => ("serviceaccounts", format!("{namespace}/{name}")),
+            LookupKind::Pod => ("pods", format!("{namespace}/{name}")),
+            LookupKind::Secret => ("secrets", format!("{namespace}/{name}")),
+            LookupKind::Node => ("minions", name.to_owned()),
+        };
+        let object = self.0.get(prefix, &path)?.object();
+        let deleted_at = sampan_api::meta::deletion_timestamp(&object)
+            .and_then(|at| sampan_api::time::parse(at).ok())
+            .map(|at| at.as_second());
+        let token = (kind == LookupKind::Secret).then(|| {
+            use base64::Engine;
+            let text = object.pointer("/data/token").and_then(serde_json::Value::as_str)?;
+            base64::engine::general_purpose::STANDARD.decode(text).ok()
+        });
+        Some(Found {
+            uid: sampan_api::meta::uid(&object).to_owned(),
+            deleted_at,
+            token: token.flatten(),
+        })
+    }
+}

@@ -1,0 +1,52 @@
+//! `/healthz`, `/livez`, `/readyz`, each with `?verbose`, `?exclude=` and single checks below them.
+
+use http::Response;
+
+use crate::body::Body;
+use crate::control_plane::ControlPlane;
+use crate::registry::reply::response;
+use crate::request::Query;
+
+/// Name and verdict of each check.
+fn checks(plane: &ControlPlane, kind: &str) -> Vec<(&'static str, bool)> {
+    let draining = plane.tasks.drain().is_started();
+    let mut checks = vec![
+        ("ping", true),
+        ("log", true),
+        ("store", true),
+        ("watch-cache", plane.registry.cache.revision() > 0 || plane.is_ready()),
+        ("poststarthook/bootstrap", plane.is_ready()),
+    ];
+    if kind == "readyz" {
+        checks.push(("shutdown", !draining));
+    }
+    checks
+}
+
+pub fn serve(plane: &ControlPlane, segments: &[&str], query: &Query) -> Response<Body> {
+    let kind = segments.first().copied().unwrap_or("healthz");
+    let mut checks = checks(plane, kind);
+    let single = segments.get(1..).unwrap_or_default().join("/");
+    if !single.is_empty() {
+        checks.retain(|(name, _)| *name == single);
+        if checks.is_empty() {
+            return response(404, "text/plain; charset=utf-8", "404 page not found\n");
+        }
+    }
+    let excluded: Vec<&str> = query.all("exclude").collect();
+    let good = |name: &str, verdict: bool| verdict || excluded.contains(&name);
+    let healthy = checks.iter().all(|(name, verdict)| good(name, *verdict));
+    if healthy && (query.get("verbose").is_none() || !single.is_empty()) {
+        return response(200, "text/plain; charset=utf-8", "ok");
+    }
+    let mut text = String::new();
+    for (name, verdict) in &checks {
+        text.push_str(&match (excluded.contains(name), verdict) {
+            (true, _) => format!("[+]{name} excluded: ok\n"),
+            (false, true) => format!("[+]{name} ok\n"),
+            (false, false) => format!("[-]{name} failed: reason withheld\n"),
+        });
+    }
+    text.push_str(&format!("{kind} check {}\n", if healthy { "passed" } else { "failed" }));
+    response(if healthy { 200 } else { 500 }, "text/plain; charset=utf-8", text)
+}

@@ -1,0 +1,131 @@
+//! Everything that is not a resource: what is served (discovery, OpenAPI, version), how the server feels
+//! (health, metrics), and who signs tokens.
+
+mod groups;
+mod health;
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Method, Response};
+use sampan_api::status::Status;
+use serde_json::{Value, json};
+
+use crate::body::Body;
+use crate::control_plane::ControlPlane;
+use crate::registry::reply::{encode, response};
+use crate::request::{Encoding, Query, RequestInfo, media};
+use crate::{Refusal, refuse};
+
+/// A request for something that is no resource.
+pub struct Asked<'a> {
+    pub parts: &'a Parts,
+    pub info: &'a RequestInfo,
+    pub query: &'a Query,
+}
+
+pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+    let path = incoming.info.path.trim_end_matches('/');
+    if !matches!(incoming.parts.method, Method::GET | Method::HEAD) {
+        let mut status = Status::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        );
+        status.details = Some(Default::default());
+        return Err(refuse(status));
+    }
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    let table = plane.registry.rows.get();
+    let document = match segments.as_slice() {
+        [] | [""] => paths(&table),
+        ["version"] => version(&plane.config.version),
+        ["api"] | ["apis"] => {
+            let core = segments == ["api"];
+            if let Some(form) = groups::Aggregated::asked(&incoming.parts.headers) {
+                return form.respond(&table, core, &incoming.parts.headers);
+            }
+            if core {
+                groups::core_versions(plane.config.advertise)
+            } else {
+                groups::group_list(&table)
+            }
+        }
+        ["api", version] => groups::resources(&table, "", version).ok_or_else(|| refuse(Status::no_such_path()))?,
+        ["apis", group] => groups::group(&table, group).ok_or_else(|| refuse(Status::no_such_path()))?,
+        ["apis", group, version] => {
+            groups::resources(&table, group, version).ok_or_else(|| refuse(Status::no_such_path()))?
+        }
+        ["healthz" | "livez" | "readyz", ..] => return Ok(health::serve(plane, &segments, incoming.query)),
+        ["metrics"] => {
+            return Ok(response(
+                200,
+                "text/plain; version=0.0.4; charset=utf-8",
+                plane.metrics.text(plane),
+            ));
+        }
+        ["openapi", ..] => return plane.openapi.serve(&table, &segments, incoming).await,
+        [".well-known", "openid-configuration"] => {
+            let address = plane.config.advertise.to_string();
+            let document = plane.config.pki.tokens().openid_configuration(&address);
+            return Ok(response(200, "application/json", document.to_string()));
+        }
+        ["openid", "v1", "jwks"] => {
+            return Ok(response(
+                200,
+                "application/jwk-set+json",
+                plane.config.pki.tokens().jwks().to_string(),
+            ));
+        }
+        _ => return Err(refuse(Status::no_such_path())),
+    };
+    let encoding = media::negotiate(&incoming.parts.headers, false).map_or(Encoding::Json, |media| media.encoding);
+    // Discovery documents are small; clients that prefer protobuf take JSON too.
+    let encoding = if encoding == Encoding::Protobuf {
+        Encoding::Json
+    } else {
+        encoding
+    };
+    Ok(response(200, encoding.content_type(), encode(&document, encoding)?))
+}
+
+fn version(git_version: &str) -> Value {
+    let mut numbers = git_version.trim_start_matches('v').split('.');
+    json!({
+        "major": numbers.next().unwrap_or("1"), "minor": numbers.next().unwrap_or_default(),
+        "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "35",
+        "gitVersion": git_version, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "", "compiler": "rustc", "platform": concat!("linux/", "amd64"),
+    })
+}
+
+/// The list of paths at `/`.
+fn paths(table: &crate::rows::Table) -> Value {
+    let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/apis/",
+        "/healthz",
+        "/livez",
+        "/livez/ping",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openapi/v3/",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/readyz/ping",
+        "/version",
+    ]
+    .map(str::to_owned)
+    .into();
+    for row in table.rows.iter().filter(|row| !row.spec.group.is_empty()) {
+        paths.push(format!("/apis/{}", row.spec.group));
+        paths.push(format!("/apis/{}/{}", row.spec.group, row.spec.version));
+    }
+    paths.sort();
+    paths.dedup();
+    json!({ "paths": paths })
+}

@@ -1,0 +1,160 @@
+//! The network side: TLS, HTTP/1.1 and HTTP/2, who is connected, and a graceful end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use http::header::{HeaderName, HeaderValue};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use sampan_api::status::Status;
+use sampan_auth::{AuthenticationError, UserInfo, authentication};
+use sampan_tasks::{Drain, OnExit};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use crate::body::Body;
+use crate::compress;
+use crate::control_plane::ControlPlane;
+use crate::registry::reply::refusal;
+use crate::request::Encoding;
+
+/// Connections at once; beyond this, new ones wait in the kernel's line.
+const CONNECTIONS: usize = 10_000;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const HEADERS: Duration = Duration::from_secs(32);
+/// HTTP/2 streams a client may have open on one connection, as upstream allows.
+const STREAMS: u32 = 250;
+static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+type Connection = Result<Option<Arc<UserInfo>>, AuthenticationError>;
+
+/// Serves the control plane until `drain`, then lets what is under way finish.
+pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, plane: Arc<ControlPlane>, drain: Drain) {
+    let acceptor = TlsAcceptor::from(tls);
+    let seats = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Some(Ok(seat)) = drain.until(seats.clone().acquire_owned()).await else {
+            return;
+        };
+        let (stream, peer) = match drain.until(listener.accept()).await {
+            None => return,
+            Some(Ok(accepted)) => accepted,
+            Some(Err(error)) => {
+                // Usually out of file descriptors: others must close theirs first.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (acceptor, plane, drain) = (acceptor.clone(), plane.clone(), drain.clone());
+        plane.tasks.clone().spawn("connection", OnExit::Expected, async move {
+            let _seat = seat;
+            if let Err(error) = connection(stream, peer, acceptor, plane, drain).await {
+                tracing::debug!(%peer, error, "connection ended");
+            }
+        });
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: TlsAcceptor,
+    plane: Arc<ControlPlane>,
+    drain: Drain,
+) -> Result<(), String> {
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
+        .await
+        .map_err(|_| "TLS handshake took too long".to_owned())?
+        .map_err(|error| format!("TLS handshake: {error}"))?;
+    // A connection whose certificate is not believed may still carry requests with a token.
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let user: Arc<Connection> = Arc::new(plane.authenticator.certificate(certificates));
+    if let Err(error) = &*user {
+        tracing::debug!(%peer, %error, "client certificate");
+    }
+    let service = service_fn({
+        let drain = drain.clone();
+        move |request: Request<Incoming>| {
+            let (plane, user, closing) = (plane.clone(), user.clone(), drain.is_started());
+            async move {
+                let mut response = answer(&plane, &user, peer, request).await;
+                if closing {
+                    response
+                        .headers_mut()
+                        .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .keep_alive(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(1 << 22)
+        .max_send_buf_size(1 << 20)
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .keep_alive_timeout(Duration::from_secs(15));
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        () = drain.started() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    result.map_err(|error| error.to_string())
+}
+
+async fn answer(
+    plane: &Arc<ControlPlane>,
+    connection: &Connection,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> http::Response<Body> {
+    let mut request = request.map(Body::incoming);
+    let audit_id = request
+        .headers()
+        .get(&AUDIT_ID)
+        .cloned()
+        .or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
+    let compression = compress::asked(request.headers(), peer);
+    let user = plane
+        .authenticator
+        .request(connection, request.headers(), request.uri().path());
+    let mut response = match user {
+        Ok(user) => {
+            authentication::remove_credentials(request.headers_mut());
+            request.extensions_mut().insert(user);
+            plane.handle(request).await
+        }
+        Err(error) => {
+            tracing::debug!(%peer, %error, "unauthenticated request");
+            refusal(&Status::unauthorized(), Encoding::Json)
+        }
+    };
+    if let Some(audit_id) = audit_id {
+        response.headers_mut().insert(AUDIT_ID.clone(), audit_id);
+    }
+    if compression {
+        compress::response(response)
+    } else {
+        response
+    }
+}

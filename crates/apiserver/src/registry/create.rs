@@ -1,0 +1,169 @@
+//! Create.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sampan_api::status::{Cause, Details, Status};
+use sampan_api::{Object, meta as access};
+use sampan_store::{Condition, Op, Write, Written};
+
+use super::reply::Reply;
+use super::{Call, Registry, meta, store_failure};
+use crate::admission::Operation;
+use crate::request::WriteOptions;
+use crate::watch_cache::ChangeType;
+use crate::{Refusal, refuse};
+
+/// Attempts at finding a free generated name.
+const NAME_ATTEMPTS: usize = 8;
+
+impl Registry {
+    /// Creates `object`, decoded and defaulted in the call's version.
+    pub async fn create(&self, call: &mut Call, mut object: Object, options: &WriteOptions) -> Result<Reply, Refusal> {
+        if !access::resource_version(&object).is_empty() {
+            return Err(refuse(Status::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            )));
+        }
+        meta::wipe_system_fields(&mut object);
+        meta::match_namespace(call, &mut object)?;
+        meta::dedup_owners(call, &mut object);
+        let mut object = Self::as_stored(&call.row, object);
+        self.admit(call, Operation::Create, &mut object, None, options.dry_run)
+            .await?;
+        let generate = access::name(&object).is_empty() && !access::generate_name(&object).is_empty();
+        if !generate {
+            return self.create_named(call, object, options).await;
+        }
+        let base = access::generate_name(&object).to_owned();
+        for attempt in 1..=NAME_ATTEMPTS {
+            let mut named = object.clone();
+            access::set_name(&mut named, &meta::generated_name(&base));
+            match self.create_named(call, named, options).await {
+                Err(refusal) if refusal.reason == "AlreadyExists" && attempt < NAME_ATTEMPTS => {}
+                Err(refusal) if refusal.reason == "AlreadyExists" => return Err(name_taken(call, &refusal)),
+                result => return result,
+            }
+        }
+        Err(refuse(Status::internal("no generated name was free")))
+    }
+
+    /// Creates an object that has a name and has passed mutating admission.
+    pub(super) async fn create_named(
+        &self,
+        call: &mut Call,
+        mut object: Object,
+        options: &WriteOptions,
+    ) -> Result<Reply, Refusal> {
+        let row = call.row.clone();
+        let strategy = row.strategy();
+        meta::fill_system_fields(&mut object);
+        for finalizer in strategy.initial_finalizers(&object) {
+            access::add_finalizer(&mut object, &finalizer);
+        }
+        if strategy.has_generation() {
+            access::set_generation(&mut object, 1);
+        }
+        strategy.prepare_create(&mut object);
+        let name = access::name(&object).to_owned();
+        let reserved = self.services.reserve(&row, &mut object, None)?;
+        let mut errors = strategy.validate_create(&object);
+        if errors.is_empty() {
+            errors = meta::validate_create(&row, &object);
+        }
+        if !errors.is_empty() {
+            return Err(call.invalid(&name, &errors));
+        }
+        for warning in strategy.warnings(&object) {
+            call.warn(warning);
+        }
+        self.validate(call, Operation::Create, &name, Some(&object), None, options.dry_run)
+            .await?;
+        let storage = call.storage()?;
+        let path = row.path(access::namespace(&object), &name);
+        if options.dry_run {
+            if self.current(&storage, &path).await.is_some() {
+                return Err(already_exists(call, &name));
+            }
+            return Ok(Reply::Object(201, object));
+        }
+        let value = encode(&object);
+        let key: Arc<str> = storage.key(&path).into();
+        let expires = row.stored.storage_prefix == "events";
+        let mut renewed = false;
+        loop {
+            let lease = if expires {
+                Some(
+                    self.leases
+                        .get(self.cache.store().as_ref())
+                        .await
+                        .map_err(store_failure)?,
+                )
+            } else {
+                None
+            };
+            let write = Write {
+                key: key.clone(),
+                condition: Condition::ModRevision(0),
+                op: Op::Put {
+                    value: value.clone(),
+                    lease,
+                },
+            };
+            return match self.cache.store().write(write).await {
+                Ok(Written::Committed { revision, .. }) => {
+                    reserved.keep();
+                    let entry = self
+                        .committed(&storage, key, &path, &value, revision, ChangeType::Added)
+                        .await;
+                    Ok(Reply::Entry(201, entry))
+                }
+                Ok(Written::Refused { .. }) => Err(already_exists(call, &name)),
+                Err(sampan_store::Error::LeaseNotFound(_)) if !renewed => {
+                    renewed = true;
+                    self.leases.forget().await;
+                    continue;
+                }
+                Err(error) => Err(store_failure(error)),
+            };
+        }
+    }
+}
+
+/// What goes to the store: the tree without its resourceVersion.
+pub(super) fn encode(object: &Object) -> Bytes {
+    if access::resource_version(object).is_empty() {
+        return Bytes::from(serde_json::to_vec(object).unwrap_or_default());
+    }
+    let mut object = object.clone();
+    access::ensure_metadata(&mut object).remove("resourceVersion");
+    Bytes::from(serde_json::to_vec(&object).unwrap_or_default())
+}
+
+fn already_exists(call: &Call, name: &str) -> Refusal {
+    refuse(Status::already_exists(call.row.spec.group, call.row.spec.plural, name))
+}
+
+fn name_taken(call: &Call, refusal: &Status) -> Refusal {
+    let mut status = Status::new(
+        409,
+        "AlreadyExists",
+        format!(
+            "{}, the server was not able to generate a unique name for the object",
+            refusal.message
+        ),
+    );
+    status.details = Some(Details {
+        name: refusal
+            .details
+            .as_ref()
+            .map(|details| details.name.clone())
+            .unwrap_or_default(),
+        group: call.row.spec.group.into(),
+        kind: call.row.spec.plural.into(),
+        causes: Vec::<Cause>::new(),
+        retry_after_seconds: 1,
+        ..Details::default()
+    });
+    refuse(status)
+}

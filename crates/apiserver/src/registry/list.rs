@@ -1,0 +1,274 @@
+//! Get and list: walks over shared entries, never over the database.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sampan_api::status::{Cause, Details, Status};
+use sampan_store::Revision;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::reply::Reply;
+use super::{Call, Filter, Registry};
+use crate::request::{ListOptions, VersionMatch};
+use crate::watch_cache::{Entry, Scope, Snapshot, Storage};
+use crate::{Refusal, refuse};
+
+/// How long a read waits for a revision that has not happened yet.
+const FUTURE: Duration = Duration::from_secs(3);
+
+/// A list before it is encoded.
+pub struct List {
+    pub revision: Revision,
+    pub entries: Vec<Arc<Entry>>,
+    pub continue_token: Option<String>,
+    pub remaining: Option<usize>,
+}
+
+/// Upstream's continue token: where to go on, in which snapshot. -1: whatever is there now.
+#[derive(Serialize, Deserialize)]
+struct Token {
+    v: String,
+    rv: i64,
+    start: String,
+}
+
+impl Token {
+    fn encode(revision: i64, start: &str) -> String {
+        let token = Token {
+            v: "meta.k8s.io/v1".into(),
+            rv: revision,
+            start: start.to_owned(),
+        };
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
+    }
+    fn decode(text: &str) -> Result<Self, Refusal> {
+        let invalid = |why: &str| refuse(Status::bad_request(format!("invalid continue token: {why}")));
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text.trim_end_matches('='))
+            .map_err(|_| invalid("continue key is not valid: illegal base64 data"))?;
+        let token: Token = serde_json::from_slice(&bytes).map_err(|_| invalid("continue key is not valid"))?;
+        if token.v != "meta.k8s.io/v1" {
+            return Err(invalid("server does not recognize this encoded version"));
+        }
+        Ok(token)
+    }
+}
+
+pub(super) fn parse_version(text: &str) -> Result<Revision, Refusal> {
+    text.parse().map_err(|_| {
+        refuse(Status::new(
+            400,
+            "BadRequest",
+            format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"),
+        ))
+    })
+}
+
+impl Registry {
+    pub async fn get(&self, call: &mut Call) -> Result<Reply, Refusal> {
+        let storage = call.storage()?;
+        match call.query.text("resourceVersion") {
+            Some("0") => {}
+            Some(version) => self.wait_for(parse_version(version)?).await?,
+            None => {
+                self.cache.caught_up().await;
+            }
+        }
+        match storage.get(&call.path()) {
+            Some(entry) => Ok(Reply::Entry(200, entry)),
+            None => Err(call.not_found()),
+        }
+    }
+
+    /// Waits until the cache has reached a revision a client has named; says so when it does not come.
+    pub(super) async fn wait_for(&self, revision: Revision) -> Result<(), Refusal> {
+        if tokio::time::timeout(FUTURE, self.cache.reached(revision)).await.is_ok() {
+            return Ok(());
+        }
+        let mut status = Status::timeout(format!(
+            "Too large resource version: {revision}, current: {}",
+            self.cache.revision()
+        ));
+        status.details = Some(Details {
+            causes: vec![Cause {
+                reason: "ResourceVersionTooLarge".into(),
+                message: "Too large resource version".into(),
+                field: String::new(),
+            }],
+            retry_after_seconds: 1,
+            ..Details::default()
+        });
+        Err(refuse(status))
+    }
+
+    pub async fn list(&self, call: &mut Call, options: &ListOptions) -> Result<Reply, Refusal> {
+        let storage = call.storage()?;
+        let filter = Filter::new(&call.row, &storage, &call.info.namespace, "", options)?;
+        Ok(match self.select(&storage, &filter, options).await? {
+            Selected::List(list) => Reply::List(list),
+            Selected::Gone(status) => Reply::Plain(410, status),
+        })
+    }
+
+    /// The entries a list is about.
+    pub(super) async fn select(
+        &self,
+        storage: &Storage,
+        filter: &Filter,
+        options: &ListOptions,
+    ) -> Result<Selected, Refusal> {
+        let (snapshot, start) = match self.view(storage, filter, options).await? {
+            View::At(snapshot, start) => (snapshot, start),
+            View::Gone(start) => return Ok(Selected::Gone(gone(&start))),
+        };
+        let prefix = match &filter.scope {
+            Scope::Namespace(namespace) => format!("{namespace}/"),
+            _ if !filter.namespace().is_empty() => format!("{}/", filter.namespace()),
+            _ => String::new(),
+        };
+        let mut entries = Vec::new();
+        if let Scope::Object(path) = &filter.scope {
+            entries.extend(
+                snapshot
+                    .index
+                    .get(path)
+                    .filter(|entry| filter.matches(storage, entry))
+                    .cloned(),
+            );
+            return Ok(Selected::List(List {
+                revision: snapshot.revision,
+                entries,
+                continue_token: None,
+                remaining: None,
+            }));
+        }
+        let from = if start.is_empty() {
+            prefix.as_str()
+        } else {
+            start.as_str()
+        };
+        let mut walk = snapshot
+            .index
+            .from(from)
+            .take_while(|entry| entry.path().starts_with(&prefix))
+            .peekable();
+        let limit = if options.limit == 0 { usize::MAX } else { options.limit };
+        while entries.len() < limit {
+            let Some(entry) = walk.next() else { break };
+            if filter.matches(storage, entry) {
+                entries.push(entry.clone());
+            }
+        }
+        let more = entries.len() == limit && walk.any_left(storage, filter);
+        let mut list = List {
+            revision: snapshot.revision,
+            entries,
+            continue_token: None,
+            remaining: None,
+        };
+        if more && let Some(last) = list.entries.last() {
+            let next = format!("{}\0", last.path());
+            list.continue_token = Some(Token::encode(snapshot.revision as i64, &next));
+            if filter.is_plain() {
+                let rest = snapshot
+                    .index
+                    .from(&next)
+                    .take_while(|entry| entry.path().starts_with(&prefix))
+                    .count();
+                list.remaining = Some(rest);
+            }
+            storage.keep(&snapshot);
+        }
+        Ok(Selected::List(list))
+    }
+
+    /// The snapshot a list reads and the path it starts at.
+    async fn view(&self, storage: &Storage, filter: &Filter, options: &ListOptions) -> Result<View, Refusal> {
+        if !options.continue_token.is_empty() {
+            let token = Token::decode(&options.continue_token)?;
+            if token.rv < 0 {
+                self.cache.caught_up().await;
+                return Ok(View::At(storage.snapshot(self.cache.revision()), token.start));
+            }
+            return Ok(match storage.snapshot_at(token.rv as Revision) {
+                Some(snapshot) => View::At(snapshot, token.start),
+                None => View::Gone(token.start),
+            });
+        }
+        match options.resource_version.as_str() {
+            "" => {
+                self.cache.caught_up().await;
+            }
+            "0" => {}
+            version => {
+                let revision = parse_version(version)?;
+                self.wait_for(revision).await?;
+                let exact = options.version_match == VersionMatch::Exact
+                    || (options.version_match == VersionMatch::Unset && options.limit > 0);
+                if exact {
+                    return storage
+                        .snapshot_at(revision)
+                        .map(|snapshot| View::At(snapshot, String::new()))
+                        .ok_or_else(|| {
+                            refuse(Status::expired(format!(
+                                "The resourceVersion for the provided list is too old: {revision}"
+                            )))
+                        });
+                }
+            }
+        }
+        let revision = self.cache.revision();
+        Ok(match &filter.scope {
+            Scope::Indexed(value) if options.limit == 0 => View::At(storage.indexed(value, revision), String::new()),
+            _ => View::At(storage.snapshot(revision), String::new()),
+        })
+    }
+}
+
+/// What a list reads: a snapshot and where to begin, or a continue token (its start) whose snapshot is gone.
+enum View {
+    At(Snapshot, String),
+    Gone(String),
+}
+
+pub(super) enum Selected {
+    List(List),
+    /// A Status with a token that goes on in the present.
+    Gone(Value),
+}
+
+fn gone(start: &str) -> Value {
+    let mut status = Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+    )
+    .to_value();
+    status["metadata"]["continue"] = Token::encode(-1, start).into();
+    status
+}
+
+trait Rest {
+    fn any_left(&mut self, storage: &Storage, filter: &Filter) -> bool;
+}
+
+impl<'a, I: Iterator<Item = &'a Arc<Entry>>> Rest for I {
+    fn any_left(&mut self, storage: &Storage, filter: &Filter) -> bool {
+        self.any(|entry| filter.matches(storage, entry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_round_trip_and_bad_ones_are_refused() {
+        let token = Token::decode(&Token::encode(42, "ns/a\0")).unwrap();
+        assert_eq!((token.rv, token.start.as_str()), (42, "ns/a\0"));
+        for bad in ["!", "aGVsbG8", "e30"] {
+            assert_eq!(Token::decode(bad).err().unwrap().code, 400, "{bad}");
+        }
+    }
+}

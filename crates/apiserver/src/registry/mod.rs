@@ -1,0 +1,212 @@
+//! The generic verbs on any row of the table.
+//!
+//! One [`Registry`] holds what every verb needs: rows, cache (and through it the store), admission,
+//! allocators and leases. A [`Call`] is one request's context. Verbs never look at the kind of an object,
+//! only at its row, strategy and metadata.
+
+mod collection;
+mod create;
+mod delete;
+pub mod filter;
+mod leases;
+mod list;
+pub mod meta;
+pub mod patch;
+pub mod reply;
+pub mod scale;
+mod table;
+mod update;
+mod watch;
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use sampan_api::Object;
+use sampan_api::status::Status;
+use sampan_auth::UserInfo;
+use sampan_store::{self as store, Revision};
+
+use crate::admission::{Chain, Operation, Review};
+use crate::allocate::Services;
+use crate::request::{Media, Query, RequestInfo};
+use crate::rows::{Row, Rows};
+use crate::watch_cache::{Cache, ChangeType, Entry, Storage};
+use crate::{Refusal, refuse};
+
+pub use filter::Filter;
+pub use leases::Leases;
+pub use reply::Reply;
+
+/// What all verbs share.
+pub struct Registry {
+    pub cache: Arc<Cache>,
+    pub rows: Arc<Rows>,
+    pub admission: Chain,
+    pub services: Arc<Services>,
+    pub leases: Leases,
+}
+
+/// One request on a row.
+pub struct Call {
+    pub row: Arc<Row>,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub headers: HeaderMap,
+    pub user: Arc<UserInfo>,
+    pub media: Media,
+    /// For the `Warning` header.
+    pub warnings: Vec<String>,
+}
+
+impl Call {
+    /// A call made by the server itself (bootstrap, controllers of its own), without a request.
+    pub fn internal(row: Arc<Row>, verb: &str, namespace: &str, name: &str) -> Self {
+        Call {
+            info: RequestInfo {
+                is_resource: true,
+                verb: verb.to_owned(),
+                group: row.spec.group.to_owned(),
+                version: row.spec.version.to_owned(),
+                resource: row.spec.plural.to_owned(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                ..RequestInfo::default()
+            },
+            row,
+            query: Query::default(),
+            headers: HeaderMap::new(),
+            user: Arc::new(UserInfo::api_server()),
+            media: Media::default(),
+            warnings: Vec::new(),
+        }
+    }
+
+    pub(crate) fn storage(&self) -> Result<Arc<Storage>, Refusal> {
+        self.row.storage.clone().ok_or_else(|| self.not_supported())
+    }
+
+    pub(crate) fn path(&self) -> String {
+        self.row.path(&self.info.namespace, &self.info.name)
+    }
+
+    pub(crate) fn not_found(&self) -> Refusal {
+        refuse(Status::not_found(
+            self.row.spec.group,
+            self.row.spec.plural,
+            &self.info.name,
+        ))
+    }
+
+    pub(crate) fn not_supported(&self) -> Refusal {
+        refuse(Status::method_not_supported(
+            self.row.spec.group,
+            self.row.spec.plural,
+            &self.info.verb,
+        ))
+    }
+
+    pub(crate) fn conflict(&self, why: &str) -> Refusal {
+        refuse(Status::conflict(
+            self.row.spec.group,
+            self.row.spec.plural,
+            &self.info.name,
+            why,
+        ))
+    }
+
+    /// A conflict named after a subresource (`pods/binding`).
+    pub(crate) fn conflict_on(&self, what: &str, why: &str) -> Refusal {
+        refuse(Status::conflict(self.row.spec.group, what, &self.info.name, why))
+    }
+
+    pub(crate) fn invalid(&self, name: &str, errors: &[sampan_api::field::Error]) -> Refusal {
+        refuse(Status::invalid(self.row.spec.group, self.row.spec.kind, name, errors))
+    }
+
+    /// Adds a warning once.
+    pub fn warn(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        if !self.warnings.contains(&text) {
+            self.warnings.push(text);
+        }
+    }
+
+    /// What admission sees of this call.
+    pub(crate) fn review<'a>(
+        &'a self,
+        operation: Operation,
+        name: &'a str,
+        old: Option<&'a Object>,
+        dry_run: bool,
+    ) -> Review<'a> {
+        Review {
+            row: &self.row,
+            operation,
+            subresource: &self.info.subresource,
+            namespace: &self.info.namespace,
+            name,
+            user: &self.user,
+            old,
+            dry_run,
+        }
+    }
+}
+
+/// Waits out the store and maps its failures.
+pub(crate) fn store_failure(error: store::Error) -> Refusal {
+    refuse(match error {
+        store::Error::Closed => Status::unavailable("the API server is shutting down"),
+        other => Status::internal(other),
+    })
+}
+
+impl Registry {
+    /// One object as it stands, read through.
+    pub async fn current(&self, storage: &Storage, path: &str) -> Option<Arc<Entry>> {
+        self.cache.caught_up().await;
+        storage.get(path)
+    }
+
+    /// The stored object as a tree of the call's version.
+    pub(crate) fn in_version(row: &Row, mut object: Object) -> Object {
+        if let Some(conversion) = &row.spec.stored_as {
+            (conversion.from_storage)(&mut object);
+        }
+        object
+    }
+
+    /// An object of the call's version as it is stored.
+    pub(crate) fn as_stored(row: &Row, mut object: Object) -> Object {
+        if let Some(conversion) = &row.spec.stored_as {
+            (conversion.to_storage)(&mut object);
+        }
+        object
+    }
+
+    /// The entry a committed write made: from the cache when it is still the newest, else built again.
+    pub(crate) async fn committed(
+        &self,
+        storage: &Storage,
+        key: Arc<str>,
+        path: &str,
+        value: &[u8],
+        revision: Revision,
+        kind: ChangeType,
+    ) -> Arc<Entry> {
+        self.cache.reached(revision).await;
+        match storage.get(path) {
+            Some(entry) if entry.revision() == revision => entry,
+            _ => storage.entry(key, value, revision, kind),
+        }
+    }
+
+    /// A row by group and plural (the preferred version).
+    pub fn row(&self, group: &str, plural: &str) -> Option<Arc<Row>> {
+        self.rows.get().of(group, plural).cloned()
+    }
+
+    /// The storage of a built-in resource.
+    pub fn storage_of(&self, group: &str, plural: &str) -> Option<Arc<Storage>> {
+        self.row(group, plural)?.storage.clone()
+    }
+}

@@ -1,0 +1,384 @@
+//! Update: the one loop behind PUT, every patch, and the views (status, scale, …).
+//!
+//! Read, change, check, write on condition that nothing changed meanwhile; start over with what is there
+//! now if it did, unless the client named the version it had seen.
+
+use std::sync::Arc;
+
+use sampan_api::status::Status;
+use sampan_api::{Object, field, meta as access};
+use sampan_kinds::Part;
+use sampan_store::{Condition, KeyValue, Op, Revision, Write, Written};
+
+use super::create::encode;
+use super::reply::Reply;
+use super::{Call, Registry, meta, store_failure};
+use crate::admission::{Operation, Review};
+use crate::request::WriteOptions;
+use crate::watch_cache::{ChangeType, Entry, Storage};
+use crate::{Refusal, refuse};
+
+/// How often an update without a stated version is tried against a moving target.
+const ATTEMPTS: usize = 64;
+
+/// The object as it stands, in the forms an update needs.
+pub(super) struct Existing {
+    pub object: Object,
+    pub revision: Revision,
+    pub key: Arc<str>,
+    pub lease: Option<sampan_store::LeaseId>,
+}
+
+impl Existing {
+    fn of_entry(entry: &Entry) -> Self {
+        Existing {
+            object: entry.object(),
+            revision: entry.revision(),
+            key: entry.key().clone(),
+            lease: None,
+        }
+    }
+    fn of_stored(stored: KeyValue) -> Self {
+        let mut object: Object = serde_json::from_slice(&stored.value).unwrap_or(Object::Null);
+        access::set_resource_version(&mut object, &stored.mod_revision.to_string());
+        Existing {
+            object,
+            revision: stored.mod_revision,
+            key: stored.key,
+            lease: stored.lease,
+        }
+    }
+}
+
+/// Makes the new object from the old one (both in the call's version). `None`: it does not exist.
+pub(super) type Make<'a> = dyn FnMut(&mut Call, Option<&Object>) -> Result<Object, Refusal> + Send + 'a;
+
+impl Registry {
+    /// PUT.
+    pub async fn update(
+        &self,
+        call: &mut Call,
+        part: Part<'_>,
+        object: Object,
+        options: &WriteOptions,
+    ) -> Result<Reply, Refusal> {
+        let name = access::name(&object);
+        if name.is_empty() {
+            return Err(refuse(Status::bad_request("name must be provided")));
+        }
+        if name != call.info.name {
+            return Err(refuse(Status::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                call.info.name
+            ))));
+        }
+        let create = call.row.strategy().allow_create_on_update() && part == Part::Main;
+        self.change(call, part, options, create, &mut |_, _| Ok(object.clone()))
+            .await
+    }
+
+    /// The loop. `create`: an absent object is created.
+    pub(super) async fn change(
+        &self,
+        call: &mut Call,
+        part: Part<'_>,
+        options: &WriteOptions,
+        create: bool,
+        make: &mut Make<'_>,
+    ) -> Result<Reply, Refusal> {
+        let storage = call.storage()?;
+        let path = call.path();
+        let mut existing = self
+            .current(&storage, &path)
+            .await
+            .map(|entry| Existing::of_entry(&entry));
+        for _ in 0..ATTEMPTS {
+            let Some(old) = existing else {
+                if !create {
+                    return Err(call.not_found());
+                }
+                match self.create_absent(call, options, make).await {
+                    Err(refusal) if refusal.reason == "AlreadyExists" => {
+                        existing = self
+                            .current(&storage, &path)
+                            .await
+                            .map(|entry| Existing::of_entry(&entry));
+                        continue;
+                    }
+                    result => return result,
+                }
+            };
+            match self
+                .change_once(call, part, options, &storage, &path, old, make)
+                .await?
+            {
+                Outcome::Done(reply) => return Ok(reply),
+                Outcome::Moved(current) => existing = current.map(Existing::of_stored),
+            }
+        }
+        Err(call
+            .conflict("the object has been modified; please apply your changes to the latest version and try again"))
+    }
+
+    /// A change the server itself makes to an object (binding, disruption budgets): the strategy is not asked,
+    /// admission and validation of what a client may write do not apply.
+    pub async fn rewrite(
+        &self,
+        call: &mut Call,
+        part: Part<'_>,
+        options: &WriteOptions,
+        make: &mut (dyn FnMut(&mut Call, &Object) -> Result<Object, Refusal> + Send),
+    ) -> Result<Reply, Refusal> {
+        let storage = call.storage()?;
+        let path = call.path();
+        let mut existing = self
+            .current(&storage, &path)
+            .await
+            .map(|entry| Existing::of_entry(&entry));
+        for _ in 0..ATTEMPTS {
+            let Some(old) = existing else {
+                return Err(call.not_found());
+            };
+            let mut new = make(call, &old.object)?;
+            if part == Part::Main && call.row.strategy().has_generation() && meta::content_differs(&new, &old.object) {
+                access::set_generation(&mut new, access::generation(&old.object) + 1);
+            }
+            if options.dry_run {
+                return Ok(Reply::Object(200, new));
+            }
+            let value = encode(&new);
+            let write = Write {
+                key: old.key.clone(),
+                condition: Condition::ModRevision(old.revision),
+                op: Op::Put {
+                    value: value.clone(),
+                    lease: old.lease,
+                },
+            };
+            match self.cache.store().write(write).await.map_err(store_failure)? {
+                Written::Committed { revision, .. } => {
+                    let entry = self
+                        .committed(&storage, old.key, &path, &value, revision, ChangeType::Modified)
+                        .await;
+                    return Ok(Reply::Entry(200, entry));
+                }
+                Written::Refused { current, .. } => existing = current.map(Existing::of_stored),
+            }
+        }
+        Err(refuse(Status::modified(
+            call.row.spec.group,
+            call.row.spec.plural,
+            &call.info.name,
+        )))
+    }
+
+    async fn create_absent(
+        &self,
+        call: &mut Call,
+        options: &WriteOptions,
+        make: &mut Make<'_>,
+    ) -> Result<Reply, Refusal> {
+        let mut object = make(call, None)?;
+        if !access::resource_version(&object).is_empty() && access::resource_version(&object) != "0" {
+            return Err(call.not_found());
+        }
+        if !access::uid(&object).is_empty() {
+            return Err(call.conflict(&format!(
+                "Precondition failed: UID in precondition: {}, UID in object meta: ",
+                access::uid(&object)
+            )));
+        }
+        access::ensure_metadata(&mut object).remove("resourceVersion");
+        self.create(call, object, options).await
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn change_once(
+        &self,
+        call: &mut Call,
+        part: Part<'_>,
+        options: &WriteOptions,
+        storage: &Storage,
+        path: &str,
+        existing: Existing,
+        make: &mut Make<'_>,
+    ) -> Result<Outcome, Refusal> {
+        let row = call.row.clone();
+        let strategy = row.strategy();
+        let old = existing.object;
+        let made = if row.converts() {
+            make(call, Some(&Self::in_version(&row, old.clone())))?
+        } else {
+            make(call, Some(&old))?
+        };
+        let mut new = Self::as_stored(&row, made);
+        access::set_type(&mut new, &row.stored_version, row.stored.kind);
+        meta::match_namespace(call, &mut new)?;
+        let uid = access::uid(&new);
+        if !uid.is_empty() && uid != access::uid(&old) {
+            return Err(call.conflict(&format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                access::uid(&old)
+            )));
+        }
+        let stated = match access::resource_version(&new) {
+            "" | "0" => None,
+            stated => Some(stated.to_owned()),
+        };
+        match &stated {
+            Some(stated) => {
+                if stated.parse::<u64>().is_err() {
+                    let path = field::Path::new("metadata").child("resourceVersion");
+                    let error = field::Error::invalid(
+                        &path,
+                        stated.as_str(),
+                        format!("strconv.ParseUint: parsing {stated:?}: invalid syntax"),
+                    );
+                    return Err(call.invalid(&call.info.name, &[error]));
+                }
+                if *stated != access::resource_version(&old) {
+                    return Err(refuse(Status::modified(
+                        row.spec.group,
+                        row.spec.plural,
+                        &call.info.name,
+                    )));
+                }
+            }
+            None if !strategy.allow_unconditional_update() => {
+                let path = field::Path::new("metadata").child("resourceVersion");
+                let error = field::Error::invalid(&path, 0, "must be specified for an update");
+                return Err(call.invalid(&call.info.name, &[error]));
+            }
+            None => access::set_resource_version(&mut new, access::resource_version(&old)),
+        }
+        meta::dedup_owners(call, &mut new);
+        self.admit(call, Operation::Update, &mut new, Some(&old), options.dry_run)
+            .await?;
+        access::set_generation(&mut new, access::generation(&old));
+        strategy.prepare_update(part, &mut new, &old);
+        meta::keep_identity(&mut new, &old);
+        if strategy.has_generation() && meta::content_differs(&new, &old) {
+            access::set_generation(&mut new, access::generation(&old) + 1);
+        } else if access::generation(&old) == 0 && access::generation(&new) == 0 {
+            access::ensure_metadata(&mut new).remove("generation");
+        }
+        let reserved = self.services.reserve(&row, &mut new, Some(&old))?;
+        let mut errors = sampan_api::names::validate_object_meta_update(&new, &old, &field::Path::new("metadata"));
+        errors.extend(strategy.validate_update(part, &new, &old));
+        if !errors.is_empty() {
+            return Err(call.invalid(&call.info.name, &errors));
+        }
+        for warning in strategy.warnings(&new) {
+            if part == Part::Main {
+                call.warn(warning);
+            }
+        }
+        let name = call.info.name.clone();
+        self.validate(call, Operation::Update, &name, Some(&new), Some(&old), options.dry_run)
+            .await?;
+        let gone = access::is_deleting(&old)
+            && access::deletion_grace_period_seconds(&old).unwrap_or(0) == 0
+            && !meta::is_held(&row, &new);
+        if options.dry_run {
+            return Ok(Outcome::Done(Reply::Object(200, new)));
+        }
+        if !gone && new == old {
+            // Nothing to write: the client gets what is there.
+            if let Some(entry) = storage.get(path).filter(|entry| entry.revision() == existing.revision) {
+                return Ok(Outcome::Done(Reply::Entry(200, entry)));
+            }
+        }
+        let value = encode(&new);
+        let op = if gone {
+            Op::Delete
+        } else {
+            let lease = self.lease_of(&row, existing.lease).await?;
+            Op::Put {
+                value: value.clone(),
+                lease,
+            }
+        };
+        let key = existing.key;
+        let write = Write {
+            key: key.clone(),
+            condition: Condition::ModRevision(existing.revision),
+            op,
+        };
+        match self.cache.store().write(write).await.map_err(store_failure)? {
+            Written::Committed { revision, .. } => {
+                reserved.keep();
+                if gone {
+                    self.cache.reached(revision).await;
+                    access::set_resource_version(&mut new, &revision.to_string());
+                    return Ok(Outcome::Done(Reply::Object(200, new)));
+                }
+                let entry = self
+                    .committed(storage, key, path, &value, revision, ChangeType::Modified)
+                    .await;
+                Ok(Outcome::Done(Reply::Entry(200, entry)))
+            }
+            Written::Refused { .. } if stated.is_some() => {
+                Err(refuse(Status::modified(row.spec.group, row.spec.plural, &name)))
+            }
+            Written::Refused { current, .. } => Ok(Outcome::Moved(current)),
+        }
+    }
+
+    /// Events that are written again live on for their whole time; others have no lease.
+    async fn lease_of(&self, row: &crate::rows::Row, known: Option<u64>) -> Result<Option<u64>, Refusal> {
+        if row.stored.storage_prefix == "events" {
+            return self
+                .leases
+                .get(self.cache.store().as_ref())
+                .await
+                .map(Some)
+                .map_err(store_failure);
+        }
+        Ok(known)
+    }
+
+    pub(super) async fn admit(
+        &self,
+        call: &mut Call,
+        operation: Operation,
+        object: &mut Object,
+        old: Option<&Object>,
+        dry_run: bool,
+    ) -> Result<(), Refusal> {
+        let mut warnings = Vec::new();
+        let name = match operation {
+            Operation::Create => access::name(object).to_owned(),
+            _ => call.info.name.clone(),
+        };
+        let review: Review<'_> = call.review(operation, &name, old, dry_run);
+        let result = self.admission.mutate(&review, object, &mut warnings).await;
+        for warning in warnings {
+            call.warn(warning);
+        }
+        result
+    }
+
+    pub(super) async fn validate(
+        &self,
+        call: &mut Call,
+        operation: Operation,
+        name: &str,
+        object: Option<&Object>,
+        old: Option<&Object>,
+        dry_run: bool,
+    ) -> Result<(), Refusal> {
+        let mut warnings = Vec::new();
+        let review = call.review(operation, name, old, dry_run);
+        let result = self.admission.validate(&review, object, &mut warnings).await;
+        for warning in warnings {
+            call.warn(warning);
+        }
+        result
+    }
+}
+
+enum Outcome {
+    Done(Reply),
+    /// Someone else wrote first; this is what is there now.
+    Moved(Option<KeyValue>),
+}

@@ -1,0 +1,395 @@
+//! Watch: a stream of changes as a response body.
+//!
+//! The body is driven by the connection: it pulls from the watcher's bounded queue and hands out bytes that
+//! are shared with every other watcher of the same form. Nothing is spawned per watch.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body::Frame;
+use rand::Rng;
+use sampan_api::status::Status;
+use sampan_store::Revision;
+use serde_json::{Value, json};
+use tokio::time::{Instant, Sleep};
+
+use super::list::parse_version;
+use super::reply::{Encoder, Reply, encode};
+use super::{Call, Filter, Registry};
+use crate::Refusal;
+use crate::body::BoxError;
+use crate::request::{Encoding, ListOptions, Transform};
+use crate::watch_cache::{Cache, Change, ChangeType, Entry, Start, Storage, Watch};
+
+/// A watch without a timeout of its own ends after this long, or up to twice as long.
+const DEFAULT_TIMEOUT: u64 = 1800;
+/// How often a client that asked for bookmarks learns of progress it had no event of.
+const BOOKMARKS: Duration = Duration::from_secs(60);
+const CHUNK: usize = 64 << 10;
+
+impl Registry {
+    pub async fn watch(&self, call: &mut Call, options: &ListOptions) -> Result<Reply, Refusal> {
+        let storage = call.storage()?;
+        let filter = Filter::new(&call.row, &storage, &call.info.namespace, &call.info.name, options)?;
+        let encoder = call.encoder()?;
+        let start = match options.resource_version.as_str() {
+            "" => {
+                self.cache.caught_up().await;
+                if options.send_initial_events == Some(false) {
+                    Start::After(self.cache.revision())
+                } else {
+                    Start::Now
+                }
+            }
+            "0" if options.send_initial_events == Some(false) => Start::After(self.cache.revision()),
+            "0" => Start::Now,
+            version => {
+                let revision = parse_version(version)?;
+                if options.send_initial_events == Some(true) {
+                    self.wait_for(revision).await?;
+                    Start::Now
+                } else {
+                    Start::After(revision)
+                }
+            }
+        };
+        let mut stream = WatchStream::new(self.cache.clone(), storage.clone(), filter, encoder, options);
+        match storage.watch(stream.filter.scope.clone(), start, self.cache.revision()) {
+            Ok(watch) => stream.begin(watch, start, options),
+            Err(gone) => stream.fail(&Status::expired(gone.to_string())),
+        }
+        Ok(Reply::Watch(Box::new(stream)))
+    }
+}
+
+/// The body of a watch.
+pub struct WatchStream {
+    cache: Arc<Cache>,
+    storage: Arc<Storage>,
+    filter: Filter,
+    encoder: Encoder,
+    watch: Option<Watch>,
+    /// State to send first, as additions.
+    initial: std::vec::IntoIter<Arc<Entry>>,
+    /// Sent when the state is through.
+    initial_end: Option<Bytes>,
+    backlog: VecDeque<Arc<Change>>,
+    /// Changes up to here are known to the client.
+    after: Revision,
+    ready: VecDeque<Bytes>,
+    done: bool,
+    /// Table columns are sent once.
+    columns_sent: bool,
+    bookmark: Option<Pin<Box<Sleep>>>,
+    told: Revision,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl WatchStream {
+    fn new(cache: Arc<Cache>, storage: Arc<Storage>, filter: Filter, encoder: Encoder, options: &ListOptions) -> Self {
+        let seconds = match options.timeout_seconds {
+            Some(seconds) if seconds > 0 => seconds,
+            _ => rand::rng().random_range(DEFAULT_TIMEOUT..2 * DEFAULT_TIMEOUT),
+        };
+        WatchStream {
+            cache,
+            storage,
+            filter,
+            encoder,
+            watch: None,
+            initial: Vec::new().into_iter(),
+            initial_end: None,
+            backlog: VecDeque::new(),
+            after: 0,
+            ready: VecDeque::new(),
+            done: false,
+            columns_sent: false,
+            bookmark: options.bookmarks.then(|| Box::pin(tokio::time::sleep(BOOKMARKS))),
+            told: 0,
+            deadline: Box::pin(tokio::time::sleep(Duration::from_secs(seconds.min(7 * 86_400)))),
+        }
+    }
+
+    fn begin(&mut self, mut watch: Watch, start: Start, options: &ListOptions) {
+        if let Start::After(revision) = start {
+            self.after = revision;
+        }
+        if let Some(snapshot) = watch.initial.take() {
+            self.after = snapshot.revision;
+            let entries: Vec<_> = match &self.filter.scope {
+                crate::watch_cache::Scope::Object(path) => snapshot.index.get(path).into_iter().cloned().collect(),
+                crate::watch_cache::Scope::Namespace(namespace) => {
+                    let prefix = format!("{namespace}/");
+                    snapshot
+                        .index
+                        .from(&prefix)
+                        .take_while(|entry| entry.path().starts_with(&prefix))
+                        .cloned()
+                        .collect()
+                }
+                _ => snapshot.index.iter().cloned().collect(),
+            };
+            let entries: Vec<_> = entries
+                .into_iter()
+                .filter(|entry| self.filter.matches(&self.storage, entry))
+                .collect();
+            self.initial = entries.into_iter();
+            if options.send_initial_events == Some(true) {
+                self.initial_end = self.bookmark_line(snapshot.revision, true).ok();
+            }
+        }
+        self.told = self.after;
+        self.backlog = std::mem::take(&mut watch.backlog);
+        self.watch = Some(watch);
+    }
+
+    /// Ends the stream with an error event.
+    fn fail(&mut self, status: &Status) {
+        if let Ok(line) = self.framed("ERROR", encode(&status.to_value(), self.encoder.media.encoding)) {
+            self.ready.push_back(line);
+        }
+        self.watch = None;
+        self.done = true;
+    }
+
+    /// One event around an encoded object.
+    fn framed(&self, kind: &str, object: Result<Bytes, Refusal>) -> Result<Bytes, Refusal> {
+        let object = object?;
+        let mut line = BytesMut::with_capacity(object.len() + 64);
+        match self.encoder.media.encoding {
+            Encoding::Json => {
+                line.put_slice(b"{\"type\":\"");
+                line.put_slice(kind.as_bytes());
+                line.put_slice(b"\",\"object\":");
+                line.put_slice(&object);
+                line.put_slice(b"}\n");
+            }
+            Encoding::Yaml => {
+                line.put_slice(b"---\ntype: ");
+                line.put_slice(kind.as_bytes());
+                line.put_slice(b"\nobject:\n");
+                for text in object.split(|byte| *byte == b'\n').filter(|text| !text.is_empty()) {
+                    line.put_slice(b"  ");
+                    line.put_slice(text);
+                    line.put_u8(b'\n');
+                }
+            }
+            Encoding::Protobuf => {
+                // WatchEvent { type = 1, object = 2: RawExtension { raw = 1 } }, after its length.
+                let mut raw = BytesMut::with_capacity(object.len() + 16);
+                put_field(&mut raw, 0x0a, &object);
+                let mut event = BytesMut::with_capacity(raw.len() + 32);
+                put_field(&mut event, 0x0a, kind.as_bytes());
+                put_field(&mut event, 0x12, &raw);
+                line.put_u32(event.len() as u32);
+                line.put_slice(&event);
+            }
+        }
+        Ok(line.freeze())
+    }
+
+    fn bookmark_line(&self, revision: Revision, initial_end: bool) -> Result<Bytes, Refusal> {
+        let spec = self.encoder.row.spec;
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if initial_end {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let object: Value = match self.encoder.media.transform {
+            Transform::None => {
+                json!({"kind": spec.kind, "apiVersion": self.encoder.row.api_version, "metadata": metadata})
+            }
+            Transform::Metadata(version) => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": metadata})
+            }
+            Transform::Table(version) => {
+                let mut table = super::table::document(
+                    json!({"resourceVersion": revision.to_string()}),
+                    None,
+                    Vec::new(),
+                    version,
+                );
+                if initial_end {
+                    table["rows"] = json!([{"cells": [], "object": {
+                        "kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": metadata}}]);
+                }
+                table
+            }
+        };
+        let encoding = self.encoder.media.encoding;
+        if encoding == Encoding::Json {
+            return self.framed("BOOKMARK", Ok(Bytes::from(object.to_string())));
+        }
+        self.framed("BOOKMARK", encode(&object, encoding))
+    }
+
+    /// An entry as an event of this kind; shared through `change` where possible.
+    fn line(&mut self, kind: ChangeType, entry: &Entry, change: Option<&Change>) -> Result<Bytes, Refusal> {
+        if self.encoder.is_plain() {
+            return Ok(entry.line(kind));
+        }
+        let (columns, table) = match self.encoder.media.transform {
+            Transform::Table(version) => (!std::mem::replace(&mut self.columns_sent, true), Some(version)),
+            _ => (false, None),
+        };
+        let make = || {
+            let object = match table {
+                Some(version) => self.encoder.table_event(entry, version, columns),
+                None => self.encoder.entry(entry),
+            };
+            self.framed(kind.name(), object)
+        };
+        match change {
+            // Shared by watchers of this form; the first event of a table is its own.
+            Some(change) if !columns && std::ptr::eq(&*change.entry, entry) => {
+                let mut failure = None;
+                let bytes = change.form((kind, self.encoder.number()), || {
+                    make().unwrap_or_else(|refusal| {
+                        failure = Some(refusal);
+                        Bytes::new()
+                    })
+                });
+                failure.map_or(Ok(bytes), Err)
+            }
+            _ => make(),
+        }
+    }
+
+    /// What this watcher sees of a change, if anything.
+    fn event(&mut self, change: &Change) -> Option<Result<Bytes, Refusal>> {
+        if change.revision <= self.after {
+            return None;
+        }
+        self.told = change.revision;
+        if self.filter.is_plain() && !matches!(self.filter.scope, crate::watch_cache::Scope::Indexed(_)) {
+            return self
+                .filter
+                .matches(&self.storage, &change.entry)
+                .then(|| self.line(change.kind, &change.entry, Some(change)));
+        }
+        let before = change
+            .previous
+            .as_deref()
+            .is_some_and(|entry| self.filter.matches(&self.storage, entry));
+        let now = change.kind != ChangeType::Deleted && self.filter.matches(&self.storage, &change.entry);
+        match (before, now) {
+            (false, false) => None,
+            (false, true) => Some(self.line(ChangeType::Added, &change.entry, Some(change))),
+            (true, true) => Some(self.line(ChangeType::Modified, &change.entry, Some(change))),
+            (true, false) if change.kind == ChangeType::Deleted => {
+                Some(self.line(ChangeType::Deleted, &change.entry, Some(change)))
+            }
+            (true, false) => {
+                // It left the selection: gone, as far as this watcher goes, in its last matching state.
+                let last = change.previous.as_deref()?.deleted_at(change.revision);
+                Some(self.line(ChangeType::Deleted, &last, None))
+            }
+        }
+    }
+
+    fn push(&mut self, event: Option<Result<Bytes, Refusal>>) {
+        match event {
+            None => {}
+            Some(Ok(line)) => self.ready.push_back(line),
+            Some(Err(refusal)) => self.fail(&refusal),
+        }
+    }
+
+    /// The next chunk of the initial state.
+    fn initial_chunk(&mut self) -> Option<Bytes> {
+        let mut chunk = BytesMut::new();
+        while chunk.len() < CHUNK {
+            let Some(entry) = self.initial.next() else { break };
+            match self.line(ChangeType::Added, &entry, None) {
+                Ok(line) if chunk.is_empty() && self.initial.as_slice().is_empty() => return Some(line),
+                Ok(line) => chunk.put_slice(&line),
+                Err(refusal) => {
+                    self.fail(&refusal);
+                    break;
+                }
+            }
+        }
+        (!chunk.is_empty()).then(|| chunk.freeze())
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                return Poll::Ready(Some(bytes));
+            }
+            if let Some(bytes) = self.initial_chunk() {
+                return Poll::Ready(Some(bytes));
+            }
+            if let Some(bytes) = self.initial_end.take() {
+                return Poll::Ready(Some(bytes));
+            }
+            if let Some(change) = self.backlog.pop_front() {
+                let event = self.event(&change);
+                self.push(event);
+                continue;
+            }
+            if self.done {
+                return Poll::Ready(None);
+            }
+            // Read before the queue is polled: everything up to here is in the queue already.
+            let reached = self.cache.revision();
+            let Some(watch) = &mut self.watch else {
+                return Poll::Ready(None);
+            };
+            match watch.queue.poll_recv(context) {
+                Poll::Ready(Some(change)) => {
+                    let event = self.event(&change);
+                    self.push(event);
+                    continue;
+                }
+                Poll::Ready(None) => {
+                    self.done = true;
+                    continue;
+                }
+                Poll::Pending => {}
+            }
+            if self.deadline.as_mut().poll(context).is_ready() {
+                self.done = true;
+                continue;
+            }
+            if let Some(bookmark) = &mut self.bookmark
+                && bookmark.as_mut().poll(context).is_ready()
+            {
+                bookmark.as_mut().reset(Instant::now() + BOOKMARKS);
+                if reached > self.told {
+                    self.told = reached;
+                    let line = self.bookmark_line(reached, false);
+                    self.push(Some(line));
+                }
+                continue;
+            }
+            return Poll::Pending;
+        }
+    }
+}
+
+impl http_body::Body for WatchStream {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.poll_next(context)
+            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// A length-delimited protobuf field.
+fn put_field(out: &mut BytesMut, tag: u8, bytes: &[u8]) {
+    out.put_u8(tag);
+    let mut length = bytes.len();
+    while length >= 0x80 {
+        out.put_u8((length & 0x7f) as u8 | 0x80);
+        length >>= 7;
+    }
+    out.put_u8(length as u8);
+    out.put_slice(bytes);
+}

@@ -1,0 +1,88 @@
+//! Query strings: `application/x-www-form-urlencoded` pairs in order.
+
+/// The decoded pairs of a query string.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub fn parse(query: &str) -> Self {
+        Query(
+            query
+                .split('&')
+                .filter(|pair| !pair.is_empty())
+                .map(|pair| {
+                    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+                    (decode(key, true), decode(value, true))
+                })
+                .collect(),
+        )
+    }
+
+    /// The first value of `key`.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|(known, _)| known == key)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The first value of `key`, if not empty.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.get(key).filter(|value| !value.is_empty())
+    }
+
+    pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0
+            .iter()
+            .filter(move |(known, _)| known == key)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// A flag, read as upstream reads booleans in queries: absent, `0` and `false` are false, all else is true.
+    pub fn flag(&self, key: &str) -> bool {
+        self.get(key)
+            .is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "0" | "false"))
+    }
+}
+
+/// Percent-decoding; `+` is a space in queries.
+pub fn decode(text: &str, plus: bool) -> String {
+    if !text.bytes().any(|byte| byte == b'%' || (plus && byte == b'+')) {
+        return text.to_owned();
+    }
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let hex = |offset: usize| bytes.get(at + offset).and_then(|digit| (*digit as char).to_digit(16));
+        match byte {
+            b'%' => match (hex(1), hex(2)) {
+                (Some(high), Some(low)) => {
+                    out.push((high * 16 + low) as u8);
+                    at += 2;
+                }
+                _ => out.push(byte),
+            },
+            b'+' if plus => out.push(b' '),
+            _ => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_decoded() {
+        let query = Query::parse("labelSelector=a%3Db%2Cc+in+%28d%29&watch=1&command=ls&command=-l&x&bad=%zz");
+        assert_eq!(query.get("labelSelector"), Some("a=b,c in (d)"));
+        assert!(query.flag("watch") && query.flag("x") && !query.flag("absent"));
+        assert_eq!(query.all("command").collect::<Vec<_>>(), ["ls", "-l"]);
+        assert_eq!(query.get("bad"), Some("%zz"));
+        assert!(!Query::parse("watch=false").flag("watch"));
+        assert_eq!(decode("a%2Fb+c", false), "a/b+c");
+    }
+}

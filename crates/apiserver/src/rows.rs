@@ -1,0 +1,216 @@
+//! The resource table in use: built-in rows and, at run time, custom ones.
+//!
+//! Readers take a snapshot; a change (a custom resource definition) replaces the whole table.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use sampan_api::schema::{self, Type};
+use sampan_kinds::{Resource, Strategy};
+
+use crate::sync::{read, write};
+use crate::watch_cache::Storage;
+
+/// A served resource with its storage.
+pub struct Row {
+    pub spec: &'static Resource,
+    /// The row objects are stored as; the same as `spec` unless `spec` is another version's view of it.
+    pub stored: &'static Resource,
+    /// `None` for resources that only answer questions.
+    pub storage: Option<Arc<Storage>>,
+    /// `v1`, `apps/v1`
+    pub api_version: String,
+    /// `apiVersion` as stored.
+    pub stored_version: String,
+    /// What its objects look like.
+    pub ty: Type,
+    /// Which field of the storage a selectable field's label reads.
+    fields: Vec<(&'static str, usize)>,
+}
+
+impl Row {
+    /// The strategy of the stored form.
+    pub fn strategy(&self) -> &'static dyn Strategy {
+        self.stored.strategy
+    }
+    /// Whether replies need conversion from the stored version.
+    pub fn converts(&self) -> bool {
+        self.spec.stored_as.is_some()
+    }
+    pub fn field(&self, label: &str) -> Option<usize> {
+        self.fields
+            .iter()
+            .find(|(known, _)| *known == label)
+            .map(|(_, index)| *index)
+    }
+    pub fn is(&self, group: &str, plural: &str) -> bool {
+        self.spec.group == group && self.spec.plural == plural
+    }
+    /// `pods`, `deployments.apps`
+    pub fn qualified(&self) -> String {
+        if self.spec.group.is_empty() {
+            self.spec.plural.to_owned()
+        } else {
+            format!("{}.{}", self.spec.plural, self.spec.group)
+        }
+    }
+    /// The path of an object below the storage prefix.
+    pub fn path(&self, namespace: &str, name: &str) -> String {
+        if self.spec.namespaced {
+            format!("{namespace}/{name}")
+        } else {
+            name.to_owned()
+        }
+    }
+}
+
+/// All rows, in discovery order.
+#[derive(Default)]
+pub struct Table {
+    pub rows: Vec<Arc<Row>>,
+    by_plural: HashMap<&'static str, Vec<Arc<Row>>>,
+}
+
+impl Table {
+    fn new(rows: Vec<Arc<Row>>) -> Self {
+        let mut by_plural: HashMap<_, Vec<_>> = HashMap::new();
+        for row in &rows {
+            by_plural.entry(row.spec.plural).or_default().push(row.clone());
+        }
+        Table { rows, by_plural }
+    }
+
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Row>> {
+        self.by_plural
+            .get(plural)?
+            .iter()
+            .find(|row| row.spec.group == group && row.spec.version == version)
+    }
+
+    /// The preferred row of a group and plural.
+    pub fn of(&self, group: &str, plural: &str) -> Option<&Arc<Row>> {
+        self.by_plural.get(plural)?.iter().find(|row| row.spec.group == group)
+    }
+
+    /// The row of a kind.
+    pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Row>> {
+        self.rows
+            .iter()
+            .find(|row| row.spec.kind == kind && row.spec.group == group && row.spec.version == version)
+    }
+
+    /// Whether a group and version is served at all.
+    pub fn serves(&self, group: &str, version: &str) -> bool {
+        self.rows
+            .iter()
+            .any(|row| row.spec.group == group && row.spec.version == version)
+    }
+}
+
+/// The table that can be replaced while requests run.
+#[derive(Default)]
+pub struct Rows(RwLock<Arc<Table>>);
+
+impl Rows {
+    /// Rows and storages for built-in resources.
+    pub fn build(resources: &'static [Resource]) -> (Self, Vec<Arc<Storage>>) {
+        let mut storages: HashMap<&'static str, Arc<Storage>> = HashMap::new();
+        for resource in resources.iter().filter(|resource| !resource.storage_prefix.is_empty()) {
+            storages.entry(resource.storage_prefix).or_insert_with(|| {
+                // Every version's selectable fields, the storage version's first: all read the stored form.
+                let mut fields: Vec<_> = resources
+                    .iter()
+                    .filter(|other| other.storage_prefix == resource.storage_prefix)
+                    .map(|other| (other.stored_as.is_some(), other.fields))
+                    .collect();
+                fields.sort_by_key(|(converted, _)| *converted);
+                let fields = fields
+                    .into_iter()
+                    .flat_map(|(_, fields)| fields.iter().copied())
+                    .collect();
+                let indexed = (resource.storage_prefix == "pods").then_some("spec.nodeName");
+                Arc::new(Storage::new(resource.storage_prefix, fields, indexed))
+            });
+        }
+        let rows = resources
+            .iter()
+            .map(|spec| Arc::new(row(spec, resources, storages.get(spec.storage_prefix).cloned())))
+            .collect();
+        let rows = Rows(RwLock::new(Arc::new(Table::new(rows))));
+        (rows, storages.into_values().collect())
+    }
+
+    pub fn get(&self) -> Arc<Table> {
+        read(&self.0).clone()
+    }
+
+    /// Adds rows (or replaces rows of the same group, version and plural).
+    pub fn add(&self, rows: Vec<Arc<Row>>) {
+        let mut table = write(&self.0);
+        let mut all: Vec<_> = table
+            .rows
+            .iter()
+            .filter(|old| {
+                !rows.iter().any(|new| {
+                    (new.spec.group, new.spec.version, new.spec.plural)
+                        == (old.spec.group, old.spec.version, old.spec.plural)
+                })
+            })
+            .cloned()
+            .collect();
+        all.extend(rows);
+        *table = Arc::new(Table::new(all));
+    }
+
+    /// Takes away every row of a group and plural.
+    pub fn remove(&self, group: &str, plural: &str) {
+        let mut table = write(&self.0);
+        let kept = table
+            .rows
+            .iter()
+            .filter(|row| !row.is(group, plural))
+            .cloned()
+            .collect();
+        *table = Arc::new(Table::new(kept));
+    }
+}
+
+/// A row over a storage.
+pub fn row(spec: &'static Resource, resources: &'static [Resource], storage: Option<Arc<Storage>>) -> Row {
+    let stored = spec
+        .stored_as
+        .and_then(|conversion| {
+            resources.iter().find(|other| {
+                (other.group, other.version) == conversion.storage_version
+                    && other.storage_prefix == spec.storage_prefix
+            })
+        })
+        .unwrap_or(spec);
+    let fields = storage.as_ref().map_or_else(Vec::new, |storage| {
+        spec.fields
+            .iter()
+            .filter_map(|field| {
+                // The reader decides: two versions may use one label differently.
+                let index = storage
+                    .fields()
+                    .iter()
+                    .position(|known| known.label == field.label && std::ptr::fn_addr_eq(known.read, field.read))?;
+                Some((field.label, index))
+            })
+            .collect()
+    });
+    let schema = schema::builtin();
+    let ty = schema
+        .kind(spec.group, spec.version, spec.kind)
+        .and_then(|definition| schema.type_of(&definition.name))
+        .unwrap_or(Type::Json);
+    Row {
+        api_version: spec.api_version(),
+        stored_version: stored.api_version(),
+        spec,
+        stored,
+        storage,
+        ty,
+        fields,
+    }
+}

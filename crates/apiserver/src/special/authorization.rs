@@ -1,0 +1,173 @@
+//! Reviews: may somebody, may I, what may I, who am I.
+
+use sampan_api::status::Status;
+use sampan_api::{Object, field};
+use sampan_auth::{Attributes, UserInfo};
+use serde_json::{Value, json};
+
+use crate::control_plane::ControlPlane;
+use crate::registry::Call;
+use crate::registry::reply::Reply;
+use crate::{Refusal, refuse};
+
+pub fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<Reply, Refusal> {
+    let kind = call.row.spec.kind;
+    if call.row.spec.plural == "selfsubjectrulesreviews" {
+        return Ok(Reply::Plain(201, rules(plane, call, review)));
+    }
+    let spec = review.get("spec").cloned().unwrap_or_default();
+    let own = call.row.spec.plural == "selfsubjectaccessreviews";
+    let subject = if own { (*call.user).clone() } else { subject(&spec) };
+    let resource = spec.get("resourceAttributes").filter(|value| !value.is_null());
+    let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
+    let at = field::Path::new("spec");
+    let mut errors = field::Errors::new();
+    if resource.is_some() == path.is_some() {
+        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        errors.push(field::Error::invalid(
+            &at.child("resourceAttributes"),
+            resource.cloned().unwrap_or_default(),
+            why,
+        ));
+    }
+    if !own && subject.name.is_empty() && subject.groups.is_empty() {
+        errors.push(field::Error::invalid(
+            &at.child("user"),
+            "",
+            "at least one of user or group must be specified",
+        ));
+    }
+    let text = |value: Option<&Value>, field: &str| -> String {
+        value
+            .and_then(|value| value.get(field))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    if call.row.spec.plural == "localsubjectaccessreviews" {
+        if path.is_some() {
+            errors.push(field::Error::invalid(
+                &at.child("nonResourceAttributes"),
+                path.cloned().unwrap_or_default(),
+                "disallowed on this kind of request",
+            ));
+        }
+        if text(resource, "namespace") != call.info.namespace {
+            return Err(refuse(Status::bad_request(format!(
+                "spec.resourceAttributes.namespace must match namespace: {}",
+                call.info.namespace
+            ))));
+        }
+    }
+    if !errors.is_empty() {
+        return Err(refuse(Status::invalid(call.row.spec.group, kind, "", &errors)));
+    }
+    let decision = match (resource, path) {
+        (Some(_), _) => {
+            let get = |field: &str| text(resource, field);
+            let (verb, group, version) = (get("verb"), get("group"), get("version"));
+            let (plural, sub, namespace, name) = (get("resource"), get("subresource"), get("namespace"), get("name"));
+            plane.authorizer.authorize(&Attributes {
+                version: &version,
+                subresource: &sub,
+                namespace: &namespace,
+                name: &name,
+                ..Attributes::resource(&subject, &verb, &group, &plural)
+            })
+        }
+        _ => {
+            let (verb, path) = (text(path, "verb"), text(path, "path"));
+            plane.authorizer.authorize(&Attributes::path(&subject, &verb, &path))
+        }
+    };
+    let mut status = json!({"allowed": decision.allowed});
+    if !decision.reason.is_empty() {
+        status["reason"] = decision.reason.into();
+    }
+    review["status"] = status;
+    Ok(Reply::Plain(201, review))
+}
+
+fn texts(value: Option<&Value>) -> Vec<String> {
+    value
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
+}
+
+fn subject(spec: &Value) -> UserInfo {
+    let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    UserInfo {
+        name: text("user"),
+        uid: text("uid"),
+        groups: texts(spec.get("groups")),
+        extra: spec
+            .get("extra")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .map(|(key, values)| (key.to_ascii_lowercase(), texts(Some(values))))
+            .collect(),
+    }
+}
+
+fn rules(plane: &ControlPlane, call: &Call, mut review: Object) -> Value {
+    let namespace = review
+        .pointer("/spec/namespace")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    let mut resource_rules = Vec::new();
+    let mut path_rules = Vec::new();
+    let mut rules: Vec<Value> = plane
+        .authorizer
+        .rbac
+        .rules_for(&call.user, &namespace)
+        .iter()
+        .map(|rule| rule.to_value())
+        .collect();
+    if call.user.in_group("system:masters") {
+        rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+        rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+    }
+    for rule in rules {
+        let has = |field: &str| {
+            rule.get(field)
+                .and_then(Value::as_array)
+                .is_some_and(|all| !all.is_empty())
+        };
+        if has("nonResourceURLs") {
+            path_rules.push(json!({"verbs": rule.get("verbs"), "nonResourceURLs": rule.get("nonResourceURLs")}));
+        } else if has("resources") {
+            let mut shown = json!({
+                "verbs": rule.get("verbs"), "apiGroups": rule.get("apiGroups"), "resources": rule.get("resources")});
+            if has("resourceNames") {
+                shown["resourceNames"] = rule.get("resourceNames").cloned().unwrap_or_default();
+            }
+            resource_rules.push(shown);
+        }
+    }
+    review["status"] = json!({"resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": false});
+    review
+}
+
+pub fn who_am_i(call: &Call, mut review: Object) -> Reply {
+    let user = &call.user;
+    let mut shown = json!({"username": user.name, "groups": user.groups});
+    if !user.uid.is_empty() {
+        shown["uid"] = user.uid.as_str().into();
+    }
+    if !user.extra.is_empty() {
+        shown["extra"] = user
+            .extra
+            .iter()
+            .map(|(key, values)| (key.clone(), Value::from(values.clone())))
+            .collect();
+    }
+    review["status"] = json!({"userInfo": shown});
+    sampan_api::meta::set_creation_timestamp(&mut review, &sampan_api::time::now());
+    Reply::Plain(201, review)
+}

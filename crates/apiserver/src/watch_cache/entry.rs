@@ -1,0 +1,220 @@
+//! One stored object, encoded once.
+//!
+//! The store keeps an object without its `resourceVersion` (which is only known when the write commits).
+//! An [`Entry`] is that value with the revision spliced in, laid out as a complete watch line
+//! `{"type":"ADDED","object":…}\n`; the object's own bytes are a slice of the line. So get, list and
+//! every watcher share one allocation, and nothing is parsed to build it.
+//!
+//! Labels and selectable fields are read out of the bytes the first time a selector asks.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use sampan_api::Object;
+use sampan_kinds::SelectableField;
+use sampan_store::Revision;
+use serde::Deserialize;
+
+use super::scan;
+
+const ADDED: &[u8] = br#"{"type":"ADDED","object":"#;
+const MODIFIED: &[u8] = br#"{"type":"MODIFIED","object":"#;
+const DELETED: &[u8] = br#"{"type":"DELETED","object":"#;
+const END: &[u8] = b"}\n";
+
+/// What happened to an object, as a watch names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChangeType {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl ChangeType {
+    pub fn name(self) -> &'static str {
+        match self {
+            ChangeType::Added => "ADDED",
+            ChangeType::Modified => "MODIFIED",
+            ChangeType::Deleted => "DELETED",
+        }
+    }
+    fn opening(self) -> &'static [u8] {
+        match self {
+            ChangeType::Added => ADDED,
+            ChangeType::Modified => MODIFIED,
+            ChangeType::Deleted => DELETED,
+        }
+    }
+}
+
+/// What selectors look at.
+#[derive(Debug, Default)]
+pub struct Attributes {
+    pub labels: BTreeMap<String, String>,
+    /// One value per [`SelectableField`] of the storage, in its order.
+    pub fields: Vec<String>,
+}
+
+/// An object at one revision. Immutable.
+pub struct Entry {
+    key: Arc<str>,
+    /// Where the path below the storage prefix begins in `key`.
+    path_start: usize,
+    revision: Revision,
+    written_as: ChangeType,
+    line: Bytes,
+    body: Range<usize>,
+    attributes: OnceLock<Attributes>,
+}
+
+impl Entry {
+    /// The object `value` (stored JSON without a resourceVersion) as of `revision`.
+    /// `prefix_len` is the length of the storage's key prefix, its trailing slash included.
+    pub fn new(key: Arc<str>, prefix_len: usize, value: &[u8], revision: Revision, written_as: ChangeType) -> Self {
+        let opening = written_as.opening();
+        let mut line = BytesMut::with_capacity(opening.len() + value.len() + END.len() + 44);
+        line.put_slice(opening);
+        scan::splice_revision(value, revision, &mut line);
+        let body = opening.len()..line.len();
+        line.put_slice(END);
+        Entry {
+            path_start: prefix_len.min(key.len()),
+            key,
+            revision,
+            written_as,
+            line: line.freeze(),
+            body,
+            attributes: OnceLock::new(),
+        }
+    }
+
+    /// The store's key.
+    pub fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+    /// `namespace/name`, or `name` for cluster-scoped objects.
+    pub fn path(&self) -> &str {
+        &self.key[self.path_start..]
+    }
+    /// Empty for cluster-scoped objects.
+    pub fn namespace(&self) -> &str {
+        self.path().rsplit_once('/').map_or("", |(namespace, _)| namespace)
+    }
+    pub fn name(&self) -> &str {
+        self.path().rsplit_once('/').map_or(self.path(), |(_, name)| name)
+    }
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+    /// The object's JSON, resourceVersion included.
+    pub fn bytes(&self) -> Bytes {
+        self.line.slice(self.body.clone())
+    }
+    pub fn as_slice(&self) -> &[u8] {
+        &self.line[self.body.clone()]
+    }
+    pub fn size(&self) -> usize {
+        self.body.len()
+    }
+    /// The object as a tree. Costs a parse: for writes and other formats only.
+    pub fn object(&self) -> Object {
+        serde_json::from_slice(self.as_slice()).unwrap_or(Object::Null)
+    }
+    /// A watch line of this object. Shared bytes when it was written as `kind`.
+    pub fn line(&self, kind: ChangeType) -> Bytes {
+        if kind == self.written_as {
+            return self.line.clone();
+        }
+        let opening = kind.opening();
+        let mut line = BytesMut::with_capacity(opening.len() + self.size() + END.len());
+        line.put_slice(opening);
+        line.put_slice(self.as_slice());
+        line.put_slice(END);
+        line.freeze()
+    }
+    /// The same object as a deletion at `revision` reports it.
+    pub fn deleted_at(&self, revision: Revision) -> Entry {
+        Entry::new(
+            self.key.clone(),
+            self.path_start,
+            self.as_slice(),
+            revision,
+            ChangeType::Deleted,
+        )
+    }
+    /// Labels and fields, read on first use.
+    pub fn attributes(&self, fields: &[SelectableField]) -> &Attributes {
+        self.attributes.get_or_init(|| {
+            if fields.is_empty() {
+                return Attributes {
+                    labels: labels(self.as_slice()),
+                    fields: Vec::new(),
+                };
+            }
+            let object = self.object();
+            Attributes {
+                labels: labels_of(&object),
+                fields: fields.iter().map(|field| (field.read)(&object)).collect(),
+            }
+        })
+    }
+}
+
+fn labels(bytes: &[u8]) -> BTreeMap<String, String> {
+    #[derive(Deserialize)]
+    struct Probe {
+        #[serde(default)]
+        metadata: Metadata,
+    }
+    #[derive(Deserialize, Default)]
+    struct Metadata {
+        #[serde(default)]
+        labels: Option<BTreeMap<String, String>>,
+    }
+    serde_json::from_slice::<Probe>(bytes)
+        .ok()
+        .and_then(|probe| probe.metadata.labels)
+        .unwrap_or_default()
+}
+
+/// The labels of a tree.
+pub fn labels_of(object: &Object) -> BTreeMap<String, String> {
+    let Some(map) = object.pointer("/metadata/labels").and_then(Object::as_object) else {
+        return BTreeMap::new();
+    };
+    map.iter()
+        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_its_own_watch_line() {
+        let value = br#"{"kind":"ConfigMap","metadata":{"labels":{"a":"b"},"name":"x","namespace":"n","uid":"u"}}"#;
+        let entry = Entry::new("/registry/configmaps/n/x".into(), 21, value, 7, ChangeType::Added);
+        assert_eq!(entry.path(), "n/x");
+        assert_eq!((entry.namespace(), entry.name()), ("n", "x"));
+        let text = r#"{"kind":"ConfigMap","metadata":{"labels":{"a":"b"},"name":"x","namespace":"n","resourceVersion":"7","uid":"u"}}"#;
+        assert_eq!(entry.as_slice(), text.as_bytes());
+        assert_eq!(
+            entry.line(ChangeType::Added),
+            format!("{{\"type\":\"ADDED\",\"object\":{text}}}\n")
+        );
+        assert_eq!(
+            entry.line(ChangeType::Modified),
+            format!("{{\"type\":\"MODIFIED\",\"object\":{text}}}\n")
+        );
+        assert_eq!(entry.attributes(&[]).labels.get("a").map(String::as_str), Some("b"));
+        let gone = entry.deleted_at(9);
+        assert!(
+            std::str::from_utf8(gone.as_slice())
+                .unwrap()
+                .contains(r#""resourceVersion":"9","uid""#)
+        );
+    }
+}

@@ -1,0 +1,225 @@
+//! The watch cache: everything the store holds, in memory, encoded once, in revision order.
+//!
+//! One store watch feeds it. Reads, lists, watches, admission and the authorizer look here and never at
+//! the database. A write is answered after the cache has reached its revision, so a client always reads
+//! its own writes; a read without a resourceVersion first waits for the store's newest revision, so it
+//! is as fresh as a read of the database would be.
+
+mod change;
+mod entry;
+mod index;
+pub mod scan;
+mod storage;
+mod watchers;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use sampan_store::{self as store, Revision, Store};
+use sampan_tasks::{OnExit, Tasks};
+use tokio::sync::oneshot;
+
+pub use change::{Change, FormKey};
+pub use entry::{Attributes, ChangeType, Entry, labels_of};
+pub use index::{Index, Iter};
+pub use storage::{HISTORY, Hook, Snapshot, Start, Storage, TooOld, Watch};
+pub use watchers::Scope;
+
+use crate::sync::{lock, read, write};
+
+/// Where everything lives in the store.
+pub const ROOT: &str = "/registry/";
+/// How far back history is read at start, so that watches survive a restart of the server.
+const START_HISTORY: Revision = 5_000;
+/// How many store events are applied before waiters are told.
+const BATCH: usize = 256;
+
+/// All cached storages and the revision they have reached.
+pub struct Cache {
+    store: Arc<dyn Store>,
+    storages: RwLock<HashMap<String, Arc<Storage>>>,
+    revision: AtomicU64,
+    waiters: Mutex<BTreeMap<Revision, Vec<oneshot::Sender<()>>>>,
+}
+
+impl Cache {
+    /// Loads the store's content into `storages` and keeps following it.
+    pub async fn start(
+        store: Arc<dyn Store>,
+        storages: Vec<Arc<Storage>>,
+        tasks: &Tasks,
+    ) -> Result<Arc<Cache>, store::Error> {
+        let cache = Arc::new(Cache {
+            store: store.clone(),
+            storages: RwLock::new(
+                storages
+                    .into_iter()
+                    .map(|storage| (storage.prefix().to_owned(), storage))
+                    .collect(),
+            ),
+            revision: AtomicU64::new(0),
+            waiters: Mutex::default(),
+        });
+        let page = store.range(ROOT, &store::prefix_end(ROOT), 0).await?;
+        let history = store.compacted().max(page.revision.saturating_sub(START_HISTORY));
+        let mut events = store.watch(ROOT, history).await?;
+        let loaded = page.revision;
+        cache.load(page.entries, loaded, history);
+        // History first, so that a watch from before the start is complete from the first request on.
+        let mut past = history;
+        while past < loaded {
+            match events.recv().await {
+                Some(event) => {
+                    let event = event?;
+                    past = event.revision;
+                    cache.take(&event, loaded);
+                }
+                None => return Err(store::Error::Closed),
+            }
+        }
+        cache.publish(past);
+        let feed = cache.clone();
+        tasks.spawn_until_drain("watch-cache", OnExit::Critical, async move {
+            let mut batch = Vec::with_capacity(BATCH);
+            while events.recv_many(&mut batch, BATCH).await > 0 {
+                let mut reached = 0;
+                for event in batch.drain(..) {
+                    match event {
+                        Ok(event) => {
+                            reached = event.revision;
+                            feed.take(&event, loaded);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "the store's watch failed");
+                            return;
+                        }
+                    }
+                }
+                feed.publish(reached);
+            }
+        });
+        Ok(cache)
+    }
+
+    fn load(&self, entries: Vec<store::KeyValue>, revision: Revision, history: Revision) {
+        let mut sorted: HashMap<String, Vec<Arc<Entry>>> = HashMap::new();
+        for entry in entries {
+            if let Some(storage) = self.storage_of(&entry.key) {
+                let built = storage.entry(entry.key, &entry.value, entry.mod_revision, ChangeType::Added);
+                sorted.entry(storage.prefix().to_owned()).or_default().push(built);
+            }
+        }
+        for storage in read(&self.storages).values() {
+            storage.load(sorted.remove(storage.prefix()).unwrap_or_default(), revision, history);
+        }
+    }
+
+    fn take(&self, event: &store::Event, loaded: Revision) {
+        let Some(storage) = self.storage_of(&event.key) else {
+            return;
+        };
+        if event.revision <= loaded {
+            storage.remember(event);
+        } else {
+            storage.apply(event);
+        }
+    }
+
+    fn publish(&self, revision: Revision) {
+        self.revision.fetch_max(revision, Ordering::AcqRel);
+        let mut waiters = lock(&self.waiters);
+        while let Some(entry) = waiters.first_entry()
+            && *entry.key() <= revision
+        {
+            for waiter in entry.remove() {
+                // A waiter that gave up has dropped its receiver.
+                let _gone = waiter.send(());
+            }
+        }
+    }
+
+    /// The storage a key belongs to: prefixes are one to three segments long.
+    fn storage_of(&self, key: &str) -> Option<Arc<Storage>> {
+        let path = key.strip_prefix(ROOT)?;
+        let storages = read(&self.storages);
+        path.match_indices('/')
+            .take(3)
+            .find_map(|(end, _)| storages.get(&path[..end]))
+            .cloned()
+    }
+
+    /// The storage of a prefix.
+    pub fn storage(&self, prefix: &str) -> Option<Arc<Storage>> {
+        read(&self.storages).get(prefix).cloned()
+    }
+
+    /// Adds a storage while running (a new custom resource) and loads what the store already has for it.
+    pub async fn add(&self, storage: Arc<Storage>) -> Result<Arc<Storage>, store::Error> {
+        if let Some(known) = self.storage(storage.prefix()) {
+            return Ok(known);
+        }
+        // Registered first, loaded second: what commits in between is applied and survives the load.
+        let storage = write(&self.storages)
+            .entry(storage.prefix().to_owned())
+            .or_insert(storage)
+            .clone();
+        let root = format!("{ROOT}{}/", storage.prefix());
+        let page = self.store.range(&root, &store::prefix_end(&root), 0).await?;
+        let entries = page
+            .entries
+            .into_iter()
+            .map(|entry| storage.entry(entry.key, &entry.value, entry.mod_revision, ChangeType::Added))
+            .collect();
+        storage.load(entries, page.revision, page.revision);
+        Ok(storage)
+    }
+
+    /// Stops caching a prefix; its watches end.
+    pub fn remove(&self, prefix: &str) {
+        if let Some(storage) = write(&self.storages).remove(prefix) {
+            storage.load(Vec::new(), self.revision(), self.revision());
+        }
+    }
+
+    pub fn storages(&self) -> Vec<Arc<Storage>> {
+        read(&self.storages).values().cloned().collect()
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The revision everything here has reached.
+    pub fn revision(&self) -> Revision {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Waits until the cache has reached `revision`.
+    pub async fn reached(&self, revision: Revision) {
+        if self.revision() >= revision {
+            return;
+        }
+        let told = {
+            let mut waiters = lock(&self.waiters);
+            if self.revision() >= revision {
+                return;
+            }
+            let (tell, told) = oneshot::channel();
+            waiters.entry(revision).or_default().push(tell);
+            told
+        };
+        // The sender only goes away with the cache itself.
+        let _told = told.await;
+    }
+
+    /// Waits until reads here are as fresh as the store.
+    pub async fn caught_up(&self) -> Revision {
+        let newest = self.store.revision();
+        self.reached(newest).await;
+        newest
+    }
+}
+
+#[cfg(test)]
+mod tests;
