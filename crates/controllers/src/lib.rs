@@ -20,12 +20,16 @@ mod endpoints;
 mod gc;
 mod namespace;
 mod nodeipam;
+mod nodelifecycle;
+mod podgc;
 mod pods;
 mod replicaset;
 mod rootca;
 mod serviceaccount;
+mod tainteviction;
 #[cfg(test)]
 mod testing;
+mod ttl;
 
 /// The controllers, in the order they start.
 pub const TABLE: &[Row] = &[
@@ -52,6 +56,18 @@ pub const TABLE: &[Row] = &[
         "replicationcontroller-controller",
         "replication-controller",
         replicaset::start_replication_controllers,
+    ),
+    row("node-lifecycle-controller", "node-controller", nodelifecycle::start),
+    row("taint-eviction-controller", "node-controller", tainteviction::start),
+    row(
+        "pod-garbage-collector-controller",
+        "pod-garbage-collector",
+        podgc::start,
+    ),
+    row(
+        "ttl-after-finished-controller",
+        "ttl-after-finished-controller",
+        ttl::start,
     ),
     row("garbage-collector-controller", "generic-garbage-collector", gc::start),
     row("namespace-controller", "namespace-controller", namespace::start),

@@ -3,9 +3,10 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
-use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Resource, ResourceExt};
-use sampan_client::{EventType, Recorder, is_not_found, is_terminating_namespace, owner};
+use sampan_client::{EventType, Recorder, is_not_found, is_terminating_namespace, or_absent, owner};
+use serde_json::json;
 
 /// The index of Pods by the UID of their controller; Pods without one are under [`orphans`].
 pub(crate) const BY_OWNER: &str = "controller";
@@ -212,4 +213,56 @@ pub(crate) fn seconds_since(time: Option<&Time>, now: Timestamp) -> i64 {
 /// A tokio delay out of a time difference; never negative.
 pub(crate) fn delay(duration: SignedDuration) -> std::time::Duration {
     std::time::Duration::try_from(duration).unwrap_or_default()
+}
+
+/// Says in the status of a Pod that it is about to be disrupted, and fails it where `fail` says so.
+pub(crate) async fn mark_disrupted(
+    client: &kube::Client,
+    pod: &Pod,
+    reason: &str,
+    message: &str,
+    fail: bool,
+    now: Time,
+) -> kube::Result<()> {
+    let marked = condition(pod, "DisruptionTarget")
+        .is_some_and(|known| known.status == "True" && known.reason.as_deref() == Some(reason));
+    if marked && (!fail || is_terminal(pod)) {
+        return Ok(());
+    }
+    let mut status = json!({"conditions": [{
+        "type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
+        "lastTransitionTime": now, "observedGeneration": pod.metadata.generation,
+    }]});
+    if fail && !is_terminal(pod) {
+        status["phase"] = json!("Failed");
+    }
+    patch_status(client, pod, status).await
+}
+
+/// Joins `status` into the status of exactly this Pod; conditions are joined by their type.
+pub(crate) async fn patch_status(client: &kube::Client, pod: &Pod, status: serde_json::Value) -> kube::Result<()> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
+    let written = api
+        .patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch))
+        .await;
+    or_absent(written)?;
+    Ok(())
+}
+
+/// Deletes exactly this Pod; at once where `force` says so, else with its own grace period.
+pub(crate) async fn delete(client: &kube::Client, pod: &Pod, force: bool) -> kube::Result<()> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let params = DeleteParams {
+        grace_period_seconds: force.then_some(0),
+        preconditions: Some(Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    or_absent(api.delete(&pod.name_any(), &params).await)?;
+    Ok(())
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
-use kube::api::{Api, PostParams};
 use kube::ResourceExt;
+use kube::api::{Api, PostParams};
 use sampan_client::owner::{self, Claimer};
 use sampan_client::{
     Change, Expectations, Informer, Key, WorkQueue, is_not_found, is_terminating_namespace, or_absent, slow_start_batch,
