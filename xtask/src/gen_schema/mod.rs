@@ -476,6 +476,9 @@ impl Generator {
             if let Some(key) = &marks.patch_merge_key {
                 let _ = write!(facts, " K{key}");
             }
+            if let Some(json) = &marks.default {
+                let _ = write!(facts, " D{json}");
+            }
             facts.push('\n');
             descriptions.push_str(&line(&row.description));
         }

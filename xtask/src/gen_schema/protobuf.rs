@@ -27,6 +27,8 @@ pub struct Markers {
     pub struct_type: Option<String>,
     pub patch_strategy: Option<String>,
     pub patch_merge_key: Option<String>,
+    /// As JSON.
+    pub default: Option<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -192,6 +194,13 @@ fn split(docs: &[String]) -> (Markers, String) {
             "structType" => markers.struct_type = Some(value),
             "patchStrategy" => markers.patch_strategy = Some(value),
             "patchMergeKey" => markers.patch_merge_key = Some(value),
+            // `ref(…)` names a constant: no list key has one.
+            "default" => {
+                markers.default = marker
+                    .split_once('=')
+                    .map(|(_, json)| json.trim().to_owned())
+                    .filter(|json| !json.starts_with("ref("))
+            }
             _ => {}
         }
     }

@@ -3,6 +3,7 @@
 //! All work on trees. What a list is (a set, a map by key, an atom) comes from the schema, through
 //! [`strategic::MergeSchema`].
 
+pub mod apply;
 pub mod json;
 pub mod merge;
 pub mod strategic;

@@ -145,6 +145,7 @@ fn parse_field(line: &'static str, by_name: &HashMap<Name, DefId>) -> Option<Fie
                     }
                 }
             }
+            "D" => field.default = Some(Box::new(serde_json::from_str(value).ok()?)),
             "K" => field.patch.get_or_insert_default().key = Some(value.into()),
             _ => return None,
         }

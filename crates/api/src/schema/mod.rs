@@ -166,13 +166,14 @@ pub struct Field {
     /// its own; none for `apiVersion`, `kind` and custom kinds.
     pub tags: Box<[u32]>,
     pub required: bool,
-    /// The zero value of this optional scalar means something (a pointer in Go): it is kept, not dropped.
+    /// The zero value of this optional field means something (a pointer in Go): it is kept, not dropped. For a
+    /// struct: an empty one is not the same as none.
     pub keep_zero: bool,
     pub nullable: bool,
     /// Whether apply replaces the map or struct below as a whole, where the field says so itself.
     pub atomic: Option<bool>,
     pub patch: Option<Box<Patch>>,
-    /// A custom kind's default.
+    /// The default the schema states: a custom kind's, or one that identifies items of a list (a port's protocol).
     pub default: Option<Box<Value>>,
     /// Whether the table states the list kind, for OpenAPI.
     pub list_marked: bool,

@@ -1,0 +1,460 @@
+//! Server-side apply and the bookkeeping of who owns which field.
+//!
+//! Every write goes through here: [`apply`] merges a configuration into an object, [`update`] notes what any
+//! other write changed. Ownership is in `metadata.managedFields`. The rules are upstream's (structured-merge-diff
+//! and the field manager around it): an applier owns what it states; what it stated last time and no longer
+//! states is removed unless someone else owns it; changing a value another manager owns is a conflict unless
+//! forced, and moves the ownership; an update moves the ownership of what it changes without asking.
+//!
+//! Both take the tree as the client meant it and as stored: checked trees, custom kinds with their own types.
+//! Defaults and strategy come after [`apply`], as with any patch.
+//!
+//! Different from upstream: entries of another version of the same kind are read as if they were of this one
+//! (their paths are nearly always the same); a new co-owner's entry always has a time.
+
+#![allow(clippy::result_large_err)]
+
+mod managed;
+mod set;
+mod walk;
+
+use serde_json::{Map, Value, json};
+
+pub use managed::Manager;
+pub use set::FieldSet;
+pub use walk::builtin_type;
+
+use crate::schema::Type;
+use crate::status::{Cause, Details, Status};
+use crate::{Object, meta};
+use managed::{Managers, Owned, Read};
+use set::{Path, show};
+use walk::{Comparison, Node};
+
+/// The annotation client-side apply keeps its last configuration in.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Update entries beyond this many are merged, oldest first.
+const MOST_UPDATERS: usize = 10;
+
+/// Who writes what, and how.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub ty: &'a Type,
+    /// `apps/v1`, the version of the request.
+    pub api_version: &'a str,
+    pub kind: &'a str,
+    /// `status`, or empty for the object itself.
+    pub subresource: &'a str,
+    /// The `fieldManager` parameter, or [`manager_name`]'s answer.
+    pub manager: &'a str,
+    /// The time of the request, as [`crate::time::now`] prints it.
+    pub now: &'a str,
+    /// Fields this endpoint resets whatever the client says, with everything below them: `status` for the object
+    /// itself, `spec` for its status. They are never owned through it.
+    pub reset: &'a FieldSet,
+}
+
+/// The manager's name: the parameter, else the user agent up to the first slash.
+pub fn manager_name(field_manager: &str, user_agent: &str) -> String {
+    if !field_manager.is_empty() {
+        return field_manager.to_owned();
+    }
+    let head = user_agent.split('/').next().unwrap_or_default();
+    let name: String = head.chars().filter(|c| !c.is_control()).take(128).collect();
+    if name.is_empty() { "unknown".into() } else { name }
+}
+
+/// Fields nobody owns.
+fn strip() -> FieldSet {
+    FieldSet::of(&[
+        &["apiVersion"],
+        &["kind"],
+        &["metadata"],
+        &["metadata", "name"],
+        &["metadata", "namespace"],
+        &["metadata", "creationTimestamp"],
+        &["metadata", "selfLink"],
+        &["metadata", "uid"],
+        &["metadata", "clusterName"],
+        &["metadata", "generation"],
+        &["metadata", "managedFields"],
+        &["metadata", "resourceVersion"],
+    ])
+}
+
+/// One conflict: a field of another manager's that this one would change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Conflict {
+    manager: Manager,
+    path: Path,
+}
+
+enum Refusal {
+    Conflicts(Vec<Conflict>),
+    Other(Status),
+}
+
+impl<'a> Context<'a> {
+    fn node(&self) -> Node<'a> {
+        Node::root(self.ty)
+    }
+
+    fn empty(&self) -> Object {
+        json!({"apiVersion": self.api_version, "kind": self.kind, "metadata": {}})
+    }
+
+    fn as_manager(&self, name: &str, applied: bool) -> Manager {
+        Manager {
+            name: name.into(),
+            applied,
+            api_version: if applied {
+                String::new()
+            } else {
+                self.api_version.into()
+            },
+            subresource: self.subresource.into(),
+        }
+    }
+
+    /// Compares trees without looking at managed fields themselves or at what is reset.
+    fn compare(&self, old: &Object, new: &Object) -> Comparison {
+        walk::compare(self.node(), old, new).without(self.reset)
+    }
+}
+
+/// Notes in `new` who owns what after a create, an update or a patch. `live` is the object as stored, if any.
+///
+/// Entries the request itself carries are taken over for the object; a subresource's requests cannot set them.
+pub fn update(context: Context<'_>, live: Option<&Object>, new: &mut Object) {
+    let stored = || match live.map(managed::read) {
+        Some(Read::Managers(managers)) => managers,
+        _ => Managers::new(),
+    };
+    let managers = if context.subresource.is_empty() {
+        match managed::read(new) {
+            Read::Managers(managers) => managers,
+            Read::Reset => Managers::new(),
+            Read::None | Read::Malformed(_) => stored(),
+        }
+    } else {
+        stored()
+    };
+    meta::strip_managed_fields(new);
+    if managers.is_empty() && live.is_some() {
+        // Nobody tracks this object until somebody applies it.
+        return;
+    }
+    let empty = context.empty();
+    let mut old = live.unwrap_or(&empty).clone();
+    meta::strip_managed_fields(&mut old);
+    let manager = context.as_manager(context.manager, false);
+    let mut managers = note_update(context, &old, new, managers, manager);
+    cap(&mut managers);
+    managed::write(new, &managers);
+}
+
+/// Moves what changed between two trees to `manager`.
+fn note_update(context: Context<'_>, old: &Object, new: &Object, mut managers: Managers, manager: Manager) -> Managers {
+    let comparison = context.compare(old, new);
+    let changed = comparison.modified.union(&comparison.added);
+    for owned in managers.values_mut() {
+        owned.fields = owned.fields.difference(&owned.fields.intersection(&changed));
+        owned.fields = owned.fields.difference(&comparison.removed);
+    }
+    managers.retain(|_, owned| !owned.fields.is_empty());
+    let taken = changed.without_trees(context.reset).difference(&strip());
+    if !taken.is_empty() {
+        let owned = managers.entry(manager).or_default();
+        owned.fields = owned.fields.union(&taken);
+        owned.api_version = context.api_version.into();
+        owned.time = context.now.into();
+    }
+    managers
+}
+
+/// Merges the oldest update entries when there are too many.
+fn cap(managers: &mut Managers) {
+    let mut updaters: Vec<(String, Manager)> = managers
+        .iter()
+        .filter(|(manager, _)| !manager.applied)
+        .map(|(manager, owned)| (owned.time.clone(), manager.clone()))
+        .collect();
+    let mut count = updaters.len();
+    if count <= MOST_UPDATERS {
+        return;
+    }
+    updaters.sort();
+    let mut first: std::collections::BTreeMap<String, Manager> = std::collections::BTreeMap::new();
+    for (time, manager) in updaters {
+        if count <= MOST_UPDATERS {
+            return;
+        }
+        let version = manager.api_version.clone();
+        let Some(oldest) = first.get(&version) else {
+            first.insert(version, manager);
+            continue;
+        };
+        let bucket = Manager {
+            name: "ancient-changes".into(),
+            applied: false,
+            api_version: version,
+            subresource: String::new(),
+        };
+        if !managers.contains_key(&bucket)
+            && let Some(owned) = managers.remove(oldest)
+        {
+            managers.insert(bucket.clone(), owned);
+        }
+        if manager == bucket {
+            continue;
+        }
+        if let Some(owned) = managers.remove(&manager) {
+            let merged = managers.entry(bucket).or_default();
+            merged.fields = merged.fields.union(&owned.fields);
+            merged.api_version = owned.api_version;
+            merged.time = time;
+            count -= 1;
+        }
+    }
+}
+
+/// Merges an applied configuration into the stored object (or into nothing) and notes who owns what.
+///
+/// The result is not defaulted and not validated. When it equals `live`, nothing is to be written.
+pub fn apply(context: Context<'_>, live: Option<&Object>, config: &Object, force: bool) -> Result<Object, Status> {
+    let api_version = meta::api_version(config);
+    if api_version != context.api_version {
+        return Err(Status::bad_request(format!(
+            "Incorrect version specified in apply patch. Specified patch version: {api_version}, expected: {}",
+            context.api_version
+        )));
+    }
+    if config
+        .pointer("/metadata/managedFields")
+        .is_some_and(|entries| !entries.is_null())
+    {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let faults = walk::validate(context.node(), config);
+    if !faults.is_empty() {
+        let (group, version) = meta::group_version(api_version).unwrap_or(("", api_version));
+        let gv = meta::join_group_version(group, version);
+        // Upstream answers 500 with no reason; so do its clients expect it.
+        return Err(Status::new(
+            500,
+            "",
+            format!(
+                "failed to create typed patch object ({}/{}; {gv}, Kind={}): {}",
+                meta::namespace(config),
+                meta::name(config),
+                meta::kind(config),
+                walk::join(&faults)
+            ),
+        ));
+    }
+    let empty = context.empty();
+    let mut old = live.unwrap_or(&empty).clone();
+    let mut managers = match managed::read(&old) {
+        Read::Managers(managers) => managers,
+        Read::None | Read::Reset => Managers::new(),
+        Read::Malformed(why) => {
+            return Err(Status::internal(format!("failed to decode managed fields: {why}")));
+        }
+    };
+    meta::strip_managed_fields(&mut old);
+    if managers.is_empty() && live.is_some() {
+        let before = context.as_manager("before-first-apply", false);
+        managers = note_update(context, &empty, &old, managers, before);
+    }
+    let result = merge_in(context, &old, config, managers.clone(), force);
+    let (mut new, managers) = match result {
+        Ok(done) => done,
+        Err(Refusal::Other(status)) => return Err(status),
+        Err(Refusal::Conflicts(conflicts)) => {
+            let allowed = (context.manager == "kubectl")
+                .then(|| from_last_applied(context, &old))
+                .flatten();
+            let remaining: Vec<Conflict> = match &allowed {
+                Some(allowed) => conflicts
+                    .into_iter()
+                    .filter(|conflict| !allowed.has(&conflict.path))
+                    .collect(),
+                None => conflicts,
+            };
+            if !remaining.is_empty() {
+                return Err(conflict_status(&remaining));
+            }
+            match merge_in(context, &old, config, managers, true) {
+                Ok(done) => done,
+                Err(Refusal::Other(status)) => return Err(status),
+                Err(Refusal::Conflicts(conflicts)) => return Err(conflict_status(&conflicts)),
+            }
+        }
+    };
+    managed::write(&mut new, &managers);
+    keep_last_applied(context, &mut new, config);
+    Ok(new)
+}
+
+/// The merge itself: lay the configuration over the object, take out what is no longer stated, find conflicts.
+fn merge_in(
+    context: Context<'_>,
+    old: &Object,
+    config: &Object,
+    mut managers: Managers,
+    force: bool,
+) -> Result<(Object, Managers), Refusal> {
+    let node = context.node();
+    let manager = context.as_manager(context.manager, true);
+    let merged = walk::merge(node, old, config);
+    let last = managers.get(&manager).cloned();
+    let stated = walk::fields_of(node, config).without_trees(context.reset);
+    managers.insert(
+        manager.clone(),
+        Owned {
+            fields: stated,
+            api_version: context.api_version.into(),
+            time: last.as_ref().map(|last| last.time.clone()).unwrap_or_default(),
+        },
+    );
+    let new = match &last {
+        Some(last) if !last.fields.is_empty() => prune(node, merged, &managers, &last.fields),
+        _ => merged,
+    };
+    if !new.is_object() {
+        return Err(Refusal::Other(Status::internal(
+            "an applied configuration left no object",
+        )));
+    }
+    let comparison = context.compare(old, &new);
+    let changed = comparison.modified.union(&comparison.added);
+    let mut conflicts = Vec::new();
+    for (other, owned) in &mut managers {
+        if *other == manager {
+            continue;
+        }
+        let contested = owned.fields.intersection(&changed);
+        if !contested.is_empty() {
+            conflicts.extend(contested.paths().into_iter().map(|path| Conflict {
+                manager: other.clone(),
+                path,
+            }));
+            owned.fields = owned.fields.difference(&contested);
+        }
+        owned.fields = owned.fields.difference(&comparison.removed);
+    }
+    if !force && !conflicts.is_empty() {
+        return Err(Refusal::Conflicts(conflicts));
+    }
+    if let Some(own) = managers.get_mut(&manager) {
+        own.fields = own.fields.difference(&strip());
+        let same = last.is_some_and(|last| last.fields == own.fields && last.api_version == own.api_version);
+        if !same || new != *old || own.time.is_empty() {
+            own.time = context.now.into();
+        }
+    }
+    managers.retain(|_, owned| !owned.fields.is_empty());
+    Ok((new, managers))
+}
+
+/// Takes out what this applier stated last time and nobody owns now.
+fn prune(node: Node<'_>, merged: Object, managers: &Managers, last: &FieldSet) -> Object {
+    let named = |set: &FieldSet| walk::with_named_parents(node, set);
+    let last = named(last);
+    let without = |set: &FieldSet| walk::remove(node, &merged, set).unwrap_or_else(|| Value::Object(Map::new()));
+    let present = named(&walk::fields_of(node, &merged));
+    // Everything stated last time goes …
+    let pruned = without(&last);
+    // … but what anyone owns comes back …
+    let owned = managers
+        .values()
+        .fold(FieldSet::default(), |all, owned| all.union(&owned.fields));
+    let kept = named(&walk::fields_of(node, &pruned)).union(&named(&owned));
+    let pruned = without(&present.difference(&kept));
+    // … and so does what went only because it was below something that did.
+    let kept = named(&walk::fields_of(node, &pruned));
+    without(&present.difference(&kept).intersection(&last))
+}
+
+/// The fields a client-side applied object may hand over without conflict: those still as last applied.
+fn from_last_applied(context: Context<'_>, live: &Object) -> Option<FieldSet> {
+    let text = meta::annotation(live, LAST_APPLIED).filter(|text| !text.is_empty())?;
+    let last: Value = serde_json::from_str(text).ok()?;
+    if meta::api_version(&last) != context.api_version || !walk::validate(context.node(), &last).is_empty() {
+        return None;
+    }
+    let comparison = walk::compare(context.node(), &last, live);
+    Some(
+        walk::fields_of(context.node(), &last)
+            .difference(&comparison.modified)
+            .difference(&comparison.added)
+            .difference(&comparison.removed),
+    )
+}
+
+/// Keeps the annotation of client-side apply in step, for people who go back and forth.
+fn keep_last_applied(context: Context<'_>, object: &mut Object, config: &Object) {
+    // As much as all annotations of an object may take.
+    const MOST: usize = 256 * 1024;
+    if context.manager != "kubectl" || meta::annotation(object, LAST_APPLIED).is_none_or(str::is_empty) {
+        return;
+    }
+    let mut config = config.clone();
+    if let Some(Value::Object(annotations)) = config.pointer_mut("/metadata/annotations") {
+        annotations.remove(LAST_APPLIED);
+        if annotations.is_empty()
+            && let Some(Value::Object(metadata)) = config.get_mut("metadata")
+        {
+            metadata.remove("annotations");
+        }
+    }
+    let text = format!("{config}\n");
+    let others: usize = meta::annotations(object)
+        .filter(|(key, _)| *key != LAST_APPLIED)
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if others + LAST_APPLIED.len() + text.len() > MOST {
+        meta::remove_annotation(object, LAST_APPLIED);
+    } else {
+        meta::set_annotation(object, LAST_APPLIED, &text);
+    }
+}
+
+fn conflict_status(conflicts: &[Conflict]) -> Status {
+    let message = match conflicts {
+        [one] => format!(
+            "Apply failed with 1 conflict: conflict with {}: {}",
+            one.manager.shown(),
+            show(&one.path)
+        ),
+        many => {
+            let mut lines = Vec::new();
+            let mut current = None;
+            for conflict in many {
+                if current != Some(&conflict.manager) {
+                    lines.push(format!("conflicts with {}:", conflict.manager.shown()));
+                    current = Some(&conflict.manager);
+                }
+                lines.push(format!("- {}", show(&conflict.path)));
+            }
+            format!("Apply failed with {} conflicts: {}", many.len(), lines.join("\n"))
+        }
+    };
+    let mut status = Status::new(409, "Conflict", message);
+    status.details = Some(Details {
+        causes: conflicts
+            .iter()
+            .map(|conflict| Cause {
+                reason: "FieldManagerConflict".into(),
+                message: format!("conflict with {}", conflict.manager.shown()),
+                field: show(&conflict.path),
+            })
+            .collect(),
+        ..Details::default()
+    });
+    status
+}
+
+#[cfg(test)]
+mod tests;
