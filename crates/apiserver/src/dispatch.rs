@@ -61,7 +61,7 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         return Err(refuse(Status::no_such_path()));
     }
     if let Some(stream) = streaming::Stream::of(&row, &info.subresource) {
-        return streaming::serve(plane, stream, incoming).await;
+        return streaming::serve(plane, stream, &row, incoming).await;
     }
     let Incoming {
         parts,
