@@ -376,10 +376,10 @@ fn tail(log: &str) -> String {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            if server.kill().is_err() || server.wait().is_err() {
-                eprintln!("could not end the server");
-            }
+        if let Some(mut server) = self.server.take()
+            && (server.kill().is_err() || server.wait().is_err())
+        {
+            eprintln!("could not end the server");
         }
         let output = self.cleanup();
         if !output.status.success() {

@@ -62,9 +62,9 @@ fn documents(path: &Path) -> Result<Vec<Value>> {
 async fn apply(client: &kube::Client, document: Value) -> Result<String> {
     let types: TypeMeta = serde_json::from_value(document.clone()).map_err(|_| "apiVersion or kind is missing")?;
     let kind = GroupVersionKind::try_from(&types)?;
-    let (resource, capabilities) = discovery::pinned_kind(client, &kind).await.map_err(|error| {
-        format!("the server knows no {} in {}: {error}", kind.kind, types.api_version)
-    })?;
+    let (resource, capabilities) = discovery::pinned_kind(client, &kind)
+        .await
+        .map_err(|error| format!("the server knows no {} in {}: {error}", kind.kind, types.api_version))?;
     let object: DynamicObject = serde_json::from_value(document.clone())?;
     let name = object.metadata.name.clone().ok_or("metadata.name is missing")?;
     let api: Api<DynamicObject> = match capabilities.scope {
@@ -79,14 +79,27 @@ async fn apply(client: &kube::Client, document: Value) -> Result<String> {
     } else {
         format!("{}.{}/{name}", kind.kind.to_lowercase(), kind.group)
     };
-    let create = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+    let create = PostParams {
+        field_manager: Some(MANAGER.into()),
+        ..PostParams::default()
+    };
     match api.create(&create, &object).await {
         Ok(_) => Ok(format!("{shown} created")),
         Err(error) if sampan_client::is_already_exists(&error) => {
             let before = api.get(&name).await?.metadata.resource_version;
-            let merge = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-            let after = api.patch(&name, &merge, &Patch::Merge(&document)).await?.metadata.resource_version;
-            Ok(format!("{shown} {}", if before == after { "unchanged" } else { "configured" }))
+            let merge = PatchParams {
+                field_manager: Some(MANAGER.into()),
+                ..PatchParams::default()
+            };
+            let after = api
+                .patch(&name, &merge, &Patch::Merge(&document))
+                .await?
+                .metadata
+                .resource_version;
+            Ok(format!(
+                "{shown} {}",
+                if before == after { "unchanged" } else { "configured" }
+            ))
         }
         Err(error) => Err(error.into()),
     }
@@ -102,7 +115,11 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("many.yaml");
         std::fs::write(&path, "kind: A\n---\n---\nkind: List\nitems:\n- kind: B\n- kind: C\n").unwrap();
-        let kinds: Vec<_> = documents(&path).unwrap().iter().map(|object| object["kind"].as_str().unwrap().to_owned()).collect();
+        let kinds: Vec<_> = documents(&path)
+            .unwrap()
+            .iter()
+            .map(|object| object["kind"].as_str().unwrap().to_owned())
+            .collect();
         assert_eq!(kinds, ["A", "B", "C"]);
         std::fs::remove_dir_all(dir).unwrap();
     }

@@ -15,7 +15,13 @@ use crate::options::Options;
 )]
 pub struct Cli {
     /// What to log, such as info, debug or sampan_node=debug,info
-    #[arg(long, global = true, env = "SAMPAN_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "SAMPAN_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     pub log: String,
     #[command(subcommand)]
     pub command: Command,
@@ -103,10 +109,20 @@ pub enum ImageCommand {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
         /// USER:PASSWORD for the registry; better given by the environment
-        #[arg(long, env = "SAMPAN_REGISTRY_CREDENTIALS", value_name = "USER:PASSWORD", hide_env_values = true)]
+        #[arg(
+            long,
+            env = "SAMPAN_REGISTRY_CREDENTIALS",
+            value_name = "USER:PASSWORD",
+            hide_env_values = true
+        )]
         credentials: Option<String>,
         /// Registries (host or host:port) that may be spoken to without TLS
-        #[arg(long, env = "SAMPAN_INSECURE_REGISTRIES", value_name = "HOST,...", value_delimiter = ',')]
+        #[arg(
+            long,
+            env = "SAMPAN_INSECURE_REGISTRIES",
+            value_name = "HOST,...",
+            value_delimiter = ','
+        )]
         insecure_registries: Vec<String>,
         /// A PEM file of a certificate authority to trust besides the system's
         #[arg(long, value_name = "FILE")]
@@ -125,6 +141,11 @@ pub struct Apply {
     #[arg(short, long = "filename", required = true, value_name = "FILE")]
     pub filenames: Vec<PathBuf>,
     /// How to reach the cluster
-    #[arg(long, env = "KUBECONFIG", default_value = "/var/lib/sampan/admin.kubeconfig", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "KUBECONFIG",
+        default_value = "/var/lib/sampan/admin.kubeconfig",
+        value_name = "FILE"
+    )]
     pub kubeconfig: PathBuf,
 }

@@ -30,8 +30,16 @@ pub async fn run(command: Command) -> Result {
             Ok(())
         }
         ImageCommand::List { json } => list(&store, json),
-        ImageCommand::Pull { names, credentials, insecure_registries, ca_file } => {
-            let config = RegistryConfig { insecure: insecure_registries.into_iter().collect(), ca_files: ca_file };
+        ImageCommand::Pull {
+            names,
+            credentials,
+            insecure_registries,
+            ca_file,
+        } => {
+            let config = RegistryConfig {
+                insecure: insecure_registries.into_iter().collect(),
+                ca_files: ca_file,
+            };
             let registry = Registry::new(&config)?;
             let credentials = credentials.as_deref().map(credential).transpose()?;
             for name in names {
@@ -42,7 +50,9 @@ pub async fn run(command: Command) -> Result {
         ImageCommand::Remove { names } => {
             for name in names {
                 let users = |id: &str| user_of(&command.data_dir, id);
-                store.remove(&name, users).map_err(|error| format!("cannot remove {name}: {error}"))?;
+                store
+                    .remove(&name, users)
+                    .map_err(|error| format!("cannot remove {name}: {error}"))?;
                 println!("{name} removed");
             }
             Ok(())
@@ -52,7 +62,8 @@ pub async fn run(command: Command) -> Result {
 
 /// A container of the server that uses the image, if any.
 fn user_of(data_dir: &Path, image_id: &str) -> Option<String> {
-    let _ = (data_dir, image_id); None
+    let _ = (data_dir, image_id);
+    None
 }
 
 fn announce(id: &str, store: &ImageStore) -> Result {
@@ -65,14 +76,20 @@ fn announce(id: &str, store: &ImageStore) -> Result {
 
 fn credential(text: &str) -> std::result::Result<RegistryAuth, String> {
     let (username, password) = text.split_once(':').ok_or("credentials are USER:PASSWORD")?;
-    Ok(RegistryAuth { username: username.into(), password: password.into(), ..RegistryAuth::default() })
+    Ok(RegistryAuth {
+        username: username.into(),
+        password: password.into(),
+        ..RegistryAuth::default()
+    })
 }
 
 async fn pull(registry: &Registry, store: &Arc<ImageStore>, name: &str, credentials: Option<&RegistryAuth>) -> Result {
     let reference: Reference = name.parse()?;
     let bar = ProgressBar::no_length();
     if std::io::stderr().is_terminal() {
-        bar.set_style(ProgressStyle::with_template("{msg} {bytes}/{total_bytes} {wide_bar} {bytes_per_sec}")?);
+        bar.set_style(ProgressStyle::with_template(
+            "{msg} {bytes}/{total_bytes} {wide_bar} {bytes_per_sec}",
+        )?);
         bar.set_message(name.to_owned());
     } else {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -107,5 +124,12 @@ fn image_rows(image: &Image) -> Vec<Vec<String>> {
     if image.repo_tags.is_empty() {
         return vec![row("<none>", "<none>")];
     }
-    image.repo_tags.iter().map(|name| name.rsplit_once(':').map_or(row(name, "latest"), |(name, tag)| row(name, tag))).collect()
+    image
+        .repo_tags
+        .iter()
+        .map(|name| {
+            name.rsplit_once(':')
+                .map_or(row(name, "latest"), |(name, tag)| row(name, tag))
+        })
+        .collect()
 }

@@ -1,10 +1,12 @@
 //! The binary: command line, configuration, and the wiring of roles. Nothing else lives here.
 
+mod alone;
 mod apply;
 mod cli;
 mod image;
 mod options;
 mod print;
+mod server;
 
 use std::process::ExitCode;
 
@@ -18,6 +20,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(&cli.log);
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a cryptography provider was installed already");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
@@ -26,12 +31,27 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Image(command) => image::run(command).await,
             Command::Apply(command) => apply::run(command).await,
-            Command::Server(_) | Command::Scheduler(_) | Command::Controllers(_) => Ok(()),
+            Command::Server(command) => serve(command).await,
+            Command::Scheduler(command) => alone::scheduler(command).await,
+            Command::Controllers(command) => alone::controllers(command).await,
         }
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&*error),
+    }
+}
+
+async fn serve(command: cli::Server) -> Result<(), Box<dyn std::error::Error>> {
+    let file = match &command.config {
+        Some(path) => options::Options::read(path)?,
+        None => options::Options::default(),
+    };
+    let settings = command.options.over(file).settle(&options::Machine::here())?;
+    if command.cleanup {
+        server::cleanup(&settings).await
+    } else {
+        server::run(settings).await
     }
 }
 
@@ -48,5 +68,9 @@ fn start_logging(filter: &str) {
             tracing_subscriber::EnvFilter::new("info")
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(true)
+        .init();
 }

@@ -51,7 +51,12 @@ pub struct Options {
     #[arg(long, env = "SAMPAN_TLS_SAN", value_name = "NAME,...", value_delimiter = ',')]
     pub tls_san: Option<Vec<String>>,
     /// Registries (host or host:port) that may be spoken to without TLS, separated by commas
-    #[arg(long, env = "SAMPAN_INSECURE_REGISTRIES", value_name = "HOST,...", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "SAMPAN_INSECURE_REGISTRIES",
+        value_name = "HOST,...",
+        value_delimiter = ','
+    )]
     pub insecure_registries: Option<Vec<String>>,
     /// What to do with Pods and the Pod network when the server is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
@@ -88,7 +93,11 @@ pub enum OptionsError {
     #[error("the configuration file {} is not valid: {reason}", path.display())]
     Parse { path: PathBuf, reason: String },
     #[error("{option} is {value:?}: {reason}")]
-    Invalid { option: &'static str, value: String, reason: String },
+    Invalid {
+        option: &'static str,
+        value: String,
+        reason: String,
+    },
 }
 
 /// The complete configuration of a server.
@@ -112,17 +121,27 @@ pub struct Settings {
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/sampan";
 
 fn invalid(option: &'static str, value: impl ToString, reason: impl Into<String>) -> OptionsError {
-    OptionsError::Invalid { option, value: value.to_string(), reason: reason.into() }
+    OptionsError::Invalid {
+        option,
+        value: value.to_string(),
+        reason: reason.into(),
+    }
 }
 
 impl Options {
     /// The options of a file.
     pub fn read(path: &Path) -> Result<Options, OptionsError> {
-        let text = std::fs::read_to_string(path).map_err(|source| OptionsError::Read { path: path.into(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| OptionsError::Read {
+            path: path.into(),
+            source,
+        })?;
         if text.trim().is_empty() {
             return Ok(Options::default());
         }
-        serde_saphyr::from_str(&text).map_err(|error| OptionsError::Parse { path: path.into(), reason: error.to_string() })
+        serde_saphyr::from_str(&text).map_err(|error| OptionsError::Parse {
+            path: path.into(),
+            reason: error.to_string(),
+        })
     }
 
     /// What is said here, and for the rest what `file` says.
@@ -147,23 +166,41 @@ impl Options {
     /// Fills in defaults from `machine` and checks everything.
     pub fn settle(self, machine: &Machine) -> Result<Settings, OptionsError> {
         let data_dir = self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
-        let data_dir = if data_dir.is_absolute() { data_dir } else { machine.directory.join(data_dir) };
+        let data_dir = if data_dir.is_absolute() {
+            data_dir
+        } else {
+            machine.directory.join(data_dir)
+        };
         let listen = listen(self.listen.as_deref().unwrap_or("0.0.0.0:6443"))?;
         let node_name = self.node_name.unwrap_or_else(|| machine.host_name.to_ascii_lowercase());
         let problems = sampan_api::names::dns1123_subdomain(&node_name);
         if let Some(problem) = problems.first() {
             return Err(invalid("--node-name", node_name, problem.clone()));
         }
-        let pod_cidr = self.pod_cidr.unwrap_or_else(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)).trunc();
-        let service_cidr = self.service_cidr.unwrap_or_else(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)).trunc();
+        let pod_cidr = self
+            .pod_cidr
+            .unwrap_or_else(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16))
+            .trunc();
+        let service_cidr = self
+            .service_cidr
+            .unwrap_or_else(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16))
+            .trunc();
         if pod_cidr.prefix_len() > 24 {
-            return Err(invalid("--pod-cidr", pod_cidr, "each node takes a /24 of it; give at least a /24"));
+            return Err(invalid(
+                "--pod-cidr",
+                pod_cidr,
+                "each node takes a /24 of it; give at least a /24",
+            ));
         }
         if !(12..=28).contains(&service_cidr.prefix_len()) {
             return Err(invalid("--service-cidr", service_cidr, "give a /12 to a /28"));
         }
         if pod_cidr.contains(&service_cidr) || service_cidr.contains(&pod_cidr) {
-            return Err(invalid("--service-cidr", service_cidr, format!("it overlaps --pod-cidr {pod_cidr}; choose another")));
+            return Err(invalid(
+                "--service-cidr",
+                service_cidr,
+                format!("it overlaps --pod-cidr {pod_cidr}; choose another"),
+            ));
         }
         let node_port_range = port_range(self.node_port_range.as_deref().unwrap_or("30000-32767"))?;
         let cluster_domain = self.cluster_domain.unwrap_or_else(|| "cluster.local".into());
@@ -172,14 +209,21 @@ impl Options {
         }
         let node_port = self.node_port.unwrap_or(10250);
         if node_port == listen.port() {
-            return Err(invalid("--node-port", node_port, "the API listens on this port; choose another"));
+            return Err(invalid(
+                "--node-port",
+                node_port,
+                "the API listens on this port; choose another",
+            ));
         }
         Ok(Settings {
             data_dir,
             listen,
             disabled: self.disable.unwrap_or_default().into_iter().collect(),
             node_name,
-            node_ip: self.node_ip.or(machine.address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            node_ip: self
+                .node_ip
+                .or(machine.address)
+                .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             node_port,
             pod_cidr,
             service_cidr,
@@ -202,11 +246,17 @@ fn listen(text: &str) -> Result<SocketAddr, OptionsError> {
     if let Some(port) = text.strip_prefix(':').and_then(|port| port.parse().ok()) {
         return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port));
     }
-    Err(invalid("--listen", text, "give an address and a port such as 0.0.0.0:6443 or [::]:6443"))
+    Err(invalid(
+        "--listen",
+        text,
+        "give an address and a port such as 0.0.0.0:6443 or [::]:6443",
+    ))
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), OptionsError> {
-    let bounds = text.split_once('-').and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+    let bounds = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
     match bounds {
         Some((first, last)) if 0 < first && first <= last => Ok((first, last)),
         _ => Err(invalid("--node-port-range", text, "give two ports such as 30000-32767")),
@@ -242,7 +292,11 @@ impl Settings {
     }
     /// Where a client on this machine reaches the API.
     pub fn local_url(&self) -> String {
-        let address = if self.listen.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { self.listen.ip() };
+        let address = if self.listen.ip().is_unspecified() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        } else {
+            self.listen.ip()
+        };
         format!("https://{}", SocketAddr::new(address, self.listen.port()))
     }
 }
@@ -259,9 +313,16 @@ pub struct Machine {
 impl Machine {
     /// This machine.
     pub fn here() -> Machine {
-        let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        let host_name = nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .unwrap_or_default();
         Machine {
-            host_name: if host_name.is_empty() { "localhost".into() } else { host_name },
+            host_name: if host_name.is_empty() {
+                "localhost".into()
+            } else {
+                host_name
+            },
             address: default_address(),
             directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         }
@@ -280,7 +341,8 @@ fn default_address() -> Option<IpAddr> {
     let usable = |address: &IpAddr| !address.is_loopback() && !address.is_unspecified();
     by_route().ok().filter(usable).or_else(|| {
         let interfaces = nix::ifaddrs::getifaddrs().ok()?;
-        let mut addresses = interfaces.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip())));
+        let mut addresses =
+            interfaces.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip())));
         addresses.find(usable)
     })
 }
@@ -290,7 +352,11 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        Machine { host_name: "Box-1".into(), address: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7))), directory: "/work".into() }
+        Machine {
+            host_name: "Box-1".into(),
+            address: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7))),
+            directory: "/work".into(),
+        }
     }
 
     fn file(text: &str) -> Options {
@@ -311,8 +377,14 @@ mod tests {
 
     #[test]
     fn a_flag_beats_the_file() {
-        let flags = Options { listen: Some("127.0.0.1:7443".into()), ..Options::default() };
-        let settings = flags.over(file("listen: 127.0.0.1:8443\ndisable: [node, dns]\n")).settle(&machine()).unwrap();
+        let flags = Options {
+            listen: Some("127.0.0.1:7443".into()),
+            ..Options::default()
+        };
+        let settings = flags
+            .over(file("listen: 127.0.0.1:8443\ndisable: [node, dns]\n"))
+            .settle(&machine())
+            .unwrap();
         assert_eq!(settings.listen.port(), 7443);
         assert!(!settings.runs(Role::Node) && settings.runs(Role::Scheduler));
     }
@@ -320,12 +392,48 @@ mod tests {
     #[test]
     fn nonsense_is_refused_with_its_reason() {
         let cases = [
-            (Options { listen: Some("everywhere".into()), ..Options::default() }, "--listen"),
-            (Options { node_name: Some("Not_A_Name".into()), ..Options::default() }, "--node-name"),
-            (Options { node_port_range: Some("9-1".into()), ..Options::default() }, "--node-port-range"),
-            (Options { node_port: Some(6443), ..Options::default() }, "--node-port"),
-            (Options { pod_cidr: Some("10.96.0.0/12".parse().unwrap()), ..Options::default() }, "overlaps"),
-            (Options { pod_cidr: Some("10.1.0.0/28".parse().unwrap()), ..Options::default() }, "/24"),
+            (
+                Options {
+                    listen: Some("everywhere".into()),
+                    ..Options::default()
+                },
+                "--listen",
+            ),
+            (
+                Options {
+                    node_name: Some("Not_A_Name".into()),
+                    ..Options::default()
+                },
+                "--node-name",
+            ),
+            (
+                Options {
+                    node_port_range: Some("9-1".into()),
+                    ..Options::default()
+                },
+                "--node-port-range",
+            ),
+            (
+                Options {
+                    node_port: Some(6443),
+                    ..Options::default()
+                },
+                "--node-port",
+            ),
+            (
+                Options {
+                    pod_cidr: Some("10.96.0.0/12".parse().unwrap()),
+                    ..Options::default()
+                },
+                "overlaps",
+            ),
+            (
+                Options {
+                    pod_cidr: Some("10.1.0.0/28".parse().unwrap()),
+                    ..Options::default()
+                },
+                "/24",
+            ),
         ];
         for (options, part) in cases {
             let text = options.clone().settle(&machine()).expect_err("accepted").to_string();

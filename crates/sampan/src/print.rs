@@ -3,11 +3,21 @@
 /// Rows of cells as aligned columns, each row on a line.
 pub fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..count).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         text.push_str(cells.join("   ").trim_end());
         text.push('\n');
     }
@@ -22,7 +32,11 @@ pub fn bytes(size: u64) -> String {
         amount /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{size}B") } else { format!("{amount:.1}{}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{size}B")
+    } else {
+        format!("{amount:.1}{}", UNITS[unit])
+    }
 }
 
 #[cfg(test)]
@@ -31,12 +45,18 @@ mod tests {
 
     #[test]
     fn columns_align_and_lines_have_no_tail() {
-        let rows = [vec!["NAME".to_owned(), "X".to_owned()], vec!["a".to_owned(), "longer".to_owned()]];
+        let rows = [
+            vec!["NAME".to_owned(), "X".to_owned()],
+            vec!["a".to_owned(), "longer".to_owned()],
+        ];
         assert_eq!(columns(&rows), "NAME   X\na      longer\n");
     }
 
     #[test]
     fn sizes_are_decimal() {
-        assert_eq!([bytes(999), bytes(1500), bytes(12_345_678)], ["999B", "1.5kB", "12.3MB"]);
+        assert_eq!(
+            [bytes(999), bytes(1500), bytes(12_345_678)],
+            ["999B", "1.5kB", "12.3MB"]
+        );
     }
 }

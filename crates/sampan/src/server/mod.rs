@@ -1,0 +1,208 @@
+//! `sampan server`: every role in one process, each a client of the API under its own name.
+//!
+//! The order of things: store, identity, control plane, listener; then whoever is enabled. Nothing waits for anything
+//! it can watch for: the scheduler starts before there are nodes, the node before it has a Pod range.
+
+mod dns;
+mod machine;
+mod network;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sampan_apiserver::ControlPlane;
+use sampan_auth::UserInfo;
+use sampan_client::{Informers, Recorder, SystemClock};
+use sampan_pki::{Kubeconfig, Params, Pki, UserCredential, tls};
+use sampan_store::embedded::{Embedded, Options as StoreOptions};
+use sampan_tasks::{OnExit, Tasks};
+use tokio::net::TcpListener;
+
+use crate::options::{self, Role, Settings};
+
+pub use machine::cleanup;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// How long tasks may take to finish once asked to.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Runs a server until it is asked to stop or a part that it cannot do without fails.
+pub async fn run(settings: Settings) -> Result<()> {
+    let tasks = Tasks::new();
+    // Ask for the port before anything is made: a taken port is the commonest mistake.
+    let listener = TcpListener::bind(settings.listen).await.map_err(|error| {
+        format!(
+            "cannot listen on {}: {error}; stop what uses the port, or choose another with --listen",
+            settings.listen
+        )
+    })?;
+    private_dir(&settings.data_dir)?;
+    let store = Embedded::open(&settings.data_dir.join("store"), StoreOptions::default())?;
+    let pki = Arc::new(Pki::load_or_create(&settings.pki_dir(), params(&settings))?);
+    let mut config =
+        sampan_apiserver::Config::new(pki.clone(), SocketAddr::new(settings.node_ip, settings.listen.port()));
+    config.service_range = settings.service_cidr;
+    config.node_ports = settings.node_port_range;
+    let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
+    let tls_config = tls::server_config(pki.serving(), &tls::ClientVerifier::new(pki.ca())?)?;
+    tasks.spawn(
+        "api-server",
+        OnExit::Critical,
+        sampan_apiserver::serve(listener, tls_config, plane.clone(), tasks.drain()),
+    );
+    write_admin_kubeconfig(&settings, &pki)?;
+
+    let server = Server {
+        informers: Informers::new(
+            client(&plane, UserInfo::new("system:sampan:informers", ["system:masters"])),
+            &tasks,
+        ),
+        settings,
+        tasks,
+        plane,
+        pki,
+    };
+    server.start_roles().await?;
+    println!(
+        "Sampan serves the Kubernetes API at {}. To use it:",
+        server.settings.local_url()
+    );
+    println!("  export KUBECONFIG={}", server.settings.admin_kubeconfig().display());
+
+    let why = server.until_the_end().await;
+    tracing::info!(
+        "stopping: {}",
+        why.as_ref()
+            .err()
+            .map_or_else(|| "asked to".to_owned(), ToString::to_string)
+    );
+    let left = server.tasks.shutdown(DRAIN).await;
+    if left > 0 {
+        tracing::warn!(left, "some tasks did not finish in time");
+    }
+    store.close();
+    if server.settings.on_exit == options::OnExit::Clean {
+        let settings = server.settings.clone();
+        drop(server);
+        machine::cleanup(&settings).await?;
+    }
+    why
+}
+
+/// A server whose control plane runs.
+struct Server {
+    settings: Settings,
+    tasks: Tasks,
+    plane: Arc<ControlPlane>,
+    pki: Arc<Pki>,
+    informers: Informers,
+}
+
+/// A client in this process that acts as `user`.
+fn client(plane: &Arc<ControlPlane>, user: UserInfo) -> kube::Client {
+    sampan_client::connect(plane.connect(user))
+}
+
+impl Server {
+    fn client(&self, user: UserInfo) -> kube::Client {
+        client(&self.plane, user)
+    }
+
+    async fn start_roles(&self) -> Result<()> {
+        let settings = &self.settings;
+        if settings.runs(Role::Controllers) {
+            let config = sampan_controllers::Config {
+                root_ca: Some(self.pki.ca_pem().to_owned()),
+                cluster_cidr: settings.cluster_cidr(),
+                ..sampan_controllers::Config::default()
+            };
+            let plane = self.plane.clone();
+            let client_for = move |name: &str| client(&plane, named(name));
+            sampan_controllers::Controllers::start(config, client_for, &self.informers, &self.tasks)?;
+        }
+        if settings.runs(Role::Scheduler) {
+            let client = self.client(UserInfo::component("system:kube-scheduler"));
+            let recorder = Recorder::new(
+                client.clone(),
+                "default-scheduler",
+                None,
+                Arc::new(SystemClock),
+                &self.tasks,
+            );
+            let config = sampan_scheduler::Config::default();
+            let work = sampan_scheduler::run(config, client, self.informers.clone(), recorder, self.tasks.drain());
+            self.tasks.spawn("scheduler", OnExit::Critical, work);
+        }
+        if settings.runs(Role::Node) || settings.runs(Role::Proxy) || settings.runs(Role::Dns) {
+            machine::start(self).await?;
+        }
+        Ok(())
+    }
+
+    /// Resolves when the process is asked to stop, or with the reason why it cannot go on.
+    async fn until_the_end(&self) -> Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            reason = self.tasks.failed() => Err(reason.into()),
+        }
+    }
+}
+
+/// A user by its full name; service accounts get their groups.
+fn named(name: &str) -> UserInfo {
+    let account = name
+        .strip_prefix("system:serviceaccount:")
+        .and_then(|rest| rest.split_once(':'));
+    match account {
+        Some((namespace, account)) => UserInfo::service_account(namespace, account, ""),
+        None => UserInfo::component(name),
+    }
+}
+
+fn params(settings: &Settings) -> Params {
+    let listen = Some(settings.listen.ip()).filter(|address| !address.is_unspecified());
+    let (addresses, names): (Vec<_>, Vec<_>) = settings
+        .tls_san
+        .iter()
+        .partition(|name| name.parse::<std::net::IpAddr>().is_ok());
+    Params {
+        host_name: options::Machine::here().host_name,
+        addresses: std::iter::once(settings.node_ip)
+            .chain(listen)
+            .chain(addresses.into_iter().filter_map(|address| address.parse().ok()))
+            .collect(),
+        extra_names: names.into_iter().cloned().collect(),
+        service_address: Some(settings.kubernetes_service()),
+        cluster_domain: settings.cluster_domain.clone(),
+    }
+}
+
+/// The data directory holds keys and Secrets: nobody else's business.
+fn private_dir(dir: &std::path::Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let made = std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711)));
+    made.map_err(|error| {
+        format!(
+            "cannot use the data directory {}: {error}; choose another with --data-dir",
+            dir.display()
+        )
+        .into()
+    })
+}
+
+fn write_admin_kubeconfig(settings: &Settings, pki: &Pki) -> Result<()> {
+    let kubeconfig = Kubeconfig {
+        cluster: "sampan",
+        server: &settings.local_url(),
+        ca_pem: pki.ca_pem(),
+        user: "kubernetes-admin",
+        credential: UserCredential::Certificate(pki.admin_client()?),
+    };
+    Ok(kubeconfig.write(&settings.admin_kubeconfig())?)
+}
