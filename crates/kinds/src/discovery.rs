@@ -1,10 +1,17 @@
 //! `discovery.k8s.io/v1`: EndpointSlices.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use jiff::Timestamp;
-use sampan_api::Object;
+use sampan_api::field::{Error, Errors, Path};
+use sampan_api::{Object, names as api};
 use serde_json::Value;
 
+use crate::checks::{self, Rule};
+use crate::core::validate::endpoint_ip;
 use crate::defaults::Fill;
+use crate::names;
 use crate::print::{AGE, NAME, age, cell, first_three, name, text};
 use crate::rules::{RULES, Rules, Status};
 use crate::spec::{Column, Resource};
@@ -31,8 +38,61 @@ static SLICE: Rules = Rules {
         ("ports[].name", Fill::Text("")),
         ("ports[].protocol", Fill::Text("TCP")),
     ],
+    checks: &[
+        ("addressType", Rule::RequiredOneOf(&["FQDN", "IPv4", "IPv6"])),
+        ("addressType", Rule::Immutable),
+        (
+            "endpoints[].addresses",
+            Rule::Required("must contain at least 1 address"),
+        ),
+        ("endpoints[].nodeName", Rule::Named(names::whole_subdomain)),
+        ("endpoints[].hostname", Rule::Named(api::dns1123_label)),
+        ("endpoints[].hints.forZones[].name", Rule::Named(api::label_value)),
+        ("ports[].name", Rule::Named(api::dns1123_label)),
+        ("ports[].protocol", Rule::RequiredOneOf(&["SCTP", "TCP", "UDP"])),
+        ("ports[].appProtocol", Rule::Named(api::qualified_name)),
+    ],
+    validate,
     ..RULES
 };
+
+/// Addresses are of the slice's type, and ports differ in name.
+fn validate(slice: &Object, errors: &mut Errors) {
+    let kind = tree::text(slice, "addressType");
+    let endpoints = tree::items(slice, "endpoints");
+    let path = Path::new("endpoints");
+    if endpoints.len() > 1000 {
+        errors.push(Error::too_many(&path, endpoints.len(), 1000));
+        return;
+    }
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let path = path.index(index).child("addresses");
+        let addresses = tree::items(endpoint, "addresses");
+        if addresses.len() > 100 {
+            errors.push(Error::too_many(&path, addresses.len(), 100));
+        }
+        for (number, address) in addresses.iter().enumerate() {
+            let (text, at) = (address.as_str().unwrap_or_default(), path.index(number));
+            match kind {
+                "FQDN" => checks::named(&at, text, api::dns1123_subdomain, errors),
+                "IPv4" | "IPv6" => {
+                    if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6() != (kind == "IPv6")) {
+                        errors.push(Error::invalid(&path, text, format!("must be an {kind} address")));
+                    }
+                    endpoint_ip(text, &at, errors);
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut names = BTreeSet::new();
+    for (index, port) in tree::items(slice, "ports").iter().enumerate() {
+        let name = tree::text(port, "name");
+        if !names.insert(name) {
+            errors.push(Error::duplicate(&Path::new("ports").index(index).child("name"), name));
+        }
+    }
+}
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -63,4 +123,36 @@ fn cells(slice: &Object, now: Timestamp) -> Vec<Value> {
         first_three(&addresses, "<unset>").into(),
         age(slice, now),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Strategy;
+    use serde_json::json;
+
+    #[test]
+    fn slices_are_refused_in_upstreams_words() {
+        let said = |object: Value| {
+            let mut object = object;
+            SLICE.default(&mut object);
+            let errors = SLICE.validate_create(&object);
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            said(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]})),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            said(
+                json!({"addressType": "IPv4", "endpoints": [{"addresses": ["::2"]}, {"addresses": []}], "ports": [{}, {}]})
+            ),
+            [
+                "endpoints[1].addresses: Required value: must contain at least 1 address",
+                "endpoints[0].addresses: Invalid value: \"::2\": must be an IPv4 address",
+                "ports[1].name: Duplicate value: \"\"",
+            ]
+        );
+        assert_eq!(said(json!({})), ["addressType: Required value"]);
+    }
 }

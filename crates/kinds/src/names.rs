@@ -1,8 +1,7 @@
 //! Name checks in the form [`Rules::name`](crate::rules::Rules) wants, beyond those `sampan_api::names` has.
 
 pub(crate) use sampan_api::names::{
-    name_is_dns_label as label, name_is_dns_subdomain as subdomain, name_is_dns1035_label as label_1035,
-    name_is_path_segment as path_segment,
+    name_is_dns_label as label, name_is_dns_subdomain as subdomain, name_is_path_segment as path_segment,
 };
 
 /// The canonical text of an IP address (IPAddress objects).

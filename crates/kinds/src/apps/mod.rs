@@ -2,6 +2,7 @@
 
 pub(crate) mod print;
 mod strategies;
+pub(crate) mod validate;
 
 use crate::spec::Resource;
 use crate::table::{SCALE, row, status};

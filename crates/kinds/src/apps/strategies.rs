@@ -2,7 +2,10 @@
 
 use sampan_api::Object;
 
+use super::validate;
+use crate::checks::Rule;
 use crate::defaults::{Default, Fill};
+use crate::names;
 use crate::rules::{RULES, Rules, Status};
 use crate::spec::Part;
 use crate::tree;
@@ -11,6 +14,9 @@ const TEMPLATE: &str = "spec.template.spec";
 
 pub(super) static CONTROLLER_REVISION: Rules = Rules {
     status: Status::Plain,
+    checks: &[("data", Rule::Immutable)],
+    validate: validate::controller_revision,
+    validate_create: validate::controller_revision_create,
     ..RULES
 };
 
@@ -20,6 +26,9 @@ pub(super) static DAEMON_SET: Rules = Rules {
     defaults: DAEMON_SET_DEFAULTS,
     create: |set| set_template_generation(set, 1),
     update: count_template_generation,
+    checks: validate::COUNTS,
+    validate: validate::daemon_set,
+    validate_update: validate::fixed_selector,
     ..RULES
 };
 
@@ -72,6 +81,9 @@ pub(super) static DEPLOYMENT: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
     defaults: DEPLOYMENT_DEFAULTS,
+    checks: validate::COUNTS,
+    validate: validate::deployment,
+    validate_update: validate::fixed_selector,
     ..RULES
 };
 
@@ -109,6 +121,9 @@ pub(super) static REPLICA_SET: Rules = Rules {
         ("status", Fill::Map),
         ("status.replicas", Fill::Int(0)),
     ],
+    checks: validate::COUNTS,
+    validate: validate::replica_set,
+    validate_update: validate::fixed_selector,
     ..RULES
 };
 
@@ -116,6 +131,11 @@ pub(super) static STATEFUL_SET: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
     defaults: STATEFUL_SET_DEFAULTS,
+    name: names::label,
+    checks: validate::COUNTS,
+    validate: validate::stateful_set,
+    validate_create: validate::stateful_set_create,
+    validate_update: validate::stateful_set_update,
     ..RULES
 };
 

@@ -26,5 +26,7 @@ pub(super) static RULES: Rules = Rules {
             super::job::default_template(spec);
         }
     },
+    validate: super::validate::cron_job,
+    validate_create: super::validate::cron_job_create,
     ..PLAIN
 };

@@ -14,6 +14,8 @@ pub(super) static RULES: Rules = Rules {
     defaults: DEFAULTS,
     default,
     create: generate_selector,
+    validate: super::validate::job,
+    validate_update: super::validate::job_update,
     propagation: Propagation::Orphan,
     ..PLAIN
 };
@@ -50,8 +52,8 @@ fn default(job: &mut Object) {
     }
 }
 
-const NAME_LABELS: [&str; 2] = ["job-name", "batch.kubernetes.io/job-name"];
-const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller-uid"];
+pub(super) const NAME_LABELS: [&str; 2] = ["job-name", "batch.kubernetes.io/job-name"];
+pub(super) const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller-uid"];
 
 /// Pods of a Job are told apart by its uid, in labels and selector made here unless the user wants to do that by
 /// hand. Labels that are there already stay: validation finds those that conflict.

@@ -1,8 +1,10 @@
 //! `batch/v1`: Jobs and CronJobs.
 
+mod cron;
 mod cron_job;
 mod job;
 mod print;
+mod validate;
 
 use crate::spec::{Resource, SelectableField};
 use crate::table::{row, status};

@@ -1,10 +1,12 @@
 //! Events: one store behind two faces, `v1` (stored) and `events.k8s.io/v1`.
 
 use jiff::Timestamp;
-use sampan_api::Object;
+use sampan_api::field::{Error, Errors, Path};
+use sampan_api::{Object, names as api};
 use serde_json::Value;
 
 use super::text_field;
+use crate::checks::{self, Rule};
 use crate::print::{or, since, text};
 use crate::rules::{RULES as PLAIN, Rules, Status};
 use crate::spec::{Column, Conversion, SelectableField};
@@ -13,8 +15,54 @@ use crate::tree;
 pub(crate) static RULES: Rules = Rules {
     status: Status::Plain,
     create_on_update: true,
+    validate,
     ..PLAIN
 };
+
+/// Events are hints: little is asked of them. Those of the newer kind say when, who and what.
+fn validate(event: &Object, errors: &mut Errors) {
+    let own = tree::text(event, "metadata.namespace");
+    let about = tree::text(event, "involvedObject.namespace");
+    let is_new = tree::get(event, "eventTime").is_some();
+    let agrees = match (is_new, about) {
+        (false, "") => matches!(own, "" | "default"),
+        (false, about) => own == about,
+        (true, "") => matches!(own, "default" | "kube-system"),
+        (true, _) => true,
+    };
+    if !agrees {
+        errors.push(Error::invalid(
+            &Path::new("involvedObject").child("namespace"),
+            about,
+            "does not match event.namespace",
+        ));
+    }
+    if !is_new {
+        return;
+    }
+    checks::run(
+        &[
+            ("reportingComponent", Rule::RequiredNamed(api::qualified_name)),
+            ("reportingInstance", Rule::Required("")),
+            ("action", Rule::Required("")),
+            ("reason", Rule::Required("")),
+        ],
+        event,
+        None,
+        errors,
+    );
+    for (field, limit) in [
+        ("reportingInstance", 128),
+        ("action", 128),
+        ("reason", 128),
+        ("message", 1024),
+    ] {
+        if tree::text(event, field).len() > limit {
+            let why = format!("can have at most {limit} characters");
+            errors.push(Error::invalid(&Path::new(field), "", why));
+        }
+    }
+}
 
 pub(crate) const COLUMNS: &[Column] = &[
     text("Last Seen", "When it happened last."),

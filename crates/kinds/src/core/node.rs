@@ -3,20 +3,25 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use sampan_api::Object;
+use sampan_api::field::{Error, Errors, Path};
+use sampan_api::{Object, names as api};
 use serde_json::Value;
 
+use crate::checks::{self, Rule};
 use crate::defaults::{Default, Fill};
-use crate::pod_spec::quantities;
+use crate::pod_spec::scheduling::EFFECTS;
+use crate::pod_spec::{quantities, resources};
 use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
 use crate::rules::{RULES as PLAIN, Rules, Status};
-use crate::spec::Column;
+use crate::spec::{Column, Part};
 use crate::tree;
 
 pub(crate) static RULES: Rules = Rules {
     status: Status::FromCreator,
     defaults: DEFAULTS,
     default,
+    validate,
+    validate_update,
     ..PLAIN
 };
 
@@ -37,6 +42,80 @@ fn default(node: &mut Object) {
         && let Some(capacity) = tree::get(node, "status.capacity").cloned()
     {
         tree::set(node, "status.allocatable", capacity);
+    }
+}
+
+fn validate(node: &Object, errors: &mut Errors) {
+    let path = Path::new("metadata").child("taints");
+    let mut seen = BTreeSet::new();
+    for (index, taint) in tree::items(node, "spec.taints").iter().enumerate() {
+        let path = path.index(index);
+        let (key, effect) = (tree::text(taint, "key"), tree::text(taint, "effect"));
+        checks::named(&path.child("key"), key, api::qualified_name, errors);
+        let wrong = api::label_value(tree::text(taint, "value"));
+        if !wrong.is_empty() {
+            errors.push(Error::invalid(
+                &path.child("value"),
+                tree::text(taint, "value"),
+                wrong.join(";"),
+            ));
+        }
+        checks::run_at(&[("effect", Rule::RequiredOneOf(&EFFECTS))], taint, &path, None, errors);
+        if !seen.insert((key, effect)) {
+            let mut error = Error::duplicate(&path, taint.clone());
+            error.detail = "taints must be unique by key and effect pair".to_owned();
+            errors.push(error);
+        }
+    }
+    amounts(node, errors);
+    let ranges = tree::items(node, "spec.podCIDRs");
+    let path = Path::new("spec").child("podCIDRs");
+    for (index, range) in ranges.iter().enumerate() {
+        let text = range.as_str().unwrap_or_default();
+        checks::named(&path.index(index), text, crate::names::cidr, errors);
+    }
+    let sixes = ranges.iter().filter(|range| tree::scalar(range).contains(':')).count();
+    if ranges.len() > 1 && (ranges.len() > 2 || sixes != 1) {
+        errors.push(Error::invalid(
+            &path,
+            ranges.to_vec(),
+            "may specify no more than one CIDR for each IP family",
+        ));
+    }
+}
+
+fn amounts(node: &Object, errors: &mut Errors) {
+    for list in ["capacity", "allocatable"] {
+        let path = Path::new("status").child(list);
+        let entries = tree::get(node, "status").and_then(|status| tree::map(status, list));
+        for (name, value) in entries.into_iter().flatten() {
+            resources::amount(name, value, &path.child(name), errors);
+        }
+    }
+}
+
+/// Ranges and provider are set once.
+fn validate_update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    if part != Part::Main {
+        amounts(new, errors);
+    }
+    for (field, shown) in [("podCIDRs", "podCIDR"), ("providerID", "providerID")] {
+        let dotted = format!("spec.{field}");
+        let was_set = tree::get(old, &dotted).is_some_and(|was| !tree::same(Some(was), None));
+        if was_set && !tree::same_at(new, old, &dotted) {
+            errors.push(Error::forbidden(
+                &Path::new("spec").child(field),
+                format!("node updates may not change {shown} except from \"\" to valid"),
+            ));
+        }
+    }
+    let mut addresses = Vec::new();
+    for (index, address) in tree::items(new, "status.addresses").iter().enumerate() {
+        if addresses.contains(&address) {
+            let path = Path::new("status").child("addresses").index(index);
+            errors.push(Error::duplicate(&path, address.clone()));
+        }
+        addresses.push(address);
     }
 }
 

@@ -3,6 +3,8 @@
 use sampan_api::Object;
 use serde_json::Value;
 
+use super::validate;
+use crate::checks::Rule;
 use crate::defaults::Fill;
 use crate::names;
 use crate::pod_spec::quantities;
@@ -12,6 +14,8 @@ use crate::tree;
 
 pub(super) static CONFIG_MAP: Rules = Rules {
     status: Status::Plain,
+    validate: validate::config_map,
+    validate_update: validate::config_map_update,
     ..RULES
 };
 
@@ -19,6 +23,7 @@ pub(super) static ENDPOINTS: Rules = Rules {
     status: Status::Plain,
     create_on_update: true,
     defaults: &[("subsets[].ports[].protocol", Fill::Text("TCP"))],
+    validate: validate::endpoints,
     ..RULES
 };
 
@@ -27,6 +32,7 @@ pub(super) static LIMIT_RANGE: Rules = Rules {
     create_on_update: true,
     defaults: &[("spec", Fill::Map)],
     default: default_limits,
+    validate: validate::limit_range,
     ..RULES
 };
 
@@ -52,6 +58,8 @@ pub(super) static NAMESPACE: Rules = Rules {
             tree::carry(new, old, "spec.finalizers");
         }
     },
+    validate_create: validate::namespace_create,
+    validate_update: validate::namespace_update,
     ..RULES
 };
 
@@ -64,6 +72,7 @@ pub(super) static POD_TEMPLATE: Rules = Rules {
         ("template.spec", Fill::Map),
     ],
     pod_spec: "template.spec",
+    validate: validate::pod_template,
     ..RULES
 };
 
@@ -79,12 +88,20 @@ pub(super) static REPLICATION_CONTROLLER: Rules = Rules {
     ],
     default: labels_from_template,
     pod_spec: "spec.template.spec",
+    checks: &[
+        ("spec.minReadySeconds", Rule::NonNegative),
+        ("spec.replicas", Rule::NonNegative),
+    ],
+    validate: validate::replication_controller,
+    validate_update: validate::replication_controller_update,
     ..RULES
 };
 
 pub(super) static RESOURCE_QUOTA: Rules = Rules {
     defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
     default: |quota| quantities::canonical_at(quota, &["spec.hard", "status.hard", "status.used"]),
+    validate: validate::resource_quota,
+    validate_update: validate::resource_quota_update,
     ..RULES
 };
 
@@ -92,6 +109,9 @@ pub(super) static SECRET: Rules = Rules {
     status: Status::Plain,
     defaults: &[("type", Fill::Text("Opaque"))],
     default: fold_string_data,
+    checks: &[("type", Rule::Immutable)],
+    validate: validate::secret,
+    validate_update: validate::secret_update,
     ..RULES
 };
 

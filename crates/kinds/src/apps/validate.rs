@@ -1,0 +1,571 @@
+//! Validation of the workload kinds.
+
+use sampan_api::field::{Error, Errors, Path};
+use sampan_api::selector::{LabelSelector, validate_label_selector};
+use sampan_api::{Object, names as api};
+use serde_json::{Map, Value};
+
+use crate::checks::{self, Check, Rule};
+use crate::core::volume::claim_spec;
+use crate::pod_spec::validate::template as validate_template;
+use crate::spec::Part;
+use crate::tree;
+
+fn at(dotted: &str) -> Path {
+    dotted.split('.').fold(Path::default(), |path, name| path.child(name))
+}
+
+/// Counts every workload's spec has in common.
+pub(super) const COUNTS: &[Check] = &[
+    ("spec.replicas", Rule::NonNegative),
+    ("spec.minReadySeconds", Rule::NonNegative),
+    ("spec.revisionHistoryLimit", Rule::NonNegative),
+    ("spec.progressDeadlineSeconds", Rule::NonNegative),
+    ("spec.ordinals.start", Rule::NonNegative),
+];
+
+/// A selector there must be, that selects something, and selects the template's Pods.
+/// `empty`: what upstream calls the kind when the selector is empty.
+fn selector(object: &Object, empty: &str, errors: &mut Errors) {
+    let path = at("spec.selector");
+    let Some(selector) = tree::get(object, "spec.selector") else {
+        errors.push(Error::required(&path, ""));
+        return;
+    };
+    errors.extend(validate_label_selector(selector, &path));
+    if tree::len(selector, "matchLabels") + tree::items(selector, "matchExpressions").len() == 0 {
+        let why = format!("empty selector is invalid for {empty}");
+        errors.push(Error::invalid(&path, selector.clone(), why));
+    }
+    match LabelSelector::from_value(selector) {
+        Err(_) => errors.push(Error::invalid(&path, selector.clone(), "invalid label selector")),
+        Ok(parsed) => {
+            let labels = tree::map(object, "spec.template.metadata.labels");
+            let none = Map::new();
+            if !parsed.is_empty() && !parsed.matches(labels.unwrap_or(&none)) {
+                let shown = labels.map_or(Value::Null, |labels| labels.clone().into());
+                errors.push(Error::invalid(
+                    &at("spec.template.metadata.labels"),
+                    shown,
+                    "`selector` does not match template `labels`",
+                ));
+            }
+        }
+    }
+}
+
+/// The template of Pods that are meant to run on and on. `kind`: how upstream names it when refusing a deadline.
+pub(crate) fn lasting_template(object: &Object, path: &Path, kind: &str, errors: &mut Errors) {
+    let nothing = Value::Null;
+    let template = tree::get(object, "spec.template").unwrap_or(&nothing);
+    validate_template(template, path, errors);
+    let spec = path.child("spec");
+    let policy = tree::text(template, "spec.restartPolicy");
+    if policy != "Always" {
+        errors.push(Error::not_supported(&spec.child("restartPolicy"), policy, &["Always"]));
+    }
+    if tree::get(template, "spec.activeDeadlineSeconds").is_some() {
+        errors.push(Error::forbidden(
+            &spec.child("activeDeadlineSeconds"),
+            format!("activeDeadlineSeconds in {kind} is not Supported"),
+        ));
+    }
+}
+
+/// A count or a percentage; its number, 0 when it is neither.
+fn int_or_percent(value: Option<&Value>, path: &Path, errors: &mut Errors) -> i64 {
+    match value {
+        Some(Value::String(text)) => {
+            let wrong = api::percent(text);
+            let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
+            if wrong.is_empty() {
+                number.unwrap_or_default()
+            } else {
+                checks::named(path, text, api::percent, errors);
+                0
+            }
+        }
+        Some(other) => {
+            let number = other.as_i64().unwrap_or_default();
+            checks::non_negative(path, number, errors);
+            number
+        }
+        None => 0,
+    }
+}
+
+fn at_most_all(value: Option<&Value>, path: &Path, errors: &mut Errors) {
+    if let Some(text) = value.and_then(Value::as_str)
+        && let Some(number) = text.strip_suffix('%').and_then(|number| number.parse::<i64>().ok())
+        && number > 100
+    {
+        errors.push(Error::invalid(path, text, "must not be greater than 100%"));
+    }
+}
+
+pub(super) fn deployment(object: &Object, errors: &mut Errors) {
+    selector(object, "deployment", errors);
+    lasting_template(object, &at("spec.template"), "ReplicaSet", errors);
+    deployment_strategy(object, errors);
+    let deadline = tree::opt_int(object, "spec.progressDeadlineSeconds");
+    if let Some(deadline) = deadline.filter(|deadline| *deadline <= tree::int(object, "spec.minReadySeconds")) {
+        errors.push(Error::invalid(
+            &at("spec.progressDeadlineSeconds"),
+            deadline,
+            "must be greater than minReadySeconds",
+        ));
+    }
+}
+
+fn deployment_strategy(object: &Object, errors: &mut Errors) {
+    let path = at("spec.strategy");
+    let rolling = tree::get(object, "spec.strategy.rollingUpdate");
+    match tree::text(object, "spec.strategy.type") {
+        "Recreate" => {
+            if rolling.is_some() {
+                errors.push(Error::forbidden(
+                    &path.child("rollingUpdate"),
+                    "may not be specified when strategy `type` is 'Recreate'",
+                ));
+            }
+        }
+        "RollingUpdate" => {
+            let path = path.child("rollingUpdate");
+            let Some(rolling) = rolling else {
+                errors.push(Error::required(&path, "this should be defaulted and never be nil"));
+                return;
+            };
+            let unavailable = tree::get(rolling, "maxUnavailable");
+            let unavailable_path = path.child("maxUnavailable");
+            let down = int_or_percent(unavailable, &unavailable_path, errors);
+            let up = int_or_percent(tree::get(rolling, "maxSurge"), &path.child("maxSurge"), errors);
+            if down == 0 && up == 0 {
+                errors.push(Error::invalid(
+                    &unavailable_path,
+                    unavailable.cloned().unwrap_or_default(),
+                    "may not be 0 when `maxSurge` is 0",
+                ));
+            }
+            at_most_all(unavailable, &unavailable_path, errors);
+        }
+        _ => errors.push(Error::not_supported(
+            &path,
+            tree::get(object, "spec.strategy").cloned().unwrap_or_default(),
+            &["Recreate", "RollingUpdate"],
+        )),
+    }
+}
+
+pub(super) fn replica_set(object: &Object, errors: &mut Errors) {
+    selector(object, "deployment", errors);
+    lasting_template(object, &at("spec.template"), "ReplicaSet", errors);
+}
+
+/// What a selector selects must not change under a controller.
+pub(super) fn fixed_selector(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    match part {
+        Part::Main => checks::immutable(new, old, &Path::default(), "spec.selector", errors),
+        Part::View("status") => status(new, old, errors),
+        Part::View(_) => {}
+    }
+}
+
+const STATUS_COUNTS: &[&str] = &[
+    "replicas",
+    "fullyLabeledReplicas",
+    "updatedReplicas",
+    "currentReplicas",
+    "readyReplicas",
+    "availableReplicas",
+    "unavailableReplicas",
+    "terminatingReplicas",
+    "observedGeneration",
+    "collisionCount",
+    "currentNumberScheduled",
+    "numberMisscheduled",
+    "desiredNumberScheduled",
+    "numberReady",
+    "updatedNumberScheduled",
+    "numberAvailable",
+    "numberUnavailable",
+];
+
+/// Counts are counts, and no part is greater than the whole.
+pub(crate) fn status(new: &Object, old: &Object, errors: &mut Errors) {
+    let path = Path::new("status");
+    let of = |name: &str| tree::get(new, "status").and_then(|status| tree::opt_int(status, name));
+    for name in STATUS_COUNTS {
+        if let Some(count) = of(name) {
+            checks::non_negative(&path.child(name), count, errors);
+        }
+    }
+    let all = of("replicas").unwrap_or_default();
+    let is_set = tree::get(new, "status.numberReady").is_some();
+    for name in [
+        "fullyLabeledReplicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "currentReplicas",
+        "availableReplicas",
+    ] {
+        if let Some(count) = of(name).filter(|count| *count > all && !is_set) {
+            errors.push(Error::invalid(
+                &path.child(name),
+                count,
+                "cannot be greater than status.replicas",
+            ));
+        }
+    }
+    let (available, ready) = (of("availableReplicas"), of("readyReplicas").unwrap_or_default());
+    if let Some(available) = available.filter(|available| *available > ready) {
+        let why = match tree::text(new, "kind") {
+            "StatefulSet" => "cannot be greater than status.readyReplicas",
+            _ => "cannot be greater than readyReplicas",
+        };
+        errors.push(Error::invalid(&path.child("availableReplicas"), available, why));
+    }
+    let before = tree::opt_int(old, "status.collisionCount").unwrap_or_default();
+    let now = of("collisionCount").unwrap_or_default();
+    if now < before {
+        errors.push(Error::invalid(
+            &path.child("collisionCount"),
+            now,
+            "cannot be decremented",
+        ));
+    }
+}
+
+pub(super) fn daemon_set(object: &Object, errors: &mut Errors) {
+    let before = errors.len();
+    selector(object, "daemonset", errors);
+    if tree::get(object, "spec.selector").is_none() {
+        // Upstream lets the template's mismatch speak for a missing selector.
+        errors.truncate(before);
+        let labels = tree::get(object, "spec.template.metadata.labels")
+            .cloned()
+            .unwrap_or_default();
+        errors.push(Error::invalid(
+            &at("spec.template.metadata.labels"),
+            labels,
+            "`selector` does not match template `labels`",
+        ));
+    }
+    lasting_template(object, &at("spec.template"), "DaemonSet", errors);
+    let path = at("spec.updateStrategy");
+    match tree::text(object, "spec.updateStrategy.type") {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let path = path.child("rollingUpdate");
+            let Some(rolling) = tree::get(object, "spec.updateStrategy.rollingUpdate") else {
+                errors.push(Error::required(&path, ""));
+                return;
+            };
+            let (unavailable, surge) = (tree::get(rolling, "maxUnavailable"), tree::get(rolling, "maxSurge"));
+            let (unavailable_path, surge_path) = (path.child("maxUnavailable"), path.child("maxSurge"));
+            let down = int_or_percent(unavailable, &unavailable_path, errors);
+            let up = int_or_percent(surge, &surge_path, errors);
+            at_most_all(unavailable, &unavailable_path, errors);
+            at_most_all(surge, &surge_path, errors);
+            if down != 0 && up != 0 {
+                errors.push(Error::invalid(
+                    &surge_path,
+                    surge.cloned().unwrap_or_default(),
+                    "may not be set when maxUnavailable is non-zero",
+                ));
+            } else if down == 0 && up == 0 {
+                errors.push(Error::required(&unavailable_path, "cannot be 0 when maxSurge is 0"));
+            }
+        }
+        _ => errors.push(Error::not_supported(
+            &path,
+            tree::get(object, "spec.updateStrategy").cloned().unwrap_or_default(),
+            &["RollingUpdate", "OnDelete"],
+        )),
+    }
+}
+
+const RETENTION: Rule = Rule::RequiredOneOf(&["Retain", "Delete"]);
+
+pub(super) fn stateful_set(object: &Object, errors: &mut Errors) {
+    one_of(object, "spec.podManagementPolicy", ["OrderedReady", "Parallel"], errors);
+    let strategy = at("spec.updateStrategy");
+    let rolling = tree::get(object, "spec.updateStrategy.rollingUpdate");
+    match tree::text(object, "spec.updateStrategy.type") {
+        "" => errors.push(Error::required(&strategy, "")),
+        "OnDelete" => {
+            if let Some(rolling) = rolling {
+                errors.push(Error::invalid(
+                    &strategy.child("rollingUpdate"),
+                    rolling.clone(),
+                    "only allowed for updateStrategy 'RollingUpdate'",
+                ));
+            }
+        }
+        "RollingUpdate" => {
+            if let Some(rolling) = rolling {
+                rolling_stateful_set(rolling, &strategy.child("rollingUpdate"), errors);
+            }
+        }
+        _ => errors.push(Error::invalid(
+            &strategy,
+            tree::get(object, "spec.updateStrategy").cloned().unwrap_or_default(),
+            "must be 'RollingUpdate' or 'OnDelete'",
+        )),
+    }
+    checks::run(
+        &[
+            ("spec.persistentVolumeClaimRetentionPolicy.whenDeleted", RETENTION),
+            ("spec.persistentVolumeClaimRetentionPolicy.whenScaled", RETENTION),
+        ],
+        object,
+        None,
+        errors,
+    );
+    selector(object, "statefulset", errors);
+    // The controller sets host name, subdomain and the claims' volumes of each Pod: they are checked as it will make them.
+    let mut made = object.clone();
+    tree::remove(&mut made, "spec.template.spec.hostname");
+    tree::remove(&mut made, "spec.template.spec.subdomain");
+    let claims = tree::items(object, "spec.volumeClaimTemplates");
+    if !claims.is_empty() {
+        let claimed = |name: &str| claims.iter().any(|claim| tree::text(claim, "metadata.name") == name);
+        let mut volumes: Vec<_> = tree::items(object, "spec.template.spec.volumes")
+            .iter()
+            .filter(|volume| !claimed(tree::text(volume, "name")))
+            .cloned()
+            .collect();
+        for claim in claims {
+            let name = tree::text(claim, "metadata.name");
+            volumes.push(serde_json::json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+        }
+        tree::set(&mut made, "spec.template.spec.volumes", volumes);
+    }
+    lasting_template(&made, &at("spec.template"), "StatefulSet", errors);
+}
+
+/// What only a new StatefulSet is checked for: an old one may break rules that came later.
+pub(super) fn stateful_set_create(object: &Object, errors: &mut Errors) {
+    checks::run(
+        &[("spec.serviceName", Rule::Named(api::dns1123_label))],
+        object,
+        None,
+        errors,
+    );
+    for (index, claim) in tree::items(object, "spec.volumeClaimTemplates").iter().enumerate() {
+        let path = at("spec.volumeClaimTemplates").index(index).child("spec");
+        claim_spec(tree::get(claim, "spec").unwrap_or(&Value::Null), &path, errors);
+    }
+}
+
+fn one_of(object: &Object, dotted: &str, allowed: [&str; 2], errors: &mut Errors) {
+    match tree::text(object, dotted) {
+        "" => errors.push(Error::required(&at(dotted), "")),
+        value if allowed.contains(&value) => {}
+        value => errors.push(Error::invalid(
+            &at(dotted),
+            value,
+            format!("must be '{}' or '{}'", allowed[0], allowed[1]),
+        )),
+    }
+}
+
+fn rolling_stateful_set(rolling: &Value, path: &Path, errors: &mut Errors) {
+    checks::non_negative(&path.child("partition"), tree::int(rolling, "partition"), errors);
+    if let Some(unavailable) = tree::get(rolling, "maxUnavailable") {
+        let path = path.child("maxUnavailable");
+        if int_or_percent(Some(unavailable), &path, errors) == 0 {
+            errors.push(Error::invalid(&path, unavailable.clone(), "cannot be 0"));
+        }
+        at_most_all(Some(unavailable), &path, errors);
+    }
+}
+
+const CHANGEABLE: [&str; 7] = [
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+];
+
+pub(super) fn stateful_set_update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    if part == Part::View("status") {
+        status(new, old, errors);
+    }
+    if part != Part::Main {
+        return;
+    }
+    let mut munged = tree::get(new, "spec").cloned().unwrap_or_default();
+    let nothing = Value::Null;
+    let was = tree::get(old, "spec").unwrap_or(&nothing);
+    for field in CHANGEABLE {
+        tree::carry(&mut munged, was, field);
+    }
+    if !tree::same(Some(&munged), Some(was)) {
+        errors.push(Error::forbidden(
+            &Path::new("spec"),
+            "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+        ));
+    }
+}
+
+pub(super) fn controller_revision(object: &Object, errors: &mut Errors) {
+    checks::non_negative(&Path::new("revision"), tree::int(object, "revision"), errors);
+}
+
+pub(super) fn controller_revision_create(object: &Object, errors: &mut Errors) {
+    let path = Path::new("data");
+    match tree::get(object, "data") {
+        None => errors.push(Error::required(&path, "data is mandatory")),
+        Some(Value::Object(_)) => {}
+        Some(_) => errors.push(Error::required(&path, "data must be a valid JSON object")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::strategies;
+    use super::*;
+    use crate::rules::Rules;
+    use crate::spec::Strategy;
+    use serde_json::json;
+
+    fn texts(errors: Errors) -> Vec<String> {
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    fn workload(spec: Value, rules: &Rules) -> Value {
+        let mut object = json!({"metadata": {"name": "x", "namespace": "d"}, "spec": {
+            "selector": {"matchLabels": {"app": "x"}},
+            "template": {"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "a", "image": "nginx"}]}},
+        }});
+        for (key, value) in spec.as_object().unwrap() {
+            object["spec"][key] = value.clone();
+        }
+        rules.default(&mut object);
+        object
+    }
+
+    #[test]
+    fn workloads_are_refused_in_upstreams_words() {
+        let deployment: &Rules = &strategies::DEPLOYMENT;
+        let cases: Vec<(&Rules, Value, Vec<&str>)> = vec![
+            (deployment, json!({}), vec![]),
+            (&strategies::REPLICA_SET, json!({}), vec![]),
+            (&strategies::DAEMON_SET, json!({}), vec![]),
+            (&strategies::STATEFUL_SET, json!({"serviceName": "s"}), vec![]),
+            (
+                deployment,
+                json!({"selector": {"matchLabels": {"app": "y"}}}),
+                vec![
+                    "spec.template.metadata.labels: Invalid value: {\"app\":\"x\"}: `selector` does not match template `labels`",
+                ],
+            ),
+            (
+                deployment,
+                json!({"selector": null}),
+                vec!["spec.selector: Required value"],
+            ),
+            (
+                deployment,
+                json!({"selector": {}}),
+                vec!["spec.selector: Invalid value: {}: empty selector is invalid for deployment"],
+            ),
+            (
+                deployment,
+                json!({"replicas": -1}),
+                vec!["spec.replicas: Invalid value: -1: must be greater than or equal to 0"],
+            ),
+            (
+                deployment,
+                json!({"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}}),
+                vec!["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0"],
+            ),
+            (
+                deployment,
+                json!({"strategy": {"type": "Recreate", "rollingUpdate": {}}}),
+                vec!["spec.strategy.rollingUpdate: Forbidden: may not be specified when strategy `type` is 'Recreate'"],
+            ),
+            (
+                deployment,
+                json!({"minReadySeconds": 600}),
+                vec!["spec.progressDeadlineSeconds: Invalid value: 600: must be greater than minReadySeconds"],
+            ),
+            (
+                deployment,
+                json!({"template": {"metadata": {"labels": {"app": "x"}}, "spec": {"restartPolicy": "Never", "containers": []}}}),
+                vec![
+                    "spec.template.spec.containers: Required value",
+                    "spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\"",
+                ],
+            ),
+            (
+                &strategies::DAEMON_SET,
+                json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": 0}}}),
+                vec![
+                    "spec.updateStrategy.rollingUpdate.maxUnavailable: Required value: cannot be 0 when maxSurge is 0",
+                ],
+            ),
+            (
+                &strategies::STATEFUL_SET,
+                json!({"podManagementPolicy": "Any"}),
+                vec!["spec.podManagementPolicy: Invalid value: \"Any\": must be 'OrderedReady' or 'Parallel'"],
+            ),
+        ];
+        for (rules, spec, wanted) in cases {
+            let object = workload(spec.clone(), rules);
+            assert_eq!(texts(rules.validate_create(&object)), wanted, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_claims_volume_may_be_mounted() {
+        let rules: &Rules = &strategies::STATEFUL_SET;
+        let object = workload(
+            json!({
+                "template": {"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [
+                    {"name": "a", "image": "nginx", "volumeMounts": [{"name": "data", "mountPath": "/d"}]}]}},
+                "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}],
+            }),
+            rules,
+        );
+        assert_eq!(texts(rules.validate_create(&object)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn selectors_and_most_of_a_stateful_set_are_fixed() {
+        let deployment: &Rules = &strategies::DEPLOYMENT;
+        let old = workload(json!({}), deployment);
+        let mut new = old.clone();
+        new["spec"]["selector"]["matchLabels"] = json!({"app": "y"});
+        new["spec"]["template"]["metadata"]["labels"] = json!({"app": "y"});
+        assert_eq!(
+            texts(deployment.validate_update(Part::Main, &new, &old)),
+            ["spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"y\"}}: field is immutable"]
+        );
+        let set: &Rules = &strategies::STATEFUL_SET;
+        let old = workload(json!({}), set);
+        let mut new = old.clone();
+        new["spec"]["replicas"] = json!(5);
+        assert_eq!(texts(set.validate_update(Part::Main, &new, &old)), Vec::<String>::new());
+        new["spec"]["serviceName"] = json!("other");
+        assert_eq!(texts(set.validate_update(Part::Main, &new, &old)).len(), 1);
+    }
+
+    #[test]
+    fn a_status_adds_up() {
+        let rules: &Rules = &strategies::REPLICA_SET;
+        let old = workload(json!({}), rules);
+        let mut new = old.clone();
+        new["status"] = json!({"replicas": 1, "readyReplicas": 2, "availableReplicas": -1});
+        assert_eq!(
+            texts(rules.validate_update(Part::View("status"), &new, &old)),
+            [
+                "status.availableReplicas: Invalid value: -1: must be greater than or equal to 0",
+                "status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas",
+            ]
+        );
+    }
+}
