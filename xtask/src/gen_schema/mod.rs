@@ -596,3 +596,25 @@ fn scalar_agreed(json: &str, field: &protobuf::Field, messages: &Messages) -> Op
 fn line(text: &str) -> String {
     format!("{}\n", text.replace('\\', "\\\\").replace('\n', "\\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is committed is what the generator writes; skipped where k8s-pb was never fetched.
+    #[test]
+    fn the_committed_table_is_current() {
+        let found = (in_registry(K8S_OPENAPI), in_registry(K8S_PB));
+        let (Ok(Some(k8s_openapi)), Ok(Some(k8s_pb))) = found else {
+            eprintln!("skipped: {K8S_OPENAPI} and {K8S_PB} are not both in cargo's registry");
+            return;
+        };
+        run(&Args {
+            k8s_openapi: Some(k8s_openapi),
+            k8s_pb: Some(k8s_pb),
+            print: false,
+            check: true,
+        })
+        .expect("current");
+    }
+}

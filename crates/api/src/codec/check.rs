@@ -75,19 +75,19 @@ pub fn check(ty: &Type, object: &mut Object) -> Result<Findings, TypeError> {
 const MOST: usize = 100;
 
 #[derive(Default)]
-struct Walker {
+struct Walker<'a> {
     /// `spec.containers[0]`
     path: String,
     /// Field names from the root, as Go's error context has them: no keys of maps, no indexes.
-    fields: Vec<String>,
+    fields: Vec<&'a str>,
     /// The struct the innermost field belongs to.
-    owner: String,
+    owner: &'a str,
     unknown: Vec<String>,
     /// Inside a value Go decodes apart, where it is not strict.
     lenient: bool,
 }
 
-impl Walker {
+impl<'a> Walker<'a> {
     fn error<T>(&self, what: &str, go_type: &str) -> Result<T, TypeError> {
         Err(TypeError(if self.fields.is_empty() {
             format!("json: cannot unmarshal {what} into Go value of type {go_type}")
@@ -138,7 +138,7 @@ impl Walker {
     }
 
     /// A value below a built-in type.
-    fn value(&mut self, ty: &Type, value: &mut Value) -> Result<(), TypeError> {
+    fn value(&mut self, ty: &'a Type, value: &mut Value) -> Result<(), TypeError> {
         match ty {
             Type::Def(_) | Type::Struct(_) => {
                 let Some(below) = ty.as_struct() else {
@@ -279,18 +279,19 @@ impl Walker {
 
     /// A CRD's schema inside one of the `PropsOr…` types, which Go decodes apart and not strictly.
     fn schemas(&mut self, value: &mut Value) -> Result<(), TypeError> {
-        let Some(ty) =
-            schema::builtin().type_of("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
-        else {
+        let props = schema::builtin()
+            .definition("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+            .and_then(schema::Definition::as_struct);
+        let (Some(props), Value::Object(map)) = (props, value) else {
             return Ok(());
         };
         let lenient = std::mem::replace(&mut self.lenient, true);
-        let result = self.value(&ty, value);
+        let result = self.go_struct(props, map);
         self.lenient = lenient;
         result
     }
 
-    fn go_struct(&mut self, below: &Struct, map: &mut Map<String, Value>) -> Result<(), TypeError> {
+    fn go_struct(&mut self, below: &'a Struct, map: &mut Map<String, Value>) -> Result<(), TypeError> {
         let mut failed = None;
         map.retain(|key, value| {
             if failed.is_some() {
@@ -312,13 +313,13 @@ impl Walker {
     }
 
     /// Checks a field's value; answers whether the field stays.
-    fn go_field(&mut self, owner: &Struct, field: &Field, value: &mut Value) -> Result<bool, TypeError> {
+    fn go_field(&mut self, owner: &'a Struct, field: &'a Field, value: &mut Value) -> Result<bool, TypeError> {
         if value.is_null() {
             return Ok(false);
         }
         let before = self.enter_key(&field.name);
-        let outer = std::mem::replace(&mut self.owner, owner.name.clone().into_owned());
-        self.fields.push(field.name.clone().into_owned());
+        let outer = std::mem::replace(&mut self.owner, &owner.name);
+        self.fields.push(&field.name);
         self.value(&field.ty, value)?;
         self.fields.pop();
         self.owner = outer;
@@ -327,7 +328,7 @@ impl Walker {
     }
 
     /// A value below a custom kind's own schema.
-    fn custom(&mut self, ty: &Type, value: &mut Value) -> Result<(), TypeError> {
+    fn custom(&mut self, ty: &'a Type, value: &mut Value) -> Result<(), TypeError> {
         match (ty, value) {
             (Type::Def(_), value) => self.value(ty, value),
             (Type::Struct(below), value) => self.custom_struct(below, value),
@@ -354,7 +355,7 @@ impl Walker {
         }
     }
 
-    fn custom_struct(&mut self, below: &Struct, value: &mut Value) -> Result<(), TypeError> {
+    fn custom_struct(&mut self, below: &'a Struct, value: &mut Value) -> Result<(), TypeError> {
         let Value::Object(map) = value else {
             return Ok(());
         };
@@ -365,7 +366,7 @@ impl Walker {
             }
             if let Some(field) = below.field(key) {
                 let before = self.enter_key(key);
-                self.fields.push(key.clone());
+                self.fields.push(&field.name);
                 if let Err(error) = self.custom(&field.ty, value) {
                     failed = Some(error);
                 }

@@ -297,6 +297,8 @@ impl Schema {
         if ANY_GROUP.contains(&kind) {
             return self.definition(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"));
         }
+        // Metadata-only objects are the same in every version of their group.
+        let version = if group == "meta.k8s.io" { "v1" } else { version };
         self.by_kind
             .get(&(Cow::Borrowed(version), Cow::Borrowed(kind)) as &(Cow<'_, str>, Cow<'_, str>))?
             .iter()

@@ -44,6 +44,11 @@ fn definitions_are_found_by_name_and_kind() {
             "PartialObjectMetadata",
             "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata",
         ),
+        (
+            "meta.k8s.io/v1beta1",
+            "PartialObjectMetadataList",
+            "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadataList",
+        ),
     ] {
         let found = schema.api_kind(api_version, kind);
         assert_eq!(found.map(|d| d.name.as_ref()), Some(name), "{api_version} {kind}");
@@ -63,6 +68,13 @@ fn fields_carry_their_markers() {
     assert!(field("io.k8s.api.core.v1.PodSpec", "nodeSelector").is_atomic());
     assert!(field("io.k8s.api.core.v1.PodSpec", "hostUsers").keep_zero);
     assert!(!field("io.k8s.api.core.v1.PodSpec", "hostNetwork").keep_zero);
+    for zero in ["gracePeriodSeconds", "orphanDependents"] {
+        assert!(
+            field("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", zero).keep_zero,
+            "{zero}"
+        );
+    }
+    assert!(field("io.k8s.apimachinery.pkg.apis.meta.v1.PatchOptions", "force").keep_zero);
     assert!(field("io.k8s.api.apps.v1.DeploymentSpec", "selector").is_atomic());
     // An embedded struct that is its own message.
     assert_eq!(field("io.k8s.api.core.v1.Volume", "emptyDir").tags.as_ref(), [2, 2]);

@@ -526,6 +526,67 @@ fn field_sets_survive_their_json() {
     );
 }
 
+/// A custom kind that keeps unknown fields: their maps merge, their lists are atoms.
+#[test]
+fn custom_kinds_without_types() {
+    use crate::schema::{Field, Struct};
+    let root = Struct {
+        fields: vec![
+            Field::new("apiVersion", Type::String),
+            Field::new("kind", Type::String),
+            Field::new(
+                "metadata",
+                crate::schema::builtin()
+                    .type_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+                    .expect("ObjectMeta"),
+            ),
+        ],
+        preserve_unknown: true,
+        ..Struct::default()
+    };
+    let ty = Type::Struct(std::sync::Arc::new(root));
+    let reset = FieldSet::default();
+    let context = |manager: &'static str| Context {
+        ty: &ty,
+        api_version: "x.example.com/v1",
+        kind: "X",
+        subresource: "",
+        manager,
+        now: NOW,
+        reset: &reset,
+    };
+    let object = |spec: &str| {
+        let mut object = yaml("{apiVersion: x.example.com/v1, kind: X, metadata: {name: x}}");
+        object["spec"] = yaml(spec);
+        object
+    };
+    let first = apply(
+        context("a"),
+        None,
+        &object("{map: {a: 1}, list: [1, 2], gone: true}"),
+        false,
+    )
+    .expect("applied");
+    let second = apply(context("b"), Some(&first), &object("{map: {b: {c: 2}}}"), false).expect("applied");
+    assert_eq!(
+        entries(&second)[1].2,
+        json!({"f:spec": {".": {}, "f:map": {".": {}, "f:b": {".": {}, "f:c": {}}}}})
+    );
+    let third = apply(context("a"), Some(&second), &object("{map: {a: 1}, list: [3]}"), false).expect("applied");
+    assert_eq!(third["spec"], json!({"map": {"a": 1, "b": {"c": 2}}, "list": [3]}));
+    let status = apply(
+        context("b"),
+        Some(&third),
+        &object("{map: {b: {c: 2}}, list: [1]}"),
+        false,
+    )
+    .expect_err("a conflict");
+    assert_eq!(
+        status.message,
+        "Apply failed with 1 conflict: conflict with \"a\": .spec.list"
+    );
+}
+
 #[test]
 fn managers_have_names() {
     assert_eq!(manager_name("me", "kubectl/v1"), "me");
