@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::host::Host;
 use crate::kernel::link::Links;
 use crate::kernel::netns;
 use crate::kernel::nft::{NftError, Transaction};

@@ -418,7 +418,7 @@ fn targets(slices: &[Arc<EndpointSlice>]) -> Vec<Target> {
     targets.dedup_by(|next, kept| {
         let same = (next.ip, &next.host) == (kept.ip, &kept.host);
         if same {
-            kept.ports.extend(next.ports.drain(..));
+            kept.ports.append(&mut next.ports);
             kept.ports.sort();
             kept.ports.dedup();
         }

@@ -27,7 +27,7 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
-const BRPORT_ISOLATED: u16 = 33;
+const BRPORT_HAIRPIN: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
 const IFF_UP: u32 = 1;
 
@@ -150,11 +150,13 @@ impl Links {
         }
     }
 
-    /// Makes a veth pair: `name` here, up and on the bridge as an isolated port; `eth0` in the namespace at `netns`.
-    /// Isolated ports do not see each other: Pods reach each other through the host's routing, where the proxy is.
-    pub fn add_veth(&mut self, name: &str, bridge: &str, netns: &Path, mac: Mac, mtu: Option<u32>) -> io::Result<()> {
+    /// Makes a veth pair: `name` here, up; `eth0` in the namespace at `netns`.
+    pub fn add_pair(&mut self, name: &str, netns: &Path, mac: Mac, mtu: Option<u32>) -> io::Result<()> {
         let namespace = File::open(netns)?;
-        let with_mtu = |attrs: Attrs| mtu.map_or(attrs.clone(), |mtu| attrs.u32(IFLA_MTU, mtu));
+        let with_mtu = |attrs: Attrs| match mtu {
+            Some(mtu) => attrs.u32(IFLA_MTU, mtu),
+            None => attrs,
+        };
         let peer = Attrs::new()
             .text(IFLA_IFNAME, "eth0")
             .bytes(IFLA_ADDRESS, &mac)
@@ -167,6 +169,12 @@ impl Links {
         );
         self.0
             .request(Message::new(NEWLINK, CREATE | EXCL, &ifinfo(0, false), with_mtu(attrs)))?;
+        self.up(name)
+    }
+
+    /// Makes a link a port of a bridge that may send back where it received (hairpin): where the bridge calls
+    /// netfilter, a Pod that is sent to itself goes that way.
+    pub fn attach(&mut self, name: &str, bridge: &str) -> io::Result<()> {
         let (index, master) = (self.index(name)?, self.index(bridge)?);
         self.0.request(Message::new(
             NEWLINK,
@@ -176,7 +184,7 @@ impl Links {
         ))?;
         let port = Attrs::new()
             .text(IFLA_INFO_SLAVE_KIND, "bridge")
-            .nest(IFLA_INFO_SLAVE_DATA, Attrs::new().u8(BRPORT_ISOLATED, 1));
+            .nest(IFLA_INFO_SLAVE_DATA, Attrs::new().u8(BRPORT_HAIRPIN, 1));
         self.0.request(Message::new(
             NEWLINK,
             0,

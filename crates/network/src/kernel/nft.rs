@@ -115,11 +115,23 @@ pub const HOOK_FORWARD: u32 = 2;
 pub const HOOK_OUTPUT: u32 = 3;
 pub const HOOK_POSTROUTING: u32 = 4;
 
+/// A key, and what it maps to.
+pub type Element = (Vec<u8>, Data);
+
+/// A set that lives and dies with its rule.
+#[derive(Clone, Debug)]
+struct Anonymous {
+    spec: SetSpec,
+    elements: Vec<Element>,
+    /// Where in the rule's bytes the set's number belongs.
+    hole: usize,
+}
+
 /// The expressions of one rule. Sets it brings along are anonymous and end with it.
 #[derive(Clone, Debug, Default)]
 pub struct Rule {
     expressions: Attrs,
-    anonymous: Vec<(SetSpec, Vec<(Vec<u8>, Data)>, usize)>,
+    anonymous: Vec<Anonymous>,
 }
 
 /// Where a lookup's set id goes: patched when the rule joins a transaction, which numbers sets.
@@ -192,10 +204,10 @@ impl Rule {
         padded.resize(16, 0);
         self.meta(0, key).compare(0, same, &padded)
     }
-    pub fn from_link(self, name: &str, same: bool) -> Self {
+    pub fn arrives_by(self, name: &str, same: bool) -> Self {
         self.link(6, name, same)
     }
-    pub fn to_link(self, name: &str, same: bool) -> Self {
+    pub fn leaves_by(self, name: &str, same: bool) -> Self {
         self.link(7, name, same)
     }
     /// Whether the source (or destination) is an address of this machine.
@@ -287,7 +299,7 @@ impl Rule {
             .windows(4)
             .rposition(|bytes| bytes == marker)
             .unwrap_or_default();
-        self.anonymous.push((spec, elements, hole));
+        self.anonymous.push(Anonymous { spec, elements, hole });
         self
     }
     /// Loads one of the values, each as likely.
@@ -378,9 +390,6 @@ impl Transaction {
             next_set: 1,
         }
     }
-    pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-    }
     fn push(&mut self, kind: u16, flags: u16, attrs: Attrs, what: impl Into<String>) {
         self.messages
             .push(Message::new(SUBSYSTEM | kind, flags, &header(FAMILY_IPV4, 0), attrs));
@@ -416,7 +425,7 @@ impl Transaction {
     }
     pub fn add_rule(&mut self, chain: &str, rule: Rule) {
         let mut expressions = rule.expressions;
-        for (spec, elements, hole) in rule.anonymous {
+        for Anonymous { spec, elements, hole } in rule.anonymous {
             let id = self.next_set;
             self.put_set("__map%d", &spec, SET_ANONYMOUS | SET_CONSTANT);
             self.put_elements(NEWSETELEM, "__map%d", Some(id), &elements);
@@ -460,14 +469,14 @@ impl Transaction {
     pub fn delete_set(&mut self, name: &str) {
         self.push(DELSET, 0, self.own().text(2, name), format!("delete set {name}"));
     }
-    pub fn add_elements(&mut self, set: &str, elements: &[(Vec<u8>, Data)]) {
+    pub fn add_elements(&mut self, set: &str, elements: &[Element]) {
         self.put_elements(NEWSETELEM, set, None, elements);
     }
     pub fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
         let elements: Vec<_> = keys.into_iter().map(|key| (key, Data::None)).collect();
         self.put_elements(DELSETELEM, set, None, &elements);
     }
-    fn put_elements(&mut self, kind: u16, set: &str, id: Option<u32>, elements: &[(Vec<u8>, Data)]) {
+    fn put_elements(&mut self, kind: u16, set: &str, id: Option<u32>, elements: &[Element]) {
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
             let mut list = Attrs::new();
             for (key, data) in chunk {

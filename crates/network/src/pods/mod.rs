@@ -1,10 +1,10 @@
 //! The pod network: an address and a link for every Pod.
 //!
-//! A Pod's `eth0` is one end of a veth pair whose other end is an isolated port of the bridge. The Pod has its
-//! address alone (`/32`) and reaches everything, its neighbours too, through the bridge's own address. So every packet
-//! is routed by this machine and passes its rules in both directions: Services work between Pods of one node without
-//! the bridge having to call netfilter (`br_netfilter` is not needed), and a Pod cannot take another's address on the
-//! link. On the node an address is reached through the bridge's network as usual.
+//! A Pod's `eth0` is one end of a veth pair whose other end is a port of the bridge. The Pod has its address alone
+//! (`/32`) and reaches everything, its neighbours too, through the bridge's own address. So every packet passes this
+//! machine's rules in both directions: Services work between Pods of one node whether or not the bridge calls
+//! netfilter (`br_netfilter`, which is the machine's setting and not ours to change). On the node an address is reached
+//! through the bridge's network as usual.
 //!
 //! One file per Pod under the state directory is both the record and the address book: written before the kernel is
 //! told, removed after. An address given up is taken again only when the others have had their turn.
@@ -374,13 +374,16 @@ impl Inner {
             if !(connected && links.find(&record.link)?.is_some()) {
                 // One end without the other, or a pair to a namespace that is gone.
                 links.remove(&record.link)?;
-                links.add_veth(&record.link, &config.bridge, &pod.netns, mac_of(record.ip), config.mtu)?;
+                links.add_pair(&record.link, &pod.netns, mac_of(record.ip), config.mtu)?;
+                links.attach(&record.link, &config.bridge)?;
             }
             netns::within(&pod.netns, || -> io::Result<()> {
                 let mut links = Links::open()?;
                 links.up("lo")?;
                 for scope in ["all", "eth0"] {
                     sysctl::set(&format!("net/ipv4/conf/{scope}/accept_redirects"), "0")?;
+                    // On a hairpin port a Pod hears itself, and would take that for another with its address.
+                    sysctl::set(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
                 }
                 links.add_address("eth0", Ipv4Net::from(record.ip))?;
                 links.up("eth0")?;

@@ -2,8 +2,8 @@
 
 use super::{PodNetworkConfig, store::Record};
 use crate::kernel::nft::{
-    self, Data, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, NftError, Rule, SetData, SetSpec, Transaction, Verdict,
-    show,
+    self, Data, Element, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, NftError, Rule, SetData, SetSpec, Transaction,
+    Verdict, show,
 };
 
 pub(crate) const TABLE: &str = "sampan-pods";
@@ -13,8 +13,6 @@ pub(crate) const TABLE: &str = "sampan-pods";
 const HAIRPIN: &str = "pods";
 const HOST_PORTS: &str = "host-ports";
 const HOST_ADDRESS_PORTS: &str = "host-address-ports";
-
-type Element = (Vec<u8>, Data);
 
 /// Everything anew, for all Pods: at start.
 pub(super) fn sync_all<'r>(
@@ -49,7 +47,7 @@ pub(super) fn sync_all<'r>(
     t.add_rule(
         "forged",
         Rule::new()
-            .from_link(bridge, true)
+            .arrives_by(bridge, true)
             .destination_in(loopback, true)
             .verdict(&Verdict::Drop),
     );
@@ -75,10 +73,13 @@ pub(super) fn sync_all<'r>(
     );
     t.add_rule(
         "postrouting",
-        Rule::new().to_link(bridge, true).source_in(loopback, true).masquerade(),
+        Rule::new()
+            .leaves_by(bridge, true)
+            .source_in(loopback, true)
+            .masquerade(),
     );
     let mut leaving = Rule::new()
-        .to_link(bridge, false)
+        .leaves_by(bridge, false)
         .source_in(config.pod_cidr, true)
         .destination_in(config.pod_cidr, false);
     if let Some(cluster) = config.cluster_cidr {

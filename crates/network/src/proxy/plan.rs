@@ -211,10 +211,11 @@ impl PortPlan<'_> {
             format!("ext/{}", self.id),
         );
         if !everywhere.is_empty() {
-            self.endpoints_chain(&svc, &everywhere, rules);
+            self.endpoints_chain(&svc, vec![Step::MarkOutside], &everywhere, rules);
         }
         if !here.is_empty() && (internal_local || (external_local && has_outside)) {
-            self.endpoints_chain(&local, &here, rules);
+            // Answers of endpoints here pass here whatever the client's address, so it is kept.
+            self.endpoints_chain(&local, Vec::new(), &here, rules);
         }
 
         let target = |chain: &String, endpoints: &[SocketAddrV4], other: Target| {
@@ -333,8 +334,7 @@ impl PortPlan<'_> {
         )
     }
 
-    fn endpoints_chain(&self, chain: &str, endpoints: &[SocketAddrV4], rules: &mut ServiceRules) {
-        let mut steps = vec![Step::MarkOutside];
+    fn endpoints_chain(&self, chain: &str, mut steps: Vec<Step>, endpoints: &[SocketAddrV4], rules: &mut ServiceRules) {
         match self.affinity_seconds() {
             None => steps.push(Step::Balance(endpoints.to_vec())),
             Some(seconds) => {
