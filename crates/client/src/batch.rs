@@ -7,11 +7,7 @@ use futures::future::join_all;
 
 /// Calls `call` for 0..count in batches of `initial`, 2·`initial`, … run concurrently; stops after the first batch with
 /// an error. Returns how many succeeded and the first error.
-pub async fn slow_start_batch<F, Fut, E>(
-    count: usize,
-    initial: usize,
-    call: F,
-) -> (usize, Option<E>)
+pub async fn slow_start_batch<F, Fut, E>(count: usize, initial: usize, call: F) -> (usize, Option<E>)
 where
     F: Fn(usize) -> Fut,
     Fut: Future<Output = Result<(), E>>,

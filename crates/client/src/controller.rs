@@ -16,13 +16,8 @@ use sampan_tasks::Drain;
 use crate::WorkQueue;
 
 /// Runs `sync` over the keys of `queue` with `workers` at a time until `drain`. Work begun is finished first.
-pub async fn run_controller<K, F, Fut, E>(
-    name: &str,
-    queue: WorkQueue<K>,
-    workers: usize,
-    sync: F,
-    drain: Drain,
-) where
+pub async fn run_controller<K, F, Fut, E>(name: &str, queue: WorkQueue<K>, workers: usize, sync: F, drain: Drain)
+where
     K: Clone + Eq + Hash + fmt::Display + Send + Sync,
     F: Fn(K) -> Fut + Sync,
     Fut: Future<Output = Result<(), E>> + Send,
@@ -44,9 +39,7 @@ where
     E: fmt::Display,
 {
     while let Some(key) = queue.get().await {
-        let outcome = AssertUnwindSafe(async { sync(key.clone()).await })
-            .catch_unwind()
-            .await;
+        let outcome = AssertUnwindSafe(async { sync(key.clone()).await }).catch_unwind().await;
         match outcome {
             Ok(Ok(())) => queue.forget(&key),
             Ok(Err(error)) => {

@@ -82,11 +82,7 @@ impl Recorder {
             buckets: Remembered::new(),
             dropped: Arc::clone(&dropped),
         };
-        tasks.spawn_until_drain(
-            format!("events of {component}"),
-            OnExit::Expected,
-            writer.run(receiver),
-        );
+        tasks.spawn_until_drain(format!("events of {component}"), OnExit::Expected, writer.run(receiver));
         Recorder { sender, dropped }
     }
 
@@ -104,13 +100,7 @@ impl Recorder {
     }
 
     /// Says `message` about whatever `about` refers to.
-    pub fn event_about(
-        &self,
-        about: ObjectReference,
-        kind: EventType,
-        reason: &str,
-        message: impl Into<String>,
-    ) {
+    pub fn event_about(&self, about: ObjectReference, kind: EventType, reason: &str, message: impl Into<String>) {
         let note = Note {
             about,
             kind,
@@ -211,10 +201,7 @@ impl Writer {
                 "message": note.message,
             });
             let name = series.name.clone();
-            match api
-                .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
-                .await
-            {
+            match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
                 Ok(_) => return,
                 // Events live for an hour: this one is gone, begin anew.
                 Err(error) if is_not_found(&error) => {}
@@ -289,8 +276,7 @@ impl Writer {
     fn too_similar(&mut self, reason: &Reason, message: &str) -> bool {
         let now = Instant::now();
         let Some((since, messages)) = self.similar.get_mut(reason) else {
-            self.similar
-                .insert(reason.clone(), (now, vec![message.to_owned()]));
+            self.similar.insert(reason.clone(), (now, vec![message.to_owned()]));
             return false;
         };
         if now.duration_since(*since) > SIMILAR_WINDOW {

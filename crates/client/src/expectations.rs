@@ -79,8 +79,7 @@ impl<K: Clone + Eq + Hash> Expectations<K> {
     /// Whether the cache shows everything `owner` has asked for.
     pub fn satisfied(&self, owner: &K) -> bool {
         self.lock().get(owner).is_none_or(|expected| {
-            (expected.creations <= 0 && expected.deletions.is_empty())
-                || expected.since.elapsed() > TIMEOUT
+            (expected.creations <= 0 && expected.deletions.is_empty()) || expected.since.elapsed() > TIMEOUT
         })
     }
 

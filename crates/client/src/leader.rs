@@ -74,10 +74,7 @@ pub async fn run<Fut: Future<Output = ()>>(
             Ok(false) => {}
             Err(error) => tracing::debug!(%error, "cannot read or take the lease, will retry"),
         }
-        let pause = candidate
-            .election
-            .retry
-            .mul_f64(rand::random_range(1.0..1.2));
+        let pause = candidate.election.retry.mul_f64(rand::random_range(1.0..1.2));
         if drain.until(sleep(pause)).await.is_none() {
             return Ended::Drained;
         }
@@ -146,10 +143,7 @@ impl Candidate<'_> {
                 .lease_duration_seconds
                 .and_then(|seconds| u64::try_from(seconds).ok())
                 .map_or(self.election.lease, Duration::from_secs);
-            let run_out = self
-                .seen
-                .as_ref()
-                .is_some_and(|(_, at)| at.elapsed() > term);
+            let run_out = self.seen.as_ref().is_some_and(|(_, at)| at.elapsed() > term);
             if !holder.is_empty() && !run_out {
                 return Ok(false);
             }

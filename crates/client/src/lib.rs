@@ -36,8 +36,8 @@ pub use informer::{Cached, Change, Informer, Informers, Selection, Summary};
 pub use key::Key;
 pub use queue::{Backoff, WorkQueue};
 pub use retry::{
-    is_already_exists, is_conflict, is_forbidden, is_gone, is_invalid, is_not_found,
-    is_terminating_namespace, or_absent, retry_on_conflict,
+    is_already_exists, is_conflict, is_forbidden, is_gone, is_invalid, is_not_found, is_terminating_namespace,
+    or_absent, retry_on_conflict,
 };
 
 /// A client over a service in this process: no socket, no TLS; who calls is known to the service.
@@ -55,18 +55,13 @@ where
 /// Why a kubeconfig file did not give a client.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeconfigError {
-    #[error(
-        "cannot use the kubeconfig {path}: {source}; check that the file exists and names a current context"
-    )]
+    #[error("cannot use the kubeconfig {path}: {source}; check that the file exists and names a current context")]
     Read {
         path: String,
         source: Box<kube::config::KubeconfigError>,
     },
     #[error("cannot build a client from the kubeconfig {path}: {source}")]
-    Client {
-        path: String,
-        source: Box<kube::Error>,
-    },
+    Client { path: String, source: Box<kube::Error> },
 }
 
 /// A client for the current context of a kubeconfig file.

@@ -45,10 +45,7 @@ pub fn is_controlled_by(meta: &ObjectMeta, uid: &str) -> bool {
 /// The name of the controller of kind `K`, if `meta` has one.
 pub fn controller_name<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Option<&str> {
     let reference = controller_of(meta)?;
-    let group = reference
-        .api_version
-        .split_once('/')
-        .map_or("", |(group, _)| group);
+    let group = reference.api_version.split_once('/').map_or("", |(group, _)| group);
     (reference.kind == K::kind(&()) && group == K::group(&())).then_some(reference.name.as_str())
 }
 
@@ -85,20 +82,13 @@ pub enum Claim {
 }
 
 /// The decision of [`Claimer::claim`] for one candidate.
-pub fn decide(
-    controller_uid: &str,
-    controller_deleting: bool,
-    matches: bool,
-    candidate: &ObjectMeta,
-) -> Claim {
+pub fn decide(controller_uid: &str, controller_deleting: bool, matches: bool, candidate: &ObjectMeta) -> Claim {
     match controller_of(candidate) {
         Some(reference) if reference.uid != controller_uid => Claim::Ignore,
         Some(_) if matches => Claim::Keep,
         Some(_) if controller_deleting => Claim::Ignore,
         Some(_) => Claim::Release,
-        None if controller_deleting || !matches || candidate.deletion_timestamp.is_some() => {
-            Claim::Ignore
-        }
+        None if controller_deleting || !matches || candidate.deletion_timestamp.is_some() => Claim::Ignore,
         None => Claim::Adopt,
     }
 }
@@ -112,8 +102,8 @@ pub struct Claimer<'a, K> {
     pub selector: Option<&'a Selector>,
     /// Further conditions on adoption and keeping, beyond the selector (`|_| true` for none).
     pub also: &'a (dyn Fn(&K) -> bool + Send + Sync),
-    /// Finalizers taken away when an object is released.
-    pub release_finalizers: &'a [&'a str],
+    /// Finalizers given with adoption and taken away with release.
+    pub finalizers: &'a [&'a str],
 }
 
 impl<K> Claimer<'_, K>
@@ -122,11 +112,7 @@ where
 {
     /// Returns the candidates that belong to the controller afterwards. `still_alive` reads the controller from the API
     /// and says whether it exists with the same UID and is not being deleted; it is asked at most once.
-    pub async fn claim<F, Fut>(
-        &self,
-        candidates: Vec<Arc<K>>,
-        still_alive: F,
-    ) -> kube::Result<Vec<Arc<K>>>
+    pub async fn claim<F, Fut>(&self, candidates: Vec<Arc<K>>, still_alive: F) -> kube::Result<Vec<Arc<K>>>
     where
         F: FnOnce() -> Fut,
         Fut: Future<Output = kube::Result<bool>>,
@@ -135,14 +121,8 @@ where
         let mut alive = false;
         let (mut ours, mut failure) = (Vec::new(), None);
         for candidate in candidates {
-            let matches =
-                selects(self.selector, candidate.meta()) && (self.also)(candidate.as_ref());
-            let decision = decide(
-                &self.reference.uid,
-                self.deleting,
-                matches,
-                candidate.meta(),
-            );
+            let matches = selects(self.selector, candidate.meta()) && (self.also)(candidate.as_ref());
+            let decision = decide(&self.reference.uid, self.deleting, matches, candidate.meta());
             let outcome = match decision {
                 Claim::Keep => {
                     ours.push(candidate);
@@ -154,11 +134,7 @@ where
                     if let Some(ask) = still_alive.take() {
                         alive = ask().await?;
                     }
-                    if alive {
-                        self.adopt(&candidate).await
-                    } else {
-                        Ok(None)
-                    }
+                    if alive { self.adopt(&candidate).await } else { Ok(None) }
                 }
             };
             match outcome {
@@ -172,12 +148,22 @@ where
     async fn adopt(&self, object: &K) -> kube::Result<Option<K>> {
         let mut references = object.meta().owner_references.clone().unwrap_or_default();
         references.push(self.reference.clone());
-        let patch = json!({"metadata": {
+        let mut metadata = json!({
             "uid": object.meta().uid,
             "resourceVersion": object.meta().resource_version,
             "ownerReferences": references,
-        }});
-        match self.patch(object, patch).await {
+        });
+        let mut finalizers = object.meta().finalizers.clone().unwrap_or_default();
+        let before = finalizers.len();
+        for wanted in self.finalizers {
+            if !finalizers.iter().any(|known| known == wanted) {
+                finalizers.push((*wanted).to_owned());
+            }
+        }
+        if finalizers.len() != before {
+            metadata["finalizers"] = json!(finalizers);
+        }
+        match self.patch(object, json!({ "metadata": metadata })).await {
             Ok(object) => Ok(Some(object)),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(error),
@@ -193,7 +179,7 @@ where
             "ownerReferences": references,
         });
         let finalizers = object.meta().finalizers.as_deref().unwrap_or_default();
-        let unwanted = |name: &String| self.release_finalizers.contains(&name.as_str());
+        let unwanted = |name: &String| self.finalizers.contains(&name.as_str());
         if finalizers.iter().any(unwanted) {
             let kept: Vec<_> = finalizers.iter().filter(|name| !unwanted(name)).collect();
             metadata["finalizers"] = json!(kept);
@@ -208,11 +194,7 @@ where
 
     async fn patch(&self, object: &K, patch: serde_json::Value) -> kube::Result<K> {
         self.api
-            .patch(
-                &object.name_any(),
-                &PatchParams::default(),
-                &Patch::Merge(patch),
-            )
+            .patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch))
             .await
     }
 }
@@ -231,9 +213,9 @@ mod tests {
                     ..Default::default()
                 }]
             }),
-            deletion_timestamp: deleting.then_some(
-                k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH),
-            ),
+            deletion_timestamp: deleting.then_some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                jiff::Timestamp::UNIX_EPOCH,
+            )),
             ..Default::default()
         };
         let (alive, dying) = (false, true);
@@ -250,10 +232,7 @@ mod tests {
         ];
         for (owner, object_dying, controller_dying, matches, expected) in cases {
             let got = decide("me", controller_dying, matches, &meta(owner, object_dying));
-            assert_eq!(
-                got, expected,
-                "{owner:?} {object_dying} {controller_dying} {matches}"
-            );
+            assert_eq!(got, expected, "{owner:?} {object_dying} {controller_dying} {matches}");
         }
     }
 

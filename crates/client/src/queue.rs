@@ -105,10 +105,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
-        self.inner
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues `key` unless it waits already.
@@ -137,10 +134,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         }
         state.sequence += 1;
         let slot = (at, state.sequence);
-        let earliest = state
-            .delayed
-            .first_key_value()
-            .is_none_or(|(first, _)| slot < *first);
+        let earliest = state.delayed.first_key_value().is_none_or(|(first, _)| slot < *first);
         state.due.insert(key.clone(), slot);
         state.delayed.insert(slot, key);
         drop(state);

@@ -26,9 +26,7 @@ fn config_map(name: &str) -> ConfigMap {
 
 fn set(api: &FakeApi, name: &str, value: &str) {
     api.change::<ConfigMap>("ns", name, |map| {
-        map.data
-            .get_or_insert_default()
-            .insert("k".into(), value.into());
+        map.data.get_or_insert_default().insert("k".into(), value.into());
     });
 }
 
@@ -69,11 +67,7 @@ async fn one_shared_cache_follows_the_api() {
     maps.synced().await;
     logged(&log, &["+a"]).await;
     assert!(
-        maps.get("ns", "a")
-            .unwrap()
-            .metadata
-            .managed_fields
-            .is_none(),
+        maps.get("ns", "a").unwrap().metadata.managed_fields.is_none(),
         "managed fields cost memory and nobody reads them"
     );
 
@@ -122,10 +116,7 @@ async fn a_cut_watch_resumes_and_an_expired_one_lists_again() {
     api.compact();
     logged(&log, &["+a", "+b", "~a>1", "~a1>2", "-b", "+b", "+d"]).await;
     api.remove::<ConfigMap>("ns", "d");
-    eventually("d is gone", || async {
-        maps.get("ns", "d").is_none().then_some(())
-    })
-    .await;
+    eventually("d is gone", || async { maps.get("ns", "d").is_none().then_some(()) }).await;
 }
 
 #[tokio::test]
@@ -187,13 +178,7 @@ async fn events_are_counted_not_repeated_and_talkers_are_cut_off() {
     assert_eq!(events.len(), 1 + 10 + 1 + 1);
     let combined = events
         .iter()
-        .find(|event| {
-            event
-                .message
-                .as_deref()
-                .unwrap_or_default()
-                .starts_with("(combined")
-        })
+        .find(|event| event.message.as_deref().unwrap_or_default().starts_with("(combined"))
         .unwrap();
     assert_eq!(combined.count, Some(12));
 }
@@ -216,19 +201,13 @@ async fn one_leads_and_another_takes_over() {
         (drain, handle)
     };
     let (first, first_end) = start("one");
-    eventually("one leads", || async {
-        (leaders.load(SeqCst) == 1).then_some(())
-    })
-    .await;
+    eventually("one leads", || async { (leaders.load(SeqCst) == 1).then_some(()) }).await;
     let (_second, _second_end) = start("two");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(leaders.load(SeqCst), 1, "only one works");
     first.drain().start();
     first_end.await.unwrap();
-    eventually("two leads", || async {
-        (leaders.load(SeqCst) == 2).then_some(())
-    })
-    .await;
+    eventually("two leads", || async { (leaders.load(SeqCst) == 2).then_some(()) }).await;
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ mod deployment;
 mod discovery;
 mod endpoints;
 mod gc;
+mod job;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
@@ -57,6 +58,7 @@ pub const TABLE: &[Row] = &[
         "replication-controller",
         replicaset::start_replication_controllers,
     ),
+    row("job-controller", "job-controller", job::start),
     row("node-lifecycle-controller", "node-controller", nodelifecycle::start),
     row("taint-eviction-controller", "node-controller", tainteviction::start),
     row(

@@ -46,27 +46,24 @@ impl<K: Cached> Cache<K> {
     }
 
     pub(super) fn iter_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<K>> {
-        self.objects
-            .get(namespace)
-            .into_iter()
-            .flat_map(BTreeMap::values)
+        self.objects.get(namespace).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Returns what was there before.
     pub(super) fn insert(&mut self, object: Arc<K>) -> Option<Arc<K>> {
         if !self.objects.contains_key(object.namespace()) {
-            self.objects
-                .insert(object.namespace().into(), BTreeMap::new());
+            self.objects.insert(object.namespace().into(), BTreeMap::new());
         }
-        let old = self.objects.get_mut(object.namespace()).and_then(|names| {
-            match names.get_mut(object.name()) {
+        let old = self
+            .objects
+            .get_mut(object.namespace())
+            .and_then(|names| match names.get_mut(object.name()) {
                 Some(slot) => Some(std::mem::replace(slot, Arc::clone(&object))),
                 None => {
                     names.insert(object.name().into(), Arc::clone(&object));
                     None
                 }
-            }
-        });
+            });
         if old.is_none() {
             self.len += 1;
         }
@@ -118,11 +115,7 @@ impl<K: Cached> Cache<K> {
     }
 
     fn entry(&self, name: &str, value: &str) -> Option<&HashMap<usize, Arc<K>>> {
-        self.indexes
-            .iter()
-            .find(|index| index.name == name)?
-            .entries
-            .get(value)
+        self.indexes.iter().find(|index| index.name == name)?.entries.get(value)
     }
 }
 
@@ -172,12 +165,7 @@ mod tests {
         cache.insert(pod("a", "one", "n1"));
         cache.add_index(
             "node",
-            Box::new(|pod: &Pod| {
-                pod.spec
-                    .iter()
-                    .filter_map(|s| s.node_name.clone())
-                    .collect()
-            }),
+            Box::new(|pod: &Pod| pod.spec.iter().filter_map(|s| s.node_name.clone()).collect()),
         );
         cache.insert(pod("a", "two", "n1"));
         cache.insert(pod("b", "one", "n2"));

@@ -202,21 +202,12 @@ impl Informers {
     where
         K: kube::Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static,
     {
-        self.start(
-            K::url_path(&(), None),
-            selection,
-            false,
-            Some(Arc::new(transform)),
-        )
+        self.start(K::url_path(&(), None), selection, false, Some(Arc::new(transform)))
     }
 
     /// The metadata of all objects of a resource known only by discovery.
     pub fn metadata(&self, resource: &ApiResource) -> Informer<Summary> {
-        let prefix = if resource.group.is_empty() {
-            "/api"
-        } else {
-            "/apis"
-        };
+        let prefix = if resource.group.is_empty() { "/api" } else { "/apis" };
         let path = format!("{prefix}/{}/{}", resource.api_version, resource.plural);
         self.start(path, Selection::default(), true, None)
     }
@@ -237,9 +228,7 @@ impl Informers {
             ),
         );
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(informer) = known
-            .get(&id)
-            .and_then(|known| known.downcast_ref::<Informer<K>>())
+        if let Some(informer) = known.get(&id).and_then(|known| known.downcast_ref::<Informer<K>>())
             && !informer.shared.stop.is_started()
         {
             return informer.clone();
@@ -327,11 +316,7 @@ impl<K: Cached> Informer<K> {
 
     /// Keeps an index under `name`: `keys` says which values an object is found by. The first registration of a name
     /// counts; later ones are ignored, so components may each ask for the index they need.
-    pub fn add_index(
-        &self,
-        name: &'static str,
-        keys: impl Fn(&K) -> Vec<String> + Send + Sync + 'static,
-    ) {
+    pub fn add_index(&self, name: &'static str, keys: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) {
         self.shared
             .cache
             .write()
@@ -379,13 +364,7 @@ impl<K: Cached> Informer<K> {
     }
 
     fn read<T>(&self, read: impl FnOnce(&Cache<K>) -> T) -> T {
-        read(
-            &self
-                .shared
-                .cache
-                .read()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        read(&self.shared.cache.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -408,9 +387,7 @@ impl<K: Cached> Shared<K> {
                 tell(&handlers, &Change::Deleted(old));
                 tell(&handlers, &Change::Added(object));
             }
-            Some(old)
-                if old.resource_version() == object.resource_version()
-                    && !old.resource_version().is_empty() => {}
+            Some(old) if old.resource_version() == object.resource_version() && !old.resource_version().is_empty() => {}
             Some(old) => tell(&handlers, &Change::Modified { old, new: object }),
         }
     }

@@ -16,11 +16,7 @@ const BACKOFF: Backoff = Backoff {
 };
 
 /// Follows `source` for ever.
-pub(super) async fn run<K: Cached>(
-    source: Source,
-    shared: Arc<Shared<K>>,
-    transform: Option<Transform<K>>,
-) {
+pub(super) async fn run<K: Cached>(source: Source, shared: Arc<Shared<K>>, transform: Option<Transform<K>>) {
     let mut reflector = Reflector {
         source,
         shared,
@@ -49,12 +45,7 @@ struct Reflector<K> {
 impl<K: Cached> Reflector<K> {
     /// Reads everything, then drops from the cache what was not there.
     async fn list(&mut self) -> Result<(), WireError> {
-        let known = self
-            .shared
-            .cache
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len();
+        let known = self.shared.cache.read().unwrap_or_else(PoisonError::into_inner).len();
         let mut seen = (known > 0).then(HashSet::new);
         let mut next = String::new();
         loop {
@@ -75,11 +66,7 @@ impl<K: Cached> Reflector<K> {
         }
         if let Some(seen) = seen {
             let gone: Vec<Key> = {
-                let cache = self
-                    .shared
-                    .cache
-                    .read()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let cache = self.shared.cache.read().unwrap_or_else(PoisonError::into_inner);
                 cache
                     .iter()
                     .map(|object| Key::of(object.as_ref()))
@@ -143,11 +130,8 @@ impl<K: Cached> Reflector<K> {
                     self.version = object.resource_version().to_owned();
                     self.prepare(&mut object);
                     let object = Arc::new(object);
-                    self.shared.remove(
-                        object.namespace(),
-                        object.name(),
-                        Some(Arc::clone(&object)),
-                    );
+                    self.shared
+                        .remove(object.namespace(), object.name(), Some(Arc::clone(&object)));
                 }
                 Event::Bookmark(version) => self.version = version,
                 Event::Bad(Some(version)) if !version.is_empty() => self.version = version,

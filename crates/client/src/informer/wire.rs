@@ -18,8 +18,7 @@ use super::Selection;
 
 const PAGE: usize = 500;
 const FULL: &str = "application/json";
-const META_LIST: &str =
-    "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+const META_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
 const META: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
 
 /// Why a list or a watch came to an end.
@@ -150,9 +149,7 @@ impl Source {
             ("resourceVersion", version),
             ("timeoutSeconds", &seconds),
         ];
-        let body = self
-            .send(&query, if self.metadata_only { META } else { FULL })
-            .await?;
+        let body = self.send(&query, if self.metadata_only { META } else { FULL }).await?;
         Ok(Lines {
             body,
             buffer: BytesMut::new(),
@@ -211,11 +208,7 @@ impl Source {
                 return Err(status.into());
             }
             other => {
-                tracing::error!(
-                    path = self.path,
-                    kind = other,
-                    "a watch sent an unknown event"
-                );
+                tracing::error!(path = self.path, kind = other, "a watch sent an unknown event");
                 return Ok(Event::Bad(None));
             }
         };

@@ -109,9 +109,7 @@ impl FakeApi {
         let (api, user) = (self.clone(), user.to_owned());
         crate::connect(tower::service_fn(move |request| {
             let (api, user) = (api.clone(), user.clone());
-            async move {
-                Ok::<_, std::convert::Infallible>(super::http::handle(api, user, request).await)
-            }
+            async move { Ok::<_, std::convert::Infallible>(super::http::handle(api, user, request).await) }
         }))
     }
 
@@ -131,9 +129,7 @@ impl FakeApi {
     /// Makes the next `verb` on `resource` (`pods`, `pods/status`) fail.
     pub fn fail_next(&self, verb: &str, resource: &str, code: u16, reason: &str, message: &str) {
         let failure = Failure::new(code, reason, message);
-        self.lock()
-            .failures
-            .push((verb.into(), resource.into(), failure));
+        self.lock().failures.push((verb.into(), resource.into(), failure));
     }
 
     /// Ends all watches.
@@ -151,10 +147,7 @@ impl FakeApi {
     /// Stores an object as if somebody had created it (status included). Returns it as stored.
     /// # Panics
     /// When the object cannot be created: this is for tests.
-    pub fn create<K: kube::Resource<DynamicType = ()> + Serialize + DeserializeOwned>(
-        &self,
-        object: &K,
-    ) -> K {
+    pub fn create<K: kube::Resource<DynamicType = ()> + Serialize + DeserializeOwned>(&self, object: &K) -> K {
         let mut value = serde_json::to_value(object).expect("a serializable object");
         let status = value.get("status").cloned();
         if value["metadata"]["creationTimestamp"].is_null()
@@ -229,19 +222,11 @@ impl FakeApi {
         self.lock().drop_object(&id);
     }
 
-    pub(super) fn watch(
-        &self,
-        target: &Target,
-        query: &Query,
-    ) -> Result<mpsc::UnboundedReceiver<String>, Failure> {
+    pub(super) fn watch(&self, target: &Target, query: &Query) -> Result<mpsc::UnboundedReceiver<String>, Failure> {
         let mut state = self.lock();
         let from: u64 = query.version.parse().unwrap_or(state.version);
         if from < state.compacted {
-            return Err(Failure::new(
-                410,
-                "Expired",
-                "too old resource version; list again",
-            ));
+            return Err(Failure::new(410, "Expired", "too old resource version; list again"));
         }
         let (sender, receiver) = mpsc::unbounded_channel();
         let watcher = Watcher {
@@ -267,10 +252,7 @@ impl FakeApi {
 
     pub(super) fn list(&self, target: &Target, query: &Query) -> Outcome {
         let state = self.lock();
-        let items: Vec<&Value> = state
-            .select(target, query)
-            .map(|(_, value)| value)
-            .collect();
+        let items: Vec<&Value> = state.select(target, query).map(|(_, value)| value).collect();
         let api_version = api_version(target.row);
         Ok(json!({
             "kind": format!("{}List", target.row.3), "apiVersion": api_version,
@@ -278,18 +260,9 @@ impl FakeApi {
         }))
     }
 
-    pub(super) fn create_in(
-        &self,
-        user: &str,
-        target: &Target,
-        input: Value,
-        query: &Query,
-    ) -> Outcome {
+    pub(super) fn create_in(&self, user: &str, target: &Target, input: Value, query: &Query) -> Outcome {
         let mut state = self.lock();
-        let name = input["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        let name = input["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         state.act(user, "create", target, &name)?;
         if target.subresource.as_deref() == Some("binding") {
             let id = target.id();
@@ -306,13 +279,7 @@ impl FakeApi {
         state.write(target, input)
     }
 
-    pub(super) fn patch(
-        &self,
-        user: &str,
-        target: &Target,
-        content: &str,
-        input: &Value,
-    ) -> Outcome {
+    pub(super) fn patch(&self, user: &str, target: &Target, content: &str, input: &Value) -> Outcome {
         let mut state = self.lock();
         state.act(user, "patch", target, "")?;
         let mut object = state.existing(target)?.clone();
@@ -321,10 +288,9 @@ impl FakeApi {
             "application/strategic-merge-patch+json" => patch::strategic(&mut object, input),
             "application/json-patch+json" => {
                 let bad = |error: String| Failure::new(422, "Invalid", &error);
-                let operations: json_patch::Patch = serde_json::from_value(input.clone())
-                    .map_err(|error| bad(error.to_string()))?;
-                json_patch::patch(&mut object, &operations)
-                    .map_err(|error| bad(error.to_string()))?;
+                let operations: json_patch::Patch =
+                    serde_json::from_value(input.clone()).map_err(|error| bad(error.to_string()))?;
+                json_patch::patch(&mut object, &operations).map_err(|error| bad(error.to_string()))?;
             }
             other => {
                 return Err(Failure::new(
@@ -343,19 +309,10 @@ impl FakeApi {
         state.delete(target, options)
     }
 
-    pub(super) fn delete_collection(
-        &self,
-        user: &str,
-        target: &Target,
-        query: &Query,
-        options: &Value,
-    ) -> Outcome {
+    pub(super) fn delete_collection(&self, user: &str, target: &Target, query: &Query, options: &Value) -> Outcome {
         let mut state = self.lock();
         state.act(user, "deletecollection", target, "")?;
-        let ids: Vec<ObjectId> = state
-            .select(target, query)
-            .map(|(id, _)| id.clone())
-            .collect();
+        let ids: Vec<ObjectId> = state.select(target, query).map(|(id, _)| id.clone()).collect();
         for (_, namespace, name) in ids {
             let one = Target {
                 row: target.row,
@@ -380,13 +337,7 @@ impl Target {
 }
 
 impl State {
-    fn act(
-        &mut self,
-        user: &str,
-        verb: &'static str,
-        target: &Target,
-        name: &str,
-    ) -> Result<(), Failure> {
+    fn act(&mut self, user: &str, verb: &'static str, target: &Target, name: &str) -> Result<(), Failure> {
         let resource = match &target.subresource {
             Some(subresource) => format!("{}/{subresource}", target.row.2),
             None => target.row.2.to_owned(),
@@ -416,28 +367,15 @@ impl State {
         })
     }
 
-    fn select<'a>(
-        &'a self,
-        target: &'a Target,
-        query: &'a Query,
-    ) -> impl Iterator<Item = (&'a ObjectId, &'a Value)> {
+    fn select<'a>(&'a self, target: &'a Target, query: &'a Query) -> impl Iterator<Item = (&'a ObjectId, &'a Value)> {
         self.objects.iter().filter(|(id, value)| {
             id.0 == target.row.2
-                && target
-                    .namespace
-                    .as_ref()
-                    .is_none_or(|wanted| *wanted == id.1)
+                && target.namespace.as_ref().is_none_or(|wanted| *wanted == id.1)
                 && query.matches(value)
         })
     }
 
-    fn create(
-        &mut self,
-        target: &Target,
-        mut object: Value,
-        status: Option<Value>,
-        dry_run: bool,
-    ) -> Outcome {
+    fn create(&mut self, target: &Target, mut object: Value, status: Option<Value>, dry_run: bool) -> Outcome {
         let namespace = target.namespace.clone().unwrap_or_default();
         if !object["metadata"].is_object() {
             object["metadata"] = json!({});
@@ -448,11 +386,7 @@ impl State {
         if metadata["name"].as_str().unwrap_or_default().is_empty() {
             let prefix = metadata["generateName"].as_str().unwrap_or_default();
             if prefix.is_empty() {
-                return Err(Failure::new(
-                    422,
-                    "Invalid",
-                    "name or generateName is required",
-                ));
+                return Err(Failure::new(422, "Invalid", "name or generateName is required"));
             }
             metadata["name"] = json!(format!("{prefix}{number:05x}"));
         }
@@ -505,9 +439,7 @@ impl State {
     fn write(&mut self, target: &Target, mut new: Value) -> Outcome {
         let old = self.existing(target)?.clone();
         let id = target.id();
-        let asked = new["metadata"]["resourceVersion"]
-            .as_str()
-            .unwrap_or_default();
+        let asked = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         if !asked.is_empty() && old["metadata"]["resourceVersion"].as_str() != Some(asked) {
             let text = format!(
                 "Operation cannot be fulfilled on {} \"{}\": the object has been modified; please apply your changes to the latest version and try again",
@@ -587,13 +519,9 @@ impl State {
                 return Err(Failure::new(409, "Conflict", "Precondition failed"));
             }
         }
-        let mut finalizers: Vec<Value> = object["metadata"]["finalizers"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
+        let mut finalizers: Vec<Value> = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
         let policy = options["propagationPolicy"].as_str().unwrap_or_default();
-        finalizers
-            .retain(|name| policy.is_empty() || (name != "orphan" && name != "foregroundDeletion"));
+        finalizers.retain(|name| policy.is_empty() || (name != "orphan" && name != "foregroundDeletion"));
         match policy {
             "Orphan" => finalizers.push(json!("orphan")),
             "Foreground" => finalizers.push(json!("foregroundDeletion")),
@@ -602,13 +530,8 @@ impl State {
         let grace = options["gracePeriodSeconds"].as_i64();
         let running = id.0 == "pods"
             && grace != Some(0)
-            && object["spec"]["nodeName"]
-                .as_str()
-                .is_some_and(|node| !node.is_empty())
-            && !matches!(
-                object["status"]["phase"].as_str(),
-                Some("Succeeded" | "Failed")
-            );
+            && object["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty())
+            && !matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
         if !finalizers.is_empty() || object["metadata"].get("finalizers").is_some() {
             object["metadata"]["finalizers"] = json!(finalizers);
         }
@@ -621,8 +544,7 @@ impl State {
         }
         if object["metadata"]["deletionTimestamp"].is_null() {
             object["metadata"]["deletionTimestamp"] = json!("2027-01-15T08:00:30Z");
-            object["metadata"]["deletionGracePeriodSeconds"] =
-                json!(if running { grace.unwrap_or(30) } else { 0 });
+            object["metadata"]["deletionGracePeriodSeconds"] = json!(if running { grace.unwrap_or(30) } else { 0 });
             bump_generation(&mut object);
         }
         if id.0 == "namespaces" {
@@ -669,11 +591,7 @@ impl State {
 
 impl Watcher {
     fn tell(&self, change: &Change) {
-        let ours = change.id.0 == self.plural
-            && self
-                .namespace
-                .as_ref()
-                .is_none_or(|wanted| *wanted == change.id.1);
+        let ours = change.id.0 == self.plural && self.namespace.as_ref().is_none_or(|wanted| *wanted == change.id.1);
         if !ours {
             return;
         }
@@ -745,8 +663,7 @@ fn finished(object: &Value) -> bool {
     !metadata["deletionTimestamp"].is_null()
         && empty(&metadata["finalizers"])
         && (object["kind"] != "Namespace" || empty(&object["spec"]["finalizers"]))
-        && (object["kind"] != "Pod"
-            || metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0)
+        && (object["kind"] != "Pod" || metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0)
 }
 
 fn bump_generation(object: &mut Value) {

@@ -62,9 +62,7 @@ pub(super) async fn handle(api: FakeApi, user: String, request: Request<Body>) -
                 let lines = futures::stream::unfold(receiver, |mut receiver| async move {
                     let line: String = receiver.recv().await?;
                     Some((
-                        Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(Bytes::from(
-                            line,
-                        ))),
+                        Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(Bytes::from(line))),
                         receiver,
                     ))
                 });
@@ -102,9 +100,7 @@ pub(super) async fn handle(api: FakeApi, user: String, request: Request<Body>) -
 }
 
 fn json_reply(code: StatusCode, value: &Value) -> Reply {
-    let mut reply = Response::new(UnsyncBoxBody::new(Full::new(Bytes::from(
-        value.to_string(),
-    ))));
+    let mut reply = Response::new(UnsyncBoxBody::new(Full::new(Bytes::from(value.to_string()))));
     *reply.status_mut() = code;
     reply
 }
@@ -197,8 +193,7 @@ fn discovery(path: &str) -> Option<Value> {
             let groups: Vec<Value> = seen
                 .iter()
                 .map(|(group, version)| {
-                    let known =
-                        json!({"groupVersion": format!("{group}/{version}"), "version": version});
+                    let known = json!({"groupVersion": format!("{group}/{version}"), "version": version});
                     json!({"name": group, "versions": [known], "preferredVersion": known})
                 })
                 .collect();

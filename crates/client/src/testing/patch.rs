@@ -56,17 +56,13 @@ pub(super) fn strategic(target: &mut Value, patch: &Value) {
                 target.remove(field);
             }
             (Value::Array(changes), Some(key)) => {
-                let list = target
-                    .entry(field.clone())
-                    .or_insert_with(|| Value::Array(Vec::new()));
+                let list = target.entry(field.clone()).or_insert_with(|| Value::Array(Vec::new()));
                 if let Value::Array(items) = list {
                     join(items, changes, key);
                 }
             }
             (Value::Array(more), None) if field == "finalizers" => {
-                let list = target
-                    .entry(field.clone())
-                    .or_insert_with(|| Value::Array(Vec::new()));
+                let list = target.entry(field.clone()).or_insert_with(|| Value::Array(Vec::new()));
                 if let Value::Array(items) = list {
                     for item in more {
                         if !items.contains(item) {
@@ -82,9 +78,7 @@ pub(super) fn strategic(target: &mut Value, patch: &Value) {
 
 fn join(items: &mut Vec<Value>, changes: &[Value], key: &str) {
     for change in changes {
-        let place = items
-            .iter()
-            .position(|item| item.get(key) == change.get(key));
+        let place = items.iter().position(|item| item.get(key) == change.get(key));
         let delete = change.get("$patch").and_then(Value::as_str) == Some("delete");
         match place {
             Some(place) if delete => {
@@ -109,8 +103,7 @@ mod tests {
 
     #[test]
     fn strategic_joins_conditions() {
-        let mut target =
-            json!({"status": {"conditions": [{"type": "A", "status": "False"}, {"type": "B"}]}});
+        let mut target = json!({"status": {"conditions": [{"type": "A", "status": "False"}, {"type": "B"}]}});
         strategic(
             &mut target,
             &json!({"status": {"conditions": [{"type": "A", "status": "True"}, {"type": "B", "$patch": "delete"}]}}),

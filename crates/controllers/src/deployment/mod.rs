@@ -173,7 +173,7 @@ impl Controller {
             deleting: deployment.metadata.deletion_timestamp.is_some(),
             selector: Some(selector),
             also: &|_| true,
-            release_finalizers: &[],
+            finalizers: &[],
         };
         let client = self.context.client.clone();
         let claimed = claimer

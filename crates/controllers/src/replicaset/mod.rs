@@ -152,7 +152,7 @@ impl<R: Replicated> Controller<R> {
             deleting,
             selector: selector.as_ref(),
             also: &|_| true,
-            release_finalizers: &[],
+            finalizers: &[],
         };
         let active = claimer.claim(candidates, || self.still_alive(&key, &uid)).await?;
 

@@ -1,0 +1,757 @@
+//! Jobs: Pods that run to their end, as often as asked for, counted exactly once.
+//!
+//! [`view`] looks at a Job and its Pods and decides, [`policy`] reads its rules, [`track`] keeps the books, and this
+//! file does the writing. Besides expectations of Pods the controller remembers the version of each Job that it wrote
+//! last and waits until its cache shows it: counters and Pods must be seen from the same side of a write.
+
+mod indexes;
+mod policy;
+mod track;
+mod view;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
+use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod, PodTemplateSpec};
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use sampan_client::owner::{self, Claimer};
+use sampan_client::{
+    Change, EventType, Expectations, Informer, Key, WorkQueue, is_terminating_namespace, or_absent, retry_on_conflict,
+    slow_start_batch,
+};
+use serde_json::json;
+
+use crate::pods::{self, BY_OWNER, PodControl};
+use crate::{Context, SyncError};
+use policy::Verdict;
+use view::{FINALIZER, View};
+
+/// The most Pods made or deleted in one sync.
+const BURST: usize = 500;
+/// Marks the key of a Pod among the keys of Jobs; no Job's name has a slash.
+const POD: &str = "pod/";
+const COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
+
+/// Failures of a Job's Pods since the last success.
+#[derive(Clone, Copy, Default)]
+struct Failures {
+    count: i32,
+    last: Option<Timestamp>,
+}
+
+/// What is remembered of a Job between syncs.
+#[derive(Default)]
+struct Memory {
+    failures: Failures,
+    /// UIDs of Pods whose finalizer we removed and whose change we have not seen.
+    released: HashSet<String>,
+    /// UID and version of the Job as we last wrote it.
+    written: Option<(Option<String>, u64)>,
+}
+
+struct Controller {
+    context: Context,
+    jobs: Informer<Job>,
+    pods: Informer<Pod>,
+    queue: WorkQueue<Key>,
+    expectations: Expectations<Key>,
+    memory: Mutex<HashMap<Key, Memory>>,
+}
+
+pub(crate) fn start(context: Context) {
+    let jobs = context.informers.of::<Job>();
+    let pods = context.informers.of::<Pod>();
+    pods.add_index(BY_OWNER, pods::owner_keys);
+    let controller = Arc::new(Controller {
+        context: context.clone(),
+        jobs: jobs.clone(),
+        pods: pods.clone(),
+        queue: WorkQueue::default(),
+        expectations: Expectations::default(),
+        memory: Mutex::default(),
+    });
+    let this = Arc::clone(&controller);
+    jobs.on_change(move |change| this.job_changed(change));
+    let this = Arc::clone(&controller);
+    pods.on_change(move |change| this.pod_changed(change));
+    let ready = async move {
+        jobs.synced().await;
+        pods.synced().await;
+    };
+    let queue = controller.queue.clone();
+    context.run(&queue, ready, move |key| {
+        let controller = Arc::clone(&controller);
+        async move {
+            match key.name.strip_prefix(POD) {
+                Some(name) => controller.sync_orphan(&key.namespace, name).await,
+                None => controller.sync(key).await,
+            }
+        }
+    });
+}
+
+fn version(job: &Job) -> u64 {
+    let text = job.metadata.resource_version.as_deref();
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Whether somebody else manages the Job.
+fn is_foreign(job: &Job) -> bool {
+    let by = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
+    by.is_some_and(|by| by != "kubernetes.io/job-controller")
+}
+
+impl Controller {
+    fn memory(&self) -> MutexGuard<'_, HashMap<Key, Memory>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn job_changed(&self, change: &Change<Job>) {
+        let job = change.object();
+        let key = Key::of(job.as_ref());
+        let gone = matches!(change, Change::Deleted(_));
+        if gone {
+            self.expectations.forget(&key);
+            self.memory().remove(&key);
+        }
+        if gone || view::is_finished(job) {
+            // Whatever still holds the finalizer is nobody's business any more.
+            for pod in self.pods.by_index(BY_OWNER, &job.uid().unwrap_or_default()) {
+                self.release_later(&pod);
+            }
+        }
+        self.queue.add(key);
+    }
+
+    fn release_later(&self, pod: &Pod) {
+        if view::has_finalizer(pod) {
+            let name = format!("{POD}{}", pod.name_any());
+            self.queue.add(Key::new(pod.namespace().unwrap_or_default(), name));
+        }
+    }
+
+    fn owner_of(&self, pod: &Pod) -> Option<Arc<Job>> {
+        let name = owner::controller_name::<Job>(&pod.metadata)?;
+        let job = self.jobs.get(&pod.namespace().unwrap_or_default(), name)?;
+        owner::is_controlled_by(&pod.metadata, job.metadata.uid.as_deref()?).then_some(job)
+    }
+
+    fn pod_changed(&self, change: &Change<Pod>) {
+        let pod = change.object();
+        let owner = self.owner_of(pod);
+        let gone = matches!(change, Change::Deleted(_));
+        if let (Some(job), Some(uid)) = (&owner, &pod.metadata.uid) {
+            let key = Key::of(job.as_ref());
+            if matches!(change, Change::Added(_)) && !pods::is_terminating(pod) {
+                self.expectations.creation_observed(&key);
+            }
+            if gone || pods::is_terminating(pod) {
+                self.expectations.deletion_observed(&key, uid);
+            }
+            if (gone || !view::has_finalizer(pod))
+                && let Some(memory) = self.memory().get_mut(&key)
+            {
+                memory.released.remove(uid);
+            }
+        }
+        if let Change::Modified { old, .. } = change
+            && owner::controller_of(&old.metadata) != owner::controller_of(&pod.metadata)
+            && let Some(previous) = self.owner_of(old)
+        {
+            self.queue.add(Key::of(previous.as_ref()));
+        }
+        match owner {
+            Some(job) => {
+                if view::is_finished(&job) && !gone {
+                    self.release_later(pod);
+                }
+                self.queue.add(Key::of(job.as_ref()));
+            }
+            None if gone => {}
+            None => {
+                let controlled = owner::controller_of(&pod.metadata);
+                if controlled.is_none_or(|by| by.kind == "Job") {
+                    self.release_later(pod);
+                }
+                if controlled.is_none() {
+                    for job in self.jobs.list_namespace(&pod.namespace().unwrap_or_default()) {
+                        if owner::selects(selector(&job).as_ref(), &pod.metadata) {
+                            self.queue.add(Key::of(job.as_ref()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the finalizer off a Pod whose Job is gone or has finished.
+    async fn sync_orphan(&self, namespace: &str, name: &str) -> Result<(), SyncError> {
+        let Some(pod) = self.pods.get(namespace, name) else {
+            return Ok(());
+        };
+        match owner::controller_of(&pod.metadata) {
+            // Ask the API: a Job that the cache does not have yet is not gone.
+            Some(reference) if reference.kind == "Job" => {
+                let api: Api<Job> = Api::namespaced(self.context.client.clone(), namespace);
+                let job = or_absent(api.get(&reference.name).await)?;
+                let alive = job.is_some_and(|job| {
+                    job.metadata.uid.as_deref() == Some(&reference.uid)
+                        && (!view::is_finished(&job) || is_foreign(&job))
+                });
+                if alive {
+                    return Ok(());
+                }
+            }
+            Some(_) => return Ok(()),
+            None => {
+                let adoptable = self.jobs.list_namespace(namespace).iter().any(|job| {
+                    !view::is_finished(job)
+                        && job.metadata.deletion_timestamp.is_none()
+                        && owner::selects(selector(job).as_ref(), &pod.metadata)
+                });
+                if adoptable {
+                    return Ok(());
+                }
+            }
+        }
+        self.remove_finalizer(&pod).await?;
+        Ok(())
+    }
+
+    async fn sync(&self, key: Key) -> Result<(), SyncError> {
+        let Some(job) = self.jobs.get_key(&key) else {
+            self.expectations.forget(&key);
+            self.memory().remove(&key);
+            return Ok(());
+        };
+        if is_foreign(&job) {
+            return Ok(());
+        }
+        if view::is_finished(&job) {
+            self.memory().remove(&key);
+            return Ok(());
+        }
+        let may_act = self.expectations.satisfied(&key);
+        let (released, failures, current) = {
+            let mut memory = self.memory();
+            let memory = memory.entry(key.clone()).or_default();
+            let current = memory
+                .written
+                .as_ref()
+                .is_none_or(|(uid, written)| *uid != job.metadata.uid || version(&job) >= *written);
+            (memory.released.clone(), memory.failures, current)
+        };
+        if !current {
+            // The change we wait for is on its way.
+            return Ok(());
+        }
+        let pods = self.claim(&job).await?;
+        let now = self.context.clock.now();
+        let view = View::new(&job, pods, &released);
+        let mut round = Round {
+            status: job.status.clone().unwrap_or_default(),
+            active: count(view.active.len()),
+            ready: count(view.ready),
+            terminating: count(view.terminating),
+            failures: after(failures, &view),
+            ending: None,
+        };
+        if round.status.start_time.is_none() && !view::is_suspended(&view.spec) {
+            round.status.start_time = Some(self.context.clock.time());
+        }
+        let verdict = view.verdict(&job, round.status.start_time.as_ref(), now);
+        let managed = match verdict {
+            Some(ending) => self.stop(&key, &job, &view, &mut round, may_act, ending).await,
+            None => {
+                if let Some(left) = view.until_deadline(round.status.start_time.as_ref(), now) {
+                    self.queue.add_after(key.clone(), pods::delay(left));
+                }
+                self.go_on(&key, &job, &view, &mut round, may_act, now).await
+            }
+        };
+        round.status.active = Some(round.active).filter(|number| *number != 0);
+        round.status.ready = Some(round.ready.max(0));
+        round.status.terminating = Some(round.terminating);
+        self.keep_books(&key, &job, &view, round, now).await?;
+        managed
+    }
+
+    async fn claim(&self, job: &Job) -> Result<Vec<Arc<Pod>>, SyncError> {
+        let namespace = job.namespace().unwrap_or_default();
+        let mut candidates = self.pods.by_index(BY_OWNER, &job.uid().unwrap_or_default());
+        candidates.extend(self.pods.by_index(BY_OWNER, &pods::orphans(&namespace)));
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
+        let selector = selector(job);
+        let claimer = Claimer {
+            api: &api,
+            reference: owner::controller_ref(job),
+            deleting: job.metadata.deletion_timestamp.is_some(),
+            selector: selector.as_ref(),
+            also: &|_| true,
+            finalizers: &[FINALIZER],
+        };
+        let client = self.context.client.clone();
+        let claimed = claimer
+            .claim(candidates, || async {
+                let api: Api<Job> = Api::namespaced(client, &namespace);
+                let fresh = or_absent(api.get(&job.name_any()).await)?;
+                Ok(fresh.is_some_and(|fresh| {
+                    fresh.metadata.uid == job.metadata.uid && fresh.metadata.deletion_timestamp.is_none()
+                }))
+            })
+            .await?;
+        Ok(claimed)
+    }
+
+    /// Ends what still runs of a Job that is decided.
+    async fn stop(
+        &self,
+        key: &Key,
+        job: &Job,
+        view: &View,
+        round: &mut Round,
+        may_act: bool,
+        ending: JobCondition,
+    ) -> Result<(), SyncError> {
+        let control = PodControl {
+            client: &self.context.client,
+            recorder: &self.context.recorder,
+        };
+        let deletions = view.active.iter().map(|pod| control.delete(job, pod));
+        let outcomes = futures::future::join_all(deletions).await;
+        let mut failure = None;
+        for (pod, outcome) in view.active.iter().zip(outcomes) {
+            match outcome {
+                Ok(_) => {
+                    round.active -= 1;
+                    round.terminating += 1;
+                    round.ready -= i32::from(pods::is_ready(pod));
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        if may_act && failure.is_none() {
+            round.ending = Some(ending);
+        } else if !may_act {
+            // Pods that the cache does not show yet may still run: look again when it does.
+            tracing::debug!(%key, "the Job is decided, waiting for the cache to show all its Pods");
+        }
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    async fn go_on(
+        &self,
+        key: &Key,
+        job: &Job,
+        view: &View,
+        round: &mut Round,
+        may_act: bool,
+        now: Timestamp,
+    ) -> Result<(), SyncError> {
+        let acted = may_act && job.metadata.deletion_timestamp.is_none();
+        let outcome = if acted {
+            self.manage(key, job, view, round, now).await
+        } else {
+            Ok(())
+        };
+        if view.is_complete(round.active) {
+            round.ending = Some(view::new_condition(
+                "SuccessCriteriaMet",
+                "CompletionsReached",
+                "Reached expected number of succeeded pods",
+                now,
+            ));
+        } else if acted {
+            let suspended = view::is_suspended(&view.spec);
+            if track::note_suspension(&mut round.status, suspended, now) {
+                let (reason, message) = if suspended {
+                    ("Suspended", "Job suspended")
+                } else {
+                    ("Resumed", "Job resumed")
+                };
+                self.context.recorder.event(job, EventType::Normal, reason, message);
+            }
+        }
+        outcome
+    }
+
+    /// Makes or takes away Pods until as many run as should.
+    async fn manage(
+        &self,
+        key: &Key,
+        job: &Job,
+        view: &View,
+        round: &mut Round,
+        now: Timestamp,
+    ) -> Result<(), SyncError> {
+        let wanted = if view::is_suspended(&view.spec) {
+            0
+        } else {
+            view.wanted(round.active)
+        };
+        let surplus = usize::try_from(round.active - wanted).unwrap_or(0);
+        let mut gone = if wanted == 0 {
+            view.active.clone()
+        } else {
+            view.surplus(surplus)
+        };
+        gone.truncate(BURST);
+        if !gone.is_empty() {
+            return self.take_away(key, job, round, &gone).await;
+        }
+        let waiting = if view::replaces_failed_only(&view.spec) {
+            round.terminating
+        } else {
+            0
+        };
+        let missing = usize::try_from(wanted - waiting - round.active).unwrap_or(0).min(BURST);
+        if missing == 0 {
+            return Ok(());
+        }
+        let per_index = view.spec.backoff_limit_per_index.is_some();
+        if !per_index && let Some(last) = round.failures.last {
+            let left = view::back_off(round.failures.count, last, now);
+            if left.is_positive() {
+                self.queue.add_after(key.clone(), pods::delay(left));
+                return Ok(());
+            }
+        }
+        let mut plans: Vec<Option<i32>> = vec![None; missing];
+        if view::is_indexed(&view.spec) {
+            plans = self.due_indexes(key, view, missing, now);
+        }
+        self.create(key, job, view, round, &plans).await
+    }
+
+    /// The free indexes whose back-off has passed; the queue brings the Job back for the others.
+    fn due_indexes(&self, key: &Key, view: &View, missing: usize, now: Timestamp) -> Vec<Option<i32>> {
+        let mut soonest: Option<jiff::SignedDuration> = None;
+        let due = view
+            .free_indexes(missing)
+            .into_iter()
+            .filter(|index| {
+                let Some(last) = view.held_back.get(index) else {
+                    return true;
+                };
+                let (counted, ignored) = view::earlier_failures(last);
+                let left = view::back_off(counted + ignored + 1, view::finished_at(last), now);
+                if left.is_positive() {
+                    soonest = Some(soonest.map_or(left, |known| known.min(left)));
+                }
+                !left.is_positive()
+            })
+            .map(Some)
+            .collect();
+        if let Some(left) = soonest {
+            self.queue.add_after(key.clone(), pods::delay(left));
+        }
+        due
+    }
+
+    async fn create(
+        &self,
+        key: &Key,
+        job: &Job,
+        view: &View,
+        round: &mut Round,
+        plans: &[Option<i32>],
+    ) -> Result<(), SyncError> {
+        if plans.is_empty() {
+            return Ok(());
+        }
+        let control = PodControl {
+            client: &self.context.client,
+            recorder: &self.context.recorder,
+        };
+        self.expectations.expect_creations(key, plans.len());
+        let (made, error) = slow_start_batch(plans.len(), 1, |number| {
+            let pod = new_pod(job, view, plans.get(number).copied().flatten());
+            let control = &control;
+            async move {
+                match control.create(job, &pod).await {
+                    Err(error) if is_terminating_namespace(&error) => Ok(()),
+                    other => other.map(|_| ()),
+                }
+            }
+        })
+        .await;
+        self.expectations
+            .creations_observed(key, plans.len().saturating_sub(made));
+        round.active += count(made);
+        error.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Takes Pods away without counting them as failed: their finalizer goes first.
+    async fn take_away(&self, key: &Key, job: &Job, round: &mut Round, gone: &[Arc<Pod>]) -> Result<(), SyncError> {
+        let control = PodControl {
+            client: &self.context.client,
+            recorder: &self.context.recorder,
+        };
+        self.expectations
+            .expect_deletions(key, gone.iter().filter_map(|pod| pod.uid()));
+        let outcomes = futures::future::join_all(gone.iter().map(|pod| async {
+            let outcome = match self.remove_finalizer(pod).await {
+                Ok(_) => control.delete(job, pod).await,
+                Err(error) => Err(error),
+            };
+            if !matches!(outcome, Ok(true)) {
+                let uid = pod.uid().unwrap_or_default();
+                self.expectations.deletion_observed(key, &uid);
+            }
+            outcome
+        }))
+        .await;
+        let mut failure = None;
+        for (pod, outcome) in gone.iter().zip(outcomes) {
+            match outcome {
+                Ok(_) => {
+                    round.active -= 1;
+                    round.terminating += 1;
+                    round.ready -= i32::from(pods::is_ready(pod));
+                    let uid = pod.uid().unwrap_or_default();
+                    if let Some(memory) = self.memory().get_mut(key) {
+                        memory.released.insert(uid);
+                    }
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Returns whether the finalizer is off.
+    async fn remove_finalizer(&self, pod: &Pod) -> kube::Result<bool> {
+        if !view::has_finalizer(pod) {
+            return Ok(true);
+        }
+        let namespace = pod.namespace().unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
+        // The cache is almost always right; only a conflict makes us read.
+        let mut known = Some(Pod::clone(pod));
+        let name = pod.name_any();
+        retry_on_conflict(|| {
+            let cached = known.take();
+            let (api, name) = (&api, &name);
+            async move {
+                let current = match cached {
+                    Some(pod) => pod,
+                    None => match or_absent(api.get(name).await)? {
+                        Some(current) if current.metadata.uid == pod.metadata.uid => current,
+                        _ => return Ok(()),
+                    },
+                };
+                let kept: Vec<&String> = current
+                    .finalizers()
+                    .iter()
+                    .filter(|finalizer| *finalizer != FINALIZER)
+                    .collect();
+                if kept.len() == current.finalizers().len() {
+                    return Ok(());
+                }
+                let patch = json!({"metadata": {
+                    "uid": current.metadata.uid,
+                    "resourceVersion": current.metadata.resource_version,
+                    "finalizers": kept,
+                }});
+                let params = PatchParams::default();
+                or_absent(api.patch(name, &params, &Patch::Merge(patch)).await)?;
+                Ok(())
+            }
+        })
+        .await?;
+        Ok(true)
+    }
+
+    /// Notes finished Pods, lets them go, counts them, and ends the Job if that was all.
+    async fn keep_books(
+        &self,
+        key: &Key,
+        job: &Job,
+        view: &View,
+        mut round: Round,
+        now: Timestamp,
+    ) -> Result<(), SyncError> {
+        let mut tracked = view.tracked.clone();
+        track::count(&mut round.status, &tracked);
+        let (release, more) = track::note(job, &mut round.status, view, round.ending.as_ref());
+        if let Some(ending) = &round.ending {
+            track::announce(&mut round.status, ending);
+        }
+        let mut stored = Job::clone(job);
+        self.write(key, &mut stored, &round.status).await?;
+        if let Some(memory) = self.memory().get_mut(key) {
+            memory.failures = round.failures;
+        }
+        let removals = release.iter().map(|pod| self.remove_finalizer(pod));
+        let outcomes = futures::future::join_all(removals).await;
+        let mut failure = None;
+        for (pod, outcome) in release.iter().zip(outcomes) {
+            let uid = pod.uid().unwrap_or_default();
+            match outcome {
+                Ok(_) => {
+                    tracked.remove(&uid);
+                    // If the cache shows it already there is nothing to remember.
+                    let shown = self
+                        .pods
+                        .get(&key.namespace, &pod.name_any())
+                        .is_none_or(|pod| !view::has_finalizer(&pod));
+                    if let Some(memory) = self.memory().get_mut(key).filter(|_| !shown) {
+                        memory.released.insert(uid);
+                    }
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        track::count(&mut round.status, &tracked);
+        let mut last = None;
+        if let Some(ending) = round.ending.as_ref().filter(|_| !more && failure.is_none()) {
+            last = track::finish(&mut round.status, ending, now);
+        }
+        self.write(key, &mut stored, &round.status).await?;
+        if more {
+            self.queue.add(key.clone());
+        }
+        if let Some(last) = last {
+            let (kind, reason, message) = if last.type_ == "Complete" {
+                (EventType::Normal, "Completed".to_owned(), "Job completed".to_owned())
+            } else {
+                let text = |value: Option<String>| value.unwrap_or_default();
+                (EventType::Warning, text(last.reason), text(last.message))
+            };
+            self.context.recorder.event(job, kind, &reason, message);
+        }
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Writes the status if it differs from what is stored.
+    async fn write(&self, key: &Key, stored: &mut Job, status: &JobStatus) -> Result<(), SyncError> {
+        if stored.status.as_ref() == Some(status) {
+            return Ok(());
+        }
+        let mut changed = stored.clone();
+        changed.status = Some(status.clone());
+        let api: Api<Job> = Api::namespaced(self.context.client.clone(), &key.namespace);
+        let written = api.replace_status(&key.name, &PostParams::default(), &changed).await;
+        if let Some(written) = or_absent(written)? {
+            if let Some(memory) = self.memory().get_mut(key) {
+                memory.written = Some((written.metadata.uid.clone(), version(&written)));
+            }
+            *stored = written;
+        }
+        Ok(())
+    }
+}
+
+/// One sync of one Job.
+struct Round {
+    status: JobStatus,
+    active: i32,
+    ready: i32,
+    terminating: i32,
+    failures: Failures,
+    /// `FailureTarget` or `SuccessCriteriaMet`, once the Job is decided.
+    ending: Option<JobCondition>,
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+fn selector(job: &Job) -> Option<kube::core::Selector> {
+    owner::selector(job.spec.as_ref().and_then(|spec| spec.selector.as_ref()))
+}
+
+/// The failures in a row after what was newly seen: a success ends the row.
+fn after(before: Failures, view: &View) -> Failures {
+    let ends = |pods: &[Arc<Pod>]| -> Vec<Timestamp> { pods.iter().map(|pod| view::finished_at(pod)).collect() };
+    let good = ends(&view.newly_succeeded).into_iter().max();
+    let bad = ends(&view.newly_failed);
+    let since: Vec<Timestamp> = match good {
+        Some(good) => bad.into_iter().filter(|end| *end > good).collect(),
+        None => bad,
+    };
+    let base = if good.is_some() { Failures::default() } else { before };
+    Failures {
+        count: base.count.saturating_add(count(since.len())),
+        last: since.into_iter().max().max(base.last),
+    }
+}
+
+/// A Pod for the Job, with its place among the others where it has one.
+fn new_pod(job: &Job, view: &View, index: Option<i32>) -> Pod {
+    let mut template: PodTemplateSpec = view.spec.template.clone();
+    let meta = template.metadata.get_or_insert_default();
+    let finalizers = meta.finalizers.get_or_insert_default();
+    if !finalizers.iter().any(|name| name == FINALIZER) {
+        finalizers.push(FINALIZER.into());
+    }
+    let mut prefix = job.name_any();
+    if let Some(index) = index {
+        let text = index.to_string();
+        meta.labels
+            .get_or_insert_default()
+            .insert(indexes::INDEX.into(), text.clone());
+        let annotations = meta.annotations.get_or_insert_default();
+        annotations.insert(indexes::INDEX.into(), text);
+        if view.spec.backoff_limit_per_index.is_some() {
+            let (counted, ignored) = failures_before(job, view, index);
+            annotations.insert(view::FAILURES.into(), counted.to_string());
+            if ignored > 0 {
+                annotations.insert(view::IGNORED_FAILURES.into(), ignored.to_string());
+            }
+        }
+        let spec = template.spec.get_or_insert_default();
+        for container in spec
+            .containers
+            .iter_mut()
+            .chain(spec.init_containers.iter_mut().flatten())
+        {
+            add_index(container);
+        }
+        prefix = format!("{prefix}-{index}");
+        spec.hostname = Some(prefix.clone());
+    }
+    pods::from_template(
+        &template,
+        &job.namespace().unwrap_or_default(),
+        &prefix,
+        owner::controller_ref(job),
+    )
+}
+
+/// How often the index has failed so far: (counted, ignored).
+fn failures_before(job: &Job, view: &View, index: i32) -> (i32, i32) {
+    let Some(last) = view.held_back.get(&index) else {
+        return (0, 0);
+    };
+    let (counted, ignored) = view::earlier_failures(last);
+    if policy::judge(job, last) == Verdict::Ignore {
+        (counted, ignored + 1)
+    } else {
+        (counted + 1, ignored)
+    }
+}
+
+fn add_index(container: &mut Container) {
+    let env = container.env.get_or_insert_default();
+    if env.iter().any(|known| known.name == COMPLETION_INDEX) {
+        return;
+    }
+    env.push(EnvVar {
+        name: COMPLETION_INDEX.into(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                api_version: None,
+                field_path: format!("metadata.labels['{}']", indexes::INDEX),
+            }),
+            ..Default::default()
+        }),
+    });
+}
+
+#[cfg(test)]
+mod tests;
