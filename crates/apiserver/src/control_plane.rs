@@ -93,7 +93,6 @@ pub struct ControlPlane {
     pub(crate) authorizer: Authorizer,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
-    pub(crate) openapi: crate::openapi::Documents,
     pub(crate) nodes: crate::streaming::NodeClient,
     flow: Flow,
     ready: AtomicBool,
@@ -130,7 +129,6 @@ impl ControlPlane {
             authorizer,
             metrics: Metrics::default(),
             tasks: tasks.clone(),
-            openapi: crate::openapi::Documents::default(),
             ready: AtomicBool::new(false),
         });
         bootstrap::run(&plane)

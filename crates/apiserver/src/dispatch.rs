@@ -80,6 +80,7 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         user,
         media,
         warnings: Vec::new(),
+        tracked: true,
     };
     let reply = if call.info.subresource.is_empty() {
         main(plane, &mut call, &parts.method, body).await?

@@ -54,7 +54,9 @@ impl TestServer {
         )?);
         let listener = TcpListener::bind((loopback, 0)).await?;
         let address = listener.local_addr()?;
-        let plane = ControlPlane::start(Config::new(pki.clone(), address), store.clone(), &tasks).await?;
+        // Endpoints may not be loopback addresses; nobody follows this one (it is for documentation).
+        let advertise = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), address.port());
+        let plane = ControlPlane::start(Config::new(pki.clone(), advertise), store.clone(), &tasks).await?;
         let tls = tls::server_config(pki.serving(), &ClientVerifier::new(pki.ca())?)?;
         tasks.spawn(
             "front",

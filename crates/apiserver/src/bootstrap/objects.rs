@@ -41,7 +41,7 @@ pub fn address(plane: &ControlPlane) -> Vec<Object> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let cluster_ip = plane.registry.services.first_address().to_string();
     let (ip, port) = (plane.config.advertise.ip().to_string(), plane.config.advertise.port());
-    vec![
+    let mut objects = vec![
         json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
@@ -66,7 +66,13 @@ pub fn address(plane: &ControlPlane) -> Vec<Object> {
             "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }),
-    ]
+    ];
+    if plane.config.advertise.ip().is_loopback() {
+        // Nothing outside this machine's own namespace could follow it there.
+        tracing::warn!(%ip, "the advertised address is a loopback one: Pods cannot reach the API through it");
+        objects.truncate(1);
+    }
+    objects
 }
 
 fn priority_classes() -> Vec<Object> {

@@ -64,7 +64,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
                 plane.metrics.text(plane),
             ));
         }
-        ["openapi", ..] => return plane.openapi.serve(&table, &segments, incoming).await,
+        ["openapi", ..] => return crate::openapi::serve(&plane.config.version, &table, &segments, incoming),
         [".well-known", "openid-configuration"] => {
             let address = plane.config.advertise.to_string();
             let document = plane.config.pki.tokens().openid_configuration(&address);

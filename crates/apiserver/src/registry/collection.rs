@@ -39,6 +39,7 @@ impl Registry {
                 user: this.user.clone(),
                 media: this.media,
                 warnings: Vec::new(),
+                tracked: false,
             };
             "delete".clone_into(&mut one.info.verb);
             async move { self.delete_entry(&mut one, &entry, options).await }

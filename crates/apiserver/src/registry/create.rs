@@ -8,7 +8,7 @@ use sampan_api::{Object, meta as access};
 use sampan_store::{Condition, Op, Write, Written};
 
 use super::reply::Reply;
-use super::{Call, Registry, meta, store_failure};
+use super::{Call, Registry, managers, meta, store_failure};
 use crate::admission::Operation;
 use crate::request::WriteOptions;
 use crate::watch_cache::ChangeType;
@@ -28,6 +28,7 @@ impl Registry {
         meta::wipe_system_fields(&mut object);
         meta::match_namespace(call, &mut object)?;
         meta::dedup_owners(call, &mut object);
+        managers::note(call, options, None, &mut object);
         let mut object = Self::as_stored(&call.row, object);
         self.admit(call, Operation::Create, &mut object, None, options.dry_run)
             .await?;

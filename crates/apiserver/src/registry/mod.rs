@@ -10,6 +10,7 @@ mod delete;
 pub mod filter;
 mod leases;
 mod list;
+mod managers;
 pub mod meta;
 pub mod patch;
 pub mod reply;
@@ -56,6 +57,8 @@ pub struct Call {
     pub media: Media,
     /// For the `Warning` header.
     pub warnings: Vec<String>,
+    /// Whether to note who owns which field. The server's own writes do not.
+    pub tracked: bool,
 }
 
 impl Call {
@@ -78,6 +81,7 @@ impl Call {
             user: Arc::new(UserInfo::api_server()),
             media: Media::default(),
             warnings: Vec::new(),
+            tracked: false,
         }
     }
 

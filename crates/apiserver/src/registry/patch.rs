@@ -2,12 +2,12 @@
 
 use sampan_api::patch::{json, merge, strategic};
 use sampan_api::status::Status;
-use sampan_api::{Object, codec, field};
+use sampan_api::{Object, codec, field, meta};
 use sampan_kinds::Part;
 use serde_json::Value;
 
 use super::reply::Reply;
-use super::{Call, Registry};
+use super::{Call, Registry, managers};
 use crate::request::{Encoding, FieldValidation, WriteOptions};
 use crate::{Refusal, refuse};
 
@@ -50,6 +50,14 @@ impl Registry {
         body: &[u8],
         options: &WriteOptions,
     ) -> Result<Reply, Refusal> {
+        if kind == PatchType::Apply {
+            return self.apply(call, part, body, options).await;
+        }
+        if options.force {
+            return Err(options_refused(
+                "force: Forbidden: may not be specified for non-apply patch",
+            ));
+        }
         let mut duplicates = Vec::new();
         let patch = parse(kind, body, &mut duplicates)?;
         if !duplicates.is_empty() && options.field_validation == FieldValidation::Strict {
@@ -69,6 +77,75 @@ impl Registry {
         })
         .await
     }
+
+    /// Server-side apply: the object is made what the configuration says, and made at all if it is absent.
+    async fn apply(
+        &self,
+        call: &mut Call,
+        part: Part<'_>,
+        body: &[u8],
+        options: &WriteOptions,
+    ) -> Result<Reply, Refusal> {
+        if options.field_manager.is_empty() {
+            return Err(options_refused(
+                "fieldManager: Required value: is required for apply patch",
+            ));
+        }
+        let parsed = codec::parse(body, Encoding::Yaml, None)
+            .map_err(|error| refuse(Status::bad_request(format!("error decoding YAML: {error}"))))?;
+        let mut complaints: Vec<String> = parsed.complaint.into_iter().collect();
+        if complaints.is_empty() {
+            complaints.extend(parsed.duplicates.iter().map(|path| format!("duplicate field {path:?}")));
+        }
+        match options.field_validation {
+            FieldValidation::Strict if !complaints.is_empty() => {
+                return Err(refuse(Status::bad_request(format!(
+                    "strict decoding error: {}",
+                    complaints.join(", ")
+                ))));
+            }
+            FieldValidation::Warn => complaints.into_iter().for_each(|text| call.warn(text)),
+            _ => {}
+        }
+        let mut config = parsed.object;
+        if !config.is_object() {
+            return Err(refuse(Status::bad_request(
+                "the applied configuration must be an object",
+            )));
+        }
+        let name = meta::name(&config);
+        if !name.is_empty() && name != call.info.name {
+            return Err(refuse(Status::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                call.info.name
+            ))));
+        }
+        let name = call.info.name.clone();
+        meta::set_name(&mut config, &name);
+        if call.row.spec.namespaced && meta::namespace(&config).is_empty() {
+            let namespace = call.info.namespace.clone();
+            meta::set_namespace(&mut config, &namespace);
+        }
+        // The merge itself says who owns what.
+        call.tracked = false;
+        let create = part == Part::Main;
+        self.change(call, part, options, create, &mut |call, old| {
+            let mut new = managers::apply(call, options, old, &config)?;
+            if old != Some(&new) {
+                settle(call, &mut new, FieldValidation::Ignore)?;
+            }
+            Ok(new)
+        })
+        .await
+    }
+}
+
+fn options_refused(why: &str) -> Refusal {
+    refuse(Status::new(
+        422,
+        "Invalid",
+        format!("PatchOptions.meta.k8s.io \"\" is invalid: {why}"),
+    ))
 }
 
 fn parse(kind: PatchType, body: &[u8], duplicates: &mut Vec<String>) -> Result<Patch, Refusal> {
@@ -82,11 +159,8 @@ fn parse(kind: PatchType, body: &[u8], duplicates: &mut Vec<String>) -> Result<P
         PatchType::Json => Patch::Json(json::JsonPatch::parse(body).map_err(|error| refuse((&error).into()))?),
         PatchType::Merge => Patch::Merge(tree()?),
         PatchType::Strategic => Patch::Strategic(tree()?),
-        PatchType::Apply => {
-            return Err(refuse(Status::unsupported_media_type(
-                "server-side apply is not served yet; use kubectl apply without --server-side",
-            )));
-        }
+        // Handled before; a configuration is not a patch.
+        PatchType::Apply => Patch::Merge(tree()?),
     })
 }
 

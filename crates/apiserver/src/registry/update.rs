@@ -12,7 +12,7 @@ use sampan_store::{Condition, KeyValue, Op, Revision, Write, Written};
 
 use super::create::encode;
 use super::reply::Reply;
-use super::{Call, Registry, meta, store_failure};
+use super::{Call, Registry, managers, meta, store_failure};
 use crate::admission::{Operation, Review};
 use crate::request::WriteOptions;
 use crate::watch_cache::{ChangeType, Entry, Storage};
@@ -206,11 +206,10 @@ impl Registry {
         let row = call.row.clone();
         let strategy = row.strategy();
         let old = existing.object;
-        let made = if row.converts() {
-            make(call, Some(&Self::in_version(&row, old.clone())))?
-        } else {
-            make(call, Some(&old))?
-        };
+        let shown = row.converts().then(|| Self::in_version(&row, old.clone()));
+        let shown = shown.as_ref().unwrap_or(&old);
+        let mut made = make(call, Some(shown))?;
+        managers::note(call, options, Some(shown), &mut made);
         let mut new = Self::as_stored(&row, made);
         access::set_type(&mut new, &row.stored_version, row.stored.kind);
         meta::match_namespace(call, &mut new)?;
@@ -317,9 +316,7 @@ impl Registry {
                     .await;
                 Ok(Outcome::Done(Reply::Entry(200, entry)))
             }
-            Written::Refused { .. } if stated.is_some() => {
-                Err(refuse(Status::modified(row.spec.group, row.spec.plural, &name)))
-            }
+            // A stated version that is no longer true is found out by the next round.
             Written::Refused { current, .. } => Ok(Outcome::Moved(current)),
         }
     }

@@ -9,8 +9,8 @@ use http::{HeaderMap, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use sampan_api::status::Status;
 use sampan_api::Object;
+use sampan_api::status::Status;
 use sampan_pki::Pki;
 use sampan_pki::tls::{self, TlsError};
 use sampan_tasks::{OnExit, Tasks};
@@ -54,21 +54,33 @@ pub struct NodeClient {
 impl NodeClient {
     pub fn new(pki: &Pki) -> Result<Self, TlsError> {
         let config: Arc<ClientConfig> = tls::client_config(pki.ca(), Some(pki.kubelet_client()), &["http/1.1"])?;
-        Ok(NodeClient { tls: TlsConnector::from(config) })
+        Ok(NodeClient {
+            tls: TlsConnector::from(config),
+        })
     }
 
     pub async fn connect(&self, target: &Target) -> Result<Box<dyn Io>, Refusal> {
         let failed = |why: String| {
-            refuse(Status::internal(format!("error dialing backend: {}:{}: {why}", target.host, target.port)))
+            refuse(Status::internal(format!(
+                "error dialing backend: {}:{}: {why}",
+                target.host, target.port
+            )))
         };
         let connecting = async {
-            let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|error| error.to_string())?;
+            let stream = TcpStream::connect((target.host.as_str(), target.port))
+                .await
+                .map_err(|error| error.to_string())?;
             stream.set_nodelay(true).map_err(|error| error.to_string())?;
             let stream: Box<dyn Io> = match target.tls {
                 Trust::Plain => Box::new(stream),
                 Trust::Node => {
                     let name = ServerName::try_from(target.host.clone()).map_err(|error| error.to_string())?;
-                    Box::new(self.tls.connect(name, stream).await.map_err(|error| error.to_string())?)
+                    Box::new(
+                        self.tls
+                            .connect(name, stream)
+                            .await
+                            .map_err(|error| error.to_string())?,
+                    )
                 }
             };
             Ok::<_, String>(stream)
@@ -96,20 +108,30 @@ pub async fn forward(
             .map_err(|error| refuse(Status::internal(format!("error dialing backend: {error}"))))?;
         return Ok(response.map(Body::wrap));
     }
-    let failed = |error: &dyn std::fmt::Display| refuse(Status::unavailable(format!("error trying to reach service: {error}")));
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(|error| failed(&error))?;
+    let failed =
+        |error: &dyn std::fmt::Display| refuse(Status::unavailable(format!("error trying to reach service: {error}")));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| failed(&error))?;
     tasks.spawn_until_drain("proxied request", OnExit::Expected, async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to a backend failed");
         }
     });
     let (mut parts, body) = request.into_parts();
-    parts.uri = target.path.parse::<Uri>().map_err(|error| refuse(Status::bad_request(error.to_string())))?;
+    parts.uri = target
+        .path
+        .parse::<Uri>()
+        .map_err(|error| refuse(Status::bad_request(error.to_string())))?;
     parts.version = http::Version::HTTP_11;
     remove_hop_by_hop(&mut parts.headers);
-    parts.headers.insert(HOST, HeaderValue::from_str(&host).map_err(|error| failed(&error))?);
-    let response = sender.send_request(Request::from_parts(parts, body)).await.map_err(|error| failed(&error))?;
+    parts
+        .headers
+        .insert(HOST, HeaderValue::from_str(&host).map_err(|error| failed(&error))?);
+    let response = sender
+        .send_request(Request::from_parts(parts, body))
+        .await
+        .map_err(|error| failed(&error))?;
     let (mut parts, body) = response.into_parts();
     remove_hop_by_hop(&mut parts.headers);
     Ok(Response::from_parts(parts, Body::incoming(body)))
@@ -141,14 +163,25 @@ pub fn node_target(node: &Object, path: String) -> Result<Target, Refusal> {
                 .flatten()
         })
     };
-    let host = ["InternalIP", "Hostname", "ExternalIP"].iter().find_map(|kind| address(kind)).ok_or_else(|| {
-        refuse(Status::unavailable(format!("no preferred addresses found for node {}", sampan_api::meta::name(node))))
-    })?;
+    let host = ["InternalIP", "Hostname", "ExternalIP"]
+        .iter()
+        .find_map(|kind| address(kind))
+        .ok_or_else(|| {
+            refuse(Status::unavailable(format!(
+                "no preferred addresses found for node {}",
+                sampan_api::meta::name(node)
+            )))
+        })?;
     let port = node
         .pointer("/status/daemonEndpoints/kubeletEndpoint/Port")
         .and_then(Value::as_u64)
         .and_then(|port| u16::try_from(port).ok())
         .filter(|port| *port != 0)
         .unwrap_or(DEFAULT_NODE_PORT);
-    Ok(Target { tls: Trust::Node, host: host.to_owned(), port, path })
+    Ok(Target {
+        tls: Trust::Node,
+        host: host.to_owned(),
+        port,
+        path,
+    })
 }

@@ -53,11 +53,18 @@ pub async fn serve(
     row: &Row,
     incoming: Incoming,
 ) -> Result<Response<Body>, Refusal> {
-    let verbs = row.spec.subresource(&incoming.info.subresource).map_or(&[][..], |sub| sub.verbs);
+    let verbs = row
+        .spec
+        .subresource(&incoming.info.subresource)
+        .map_or(&[][..], |sub| sub.verbs);
     let verb = incoming.info.verb.as_str();
     // A stream is a create (SPDY's POST) or a get (a WebSocket).
     if !verbs.contains(&verb) {
-        return Err(refuse(Status::method_not_supported(row.spec.group, row.spec.plural, verb)));
+        return Err(refuse(Status::method_not_supported(
+            row.spec.group,
+            row.spec.plural,
+            verb,
+        )));
     }
     plane.registry.cache.caught_up().await;
     match stream {
@@ -69,7 +76,11 @@ pub async fn serve(
 
 /// The object at `path`, or a 404 in its resource's words.
 fn find(plane: &ControlPlane, resource: &Resource, namespace: &str, name: &str) -> Result<sampan_api::Object, Refusal> {
-    let path = if resource.namespaced { format!("{namespace}/{name}") } else { name.to_owned() };
+    let path = if resource.namespaced {
+        format!("{namespace}/{name}")
+    } else {
+        name.to_owned()
+    };
     plane
         .registry
         .cache

@@ -22,7 +22,13 @@ const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 const MAX_ERROR: usize = 64 << 10;
 
 pub async fn stream(plane: &Arc<ControlPlane>, stream: Stream, incoming: Incoming) -> Result<Response<Body>, Refusal> {
-    let Incoming { parts, body, info, query, .. } = incoming;
+    let Incoming {
+        parts,
+        body,
+        info,
+        query,
+        ..
+    } = incoming;
     let pod = pod(plane, &info.namespace, &info.name)?;
     let (namespace, name) = (encode(&info.namespace), encode(&info.name));
     let path = match stream {
@@ -36,14 +42,21 @@ pub async fn stream(plane: &Arc<ControlPlane>, stream: Stream, incoming: Incomin
         _ => {
             let container = container(&pod, query.get("container").unwrap_or_default())?;
             let mut pairs = Pairs::default();
-            for (asked, sent) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+            for (asked, sent) in [
+                ("stdin", "input"),
+                ("stdout", "output"),
+                ("stderr", "error"),
+                ("tty", "tty"),
+            ] {
                 if query.flag(asked) {
                     pairs.add(sent, "1");
                 }
             }
             let verb = if stream == Stream::Exec {
                 if query.all("command").next().is_none() {
-                    return Err(refuse(Status::bad_request("you must specify at least one command for the container")));
+                    return Err(refuse(Status::bad_request(
+                        "you must specify at least one command for the container",
+                    )));
                 }
                 for word in query.all("command") {
                     pairs.add("command", word);
@@ -53,7 +66,9 @@ pub async fn stream(plane: &Arc<ControlPlane>, stream: Stream, incoming: Incomin
                 "attach"
             };
             if !["stdin", "stdout", "stderr"].iter().any(|name| query.flag(name)) {
-                return Err(refuse(Status::bad_request("you must specify at least 1 of stdin, stdout, stderr")));
+                return Err(refuse(Status::bad_request(
+                    "you must specify at least 1 of stdin, stdout, stderr",
+                )));
             }
             format!("/{verb}/{namespace}/{name}/{}{}", encode(&container), pairs.0)
         }
@@ -86,7 +101,13 @@ pub async fn log(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
             pairs.add(option, value);
         }
     }
-    let path = format!("/containerLogs/{}/{}/{}{}", encode(&info.namespace), encode(&info.name), encode(&container), pairs.0);
+    let path = format!(
+        "/containerLogs/{}/{}/{}{}",
+        encode(&info.namespace),
+        encode(&info.name),
+        encode(&container),
+        pairs.0
+    );
     if meta_text(&pod, "/spec/nodeName").is_empty() {
         // Not placed yet: there is nothing to read, as upstream answers.
         return Ok(text_response(Body::Empty));
@@ -118,7 +139,10 @@ fn pod(plane: &ControlPlane, namespace: &str, name: &str) -> Result<Object, Refu
 fn target(plane: &ControlPlane, pod: &Object, path: String) -> Result<Target, Refusal> {
     let node = meta_text(pod, "/spec/nodeName");
     if node.is_empty() {
-        return Err(refuse(Status::bad_request(format!("pod {} does not have a host assigned", meta::name(pod)))));
+        return Err(refuse(Status::bad_request(format!(
+            "pod {} does not have a host assigned",
+            meta::name(pod)
+        ))));
     }
     let row = sampan_kinds::find("", "v1", "nodes").ok_or_else(|| refuse(Status::no_such_path()))?;
     node_target(&find(plane, row, "", node)?, path)
@@ -136,12 +160,19 @@ fn names<'a>(pod: &'a Object, field: &str) -> Vec<&'a str> {
 
 /// The container asked for, or the one that must be meant.
 fn container(pod: &Object, asked: &str) -> Result<String, Refusal> {
-    let (main, init, ephemeral) = (names(pod, "containers"), names(pod, "initContainers"), names(pod, "ephemeralContainers"));
+    let (main, init, ephemeral) = (
+        names(pod, "containers"),
+        names(pod, "initContainers"),
+        names(pod, "ephemeralContainers"),
+    );
     if !asked.is_empty() {
         if main.iter().chain(&init).chain(&ephemeral).any(|name| *name == asked) {
             return Ok(asked.to_owned());
         }
-        return Err(refuse(Status::bad_request(format!("container {asked} is not valid for pod {}", meta::name(pod)))));
+        return Err(refuse(Status::bad_request(format!(
+            "container {asked} is not valid for pod {}",
+            meta::name(pod)
+        ))));
     }
     if let Some(default) = meta::annotation(pod, DEFAULT_CONTAINER)
         && main.contains(&default)
@@ -150,9 +181,16 @@ fn container(pod: &Object, asked: &str) -> Result<String, Refusal> {
     }
     match main.as_slice() {
         [one] => Ok((*one).to_owned()),
-        [] => Err(refuse(Status::bad_request(format!("a container name must be specified for pod {}", meta::name(pod))))),
+        [] => Err(refuse(Status::bad_request(format!(
+            "a container name must be specified for pod {}",
+            meta::name(pod)
+        )))),
         many => {
-            let mut text = format!("a container name must be specified for pod {}, choose one of: [{}]", meta::name(pod), many.join(" "));
+            let mut text = format!(
+                "a container name must be specified for pod {}, choose one of: [{}]",
+                meta::name(pod),
+                many.join(" ")
+            );
             if !init.is_empty() {
                 let _ok = write!(text, " or one of the init containers: [{}]", init.join(" "));
             }
@@ -208,9 +246,17 @@ async fn refused(response: Response<Body>, pod: &str) -> Refusal {
         400 => Status::bad_request(text),
         401 | 403 => Status::internal(format!("the node refused the API server: {text}")),
         404 if text.is_empty() => Status::not_found("", "pods", pod),
-        404 => Status::new(404, "NotFound", format!("the server could not find the requested resource ( pods/log {pod}): {text}")),
+        404 => Status::new(
+            404,
+            "NotFound",
+            format!("the server could not find the requested resource ( pods/log {pod}): {text}"),
+        ),
         405 => Status::new(405, "MethodNotAllowed", text),
-        _ => Status::new(code.max(500), "InternalError", format!("an error on the server ({text:?}) has prevented the request from succeeding")),
+        _ => Status::new(
+            code.max(500),
+            "InternalError",
+            format!("an error on the server ({text:?}) has prevented the request from succeeding"),
+        ),
     })
 }
 
@@ -249,7 +295,10 @@ mod tests {
     fn the_container_that_must_be_meant() {
         let one = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}]}});
         assert_eq!(container(&one, "").unwrap(), "a");
-        assert_eq!(container(&one, "x").unwrap_err().message, "container x is not valid for pod p");
+        assert_eq!(
+            container(&one, "x").unwrap_err().message,
+            "container x is not valid for pod p"
+        );
         let two = json!({"metadata": {"name": "p"}, "spec": {
             "containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "i"}]}});
         assert_eq!(

@@ -20,15 +20,22 @@ use crate::control_plane::ControlPlane;
 use crate::dispatch::Incoming;
 use crate::{Refusal, refuse};
 
-pub async fn serve(plane: &Arc<ControlPlane>, resource: &'static Resource, incoming: Incoming) -> Result<Response<Body>, Refusal> {
-    let Incoming { mut parts, body, info, .. } = incoming;
+pub async fn serve(
+    plane: &Arc<ControlPlane>,
+    resource: &'static Resource,
+    incoming: Incoming,
+) -> Result<Response<Body>, Refusal> {
+    let Incoming {
+        mut parts, body, info, ..
+    } = incoming;
     let (base, rest) = split(parts.uri.path(), resource.namespaced);
     if rest.is_empty() && parts.method == http::Method::GET && !sampan_streams::is_upgrade(&parts.headers) {
         // Relative links of the first page need the slash.
         let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = http::StatusCode::MOVED_PERMANENTLY;
-        let location = HeaderValue::from_str(&format!("{base}/{query}")).map_err(|error| refuse(Status::internal(error)))?;
+        let location =
+            HeaderValue::from_str(&format!("{base}/{query}")).map_err(|error| refuse(Status::internal(error)))?;
         response.headers_mut().insert(LOCATION, location);
         return Ok(response);
     }
@@ -43,7 +50,11 @@ pub async fn serve(plane: &Arc<ControlPlane>, resource: &'static Resource, incom
             let mut target = node_target(&find(plane, resource, "", &name.name)?, path)?;
             if let Some(port) = name.number() {
                 target.port = port;
-                target.tls = if name.scheme == "https" { Trust::Node } else { Trust::Plain };
+                target.tls = if name.scheme == "https" {
+                    Trust::Node
+                } else {
+                    Trust::Plain
+                };
             }
             target
         }
@@ -51,7 +62,9 @@ pub async fn serve(plane: &Arc<ControlPlane>, resource: &'static Resource, incom
         _ => service(plane, &find(plane, resource, &info.namespace, &name.name)?, &name, path)?,
     };
     if name.scheme == "https" && resource.plural != "nodes" {
-        return Err(refuse(Status::bad_request("proxying to Pods and Services over https is not supported; use http")));
+        return Err(refuse(Status::bad_request(
+            "proxying to Pods and Services over https is not supported; use http",
+        )));
     }
     forwarded(&mut parts.headers, &base);
     let request = Request::from_parts(parts, body);
@@ -63,7 +76,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, resource: &'static Resource, incom
 /// The path up to and including `/proxy`, and what follows it.
 fn split(path: &str, namespaced: bool) -> (String, String) {
     // "", api, v1, [namespaces, NS,] resource, name, proxy
-    let depth = if namespaced { 8 } else { 6 };
+    let depth = if namespaced { 7 } else { 5 };
     let mut end = path.len();
     if let Some((at, _)) = path.match_indices('/').nth(depth) {
         end = at;
@@ -88,7 +101,11 @@ impl Name {
             [scheme @ ("http" | "https" | ""), name, port] => (*scheme, *name, *port),
             _ => ("", text, ""),
         };
-        Name { scheme: scheme.to_owned(), name: name.to_owned(), port: port.to_owned() }
+        Name {
+            scheme: scheme.to_owned(),
+            name: name.to_owned(),
+            port: port.to_owned(),
+        }
     }
     fn number(&self) -> Option<u16> {
         self.port.parse().ok()
@@ -98,7 +115,10 @@ impl Name {
 fn pod(pod: &Object, name: &Name, path: String) -> Result<Target, Refusal> {
     let ip = pod.pointer("/status/podIP").and_then(Value::as_str).unwrap_or_default();
     if ip.is_empty() {
-        return Err(refuse(Status::bad_request(format!("address not allowed: pod {} has no address yet", meta::name(pod)))));
+        return Err(refuse(Status::bad_request(format!(
+            "address not allowed: pod {} has no address yet",
+            meta::name(pod)
+        ))));
     }
     let ports = || {
         pod.pointer("/spec/containers")
@@ -108,21 +128,40 @@ fn pod(pod: &Object, name: &Name, path: String) -> Result<Target, Refusal> {
             .filter_map(|container| container.get("ports")?.as_array())
             .flatten()
     };
-    let number = |port: &Value| port.get("containerPort").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
+    let number = |port: &Value| {
+        port.get("containerPort")
+            .and_then(Value::as_u64)
+            .and_then(|port| u16::try_from(port).ok())
+    };
     let port = match (name.port.as_str(), name.number()) {
         ("", _) => ports().find_map(number).unwrap_or(80),
         (_, Some(port)) => port,
         (named, None) => ports()
             .find(|port| port.get("name").and_then(Value::as_str) == Some(named))
             .and_then(number)
-            .ok_or_else(|| refuse(Status::bad_request(format!("no port named {named:?} in pod {}", meta::name(pod)))))?,
+            .ok_or_else(|| {
+                refuse(Status::bad_request(format!(
+                    "no port named {named:?} in pod {}",
+                    meta::name(pod)
+                )))
+            })?,
     };
-    Ok(Target { tls: Trust::Plain, host: ip.to_owned(), port, path })
+    Ok(Target {
+        tls: Trust::Plain,
+        host: ip.to_owned(),
+        port,
+        path,
+    })
 }
 
 fn service(plane: &ControlPlane, service: &Object, name: &Name, path: String) -> Result<Target, Refusal> {
     let unavailable = |why: &str| refuse(Status::unavailable(format!("{why} {:?}", name.name)));
-    let ports: Vec<&Value> = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten().collect();
+    let ports: Vec<&Value> = service
+        .pointer("/spec/ports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .collect();
     let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let wanted = match (name.port.as_str(), ports.as_slice()) {
         ("", [one]) => text(one, "name"),
@@ -130,15 +169,29 @@ fn service(plane: &ControlPlane, service: &Object, name: &Name, path: String) ->
         (asked, _) => ports
             .iter()
             .find(|port| {
-                text(port, "name") == asked || port.get("port").and_then(Value::as_u64).map(|port| port.to_string()).as_deref() == Some(asked)
+                text(port, "name") == asked
+                    || port
+                        .get("port")
+                        .and_then(Value::as_u64)
+                        .map(|port| port.to_string())
+                        .as_deref()
+                        == Some(asked)
             })
             .map(|port| text(port, "name"))
             .ok_or_else(|| unavailable("no service port found for service"))?,
     };
     let prefix = format!("{}/", meta::namespace(service));
-    let slices = plane.registry.storage_of("discovery.k8s.io", "endpointslices").ok_or_else(|| unavailable("no endpoints available for service"))?;
+    let slices = plane
+        .registry
+        .storage_of("discovery.k8s.io", "endpointslices")
+        .ok_or_else(|| unavailable("no endpoints available for service"))?;
     let mut found = Vec::new();
-    for slice in slices.snapshot(0).index.from(&prefix).take_while(|entry| entry.path().starts_with(&prefix)) {
+    for slice in slices
+        .snapshot(0)
+        .index
+        .from(&prefix)
+        .take_while(|entry| entry.path().starts_with(&prefix))
+    {
         let slice = slice.object();
         if meta::label(&slice, "kubernetes.io/service-name") != Some(meta::name(service)) {
             continue;
@@ -152,7 +205,10 @@ fn service(plane: &ControlPlane, service: &Object, name: &Name, path: String) ->
             .and_then(|port| u16::try_from(port.get("port")?.as_u64()?).ok());
         let Some(port) = port else { continue };
         for endpoint in slice.get("endpoints").and_then(Value::as_array).into_iter().flatten() {
-            let ready = endpoint.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true);
+            let ready = endpoint
+                .pointer("/conditions/ready")
+                .and_then(Value::as_bool)
+                .unwrap_or(true);
             let address = endpoint.pointer("/addresses/0").and_then(Value::as_str);
             if let (true, Some(address)) = (ready, address) {
                 found.push((address.to_owned(), port));
@@ -163,7 +219,12 @@ fn service(plane: &ControlPlane, service: &Object, name: &Name, path: String) ->
         return Err(unavailable("no endpoints available for service"));
     }
     let (host, port) = found.swap_remove(rand::rng().random_range(0..found.len()));
-    Ok(Target { tls: Trust::Plain, host, port, path })
+    Ok(Target {
+        tls: Trust::Plain,
+        host,
+        port,
+        path,
+    })
 }
 
 /// Tells the backend where it is seen from.
@@ -175,7 +236,9 @@ fn forwarded(headers: &mut HeaderMap, base: &str) {
 
 /// Redirects of the backend to itself lead through the proxy.
 fn keep_inside(headers: &mut HeaderMap, base: &str, target: &Target) {
-    let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok()) else { return };
+    let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok()) else {
+        return;
+    };
     let own = format!("http://{}:{}", target.host, target.port);
     let path = if location.starts_with('/') && !location.starts_with("//") {
         Some(location)
@@ -197,9 +260,16 @@ mod tests {
             split("/api/v1/namespaces/n/pods/p:80/proxy/a/b/", true),
             ("/api/v1/namespaces/n/pods/p:80/proxy".into(), "/a/b/".into())
         );
-        assert_eq!(split("/api/v1/nodes/n/proxy", false), ("/api/v1/nodes/n/proxy".into(), String::new()));
+        assert_eq!(
+            split("/api/v1/nodes/n/proxy", false),
+            ("/api/v1/nodes/n/proxy".into(), String::new())
+        );
         assert_eq!(split("/api/v1/nodes/n/proxy/metrics", false).1, "/metrics");
-        let name = |scheme: &str, name: &str, port: &str| Name { scheme: scheme.into(), name: name.into(), port: port.into() };
+        let name = |scheme: &str, name: &str, port: &str| Name {
+            scheme: scheme.into(),
+            name: name.into(),
+            port: port.into(),
+        };
         assert_eq!(Name::parse("web"), name("", "web", ""));
         assert_eq!(Name::parse("web:80"), name("", "web", "80"));
         assert_eq!(Name::parse("https:web:http"), name("https", "web", "http"));
