@@ -117,9 +117,12 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Compares trees without looking at managed fields themselves or at what is reset.
+    /// Compares trees without looking at what is reset, or at managed fields themselves.
     fn compare(&self, old: &Object, new: &Object) -> Comparison {
-        walk::compare(self.node(), old, new).without(self.reset)
+        let managed = FieldSet::of(&[&["metadata", "managedFields"]]);
+        walk::compare(self.node(), old, new)
+            .without(self.reset)
+            .without(&managed)
     }
 }
 
@@ -127,36 +130,42 @@ impl<'a> Context<'a> {
 ///
 /// Entries the request itself carries are taken over for the object; a subresource's requests cannot set them.
 pub fn update(context: Context<'_>, live: Option<&Object>, new: &mut Object) {
-    let stored = || match live.map(managed::read) {
-        Some(Read::Managers(managers)) => managers,
-        _ => Managers::new(),
-    };
-    let managers = if context.subresource.is_empty() {
-        match managed::read(new) {
-            Read::Managers(managers) => managers,
-            Read::Reset => Managers::new(),
-            Read::None | Read::Malformed(_) => stored(),
-        }
+    let carried = if context.subresource.is_empty() {
+        managed::read(new)
     } else {
-        stored()
+        Read::None
     };
-    meta::strip_managed_fields(new);
+    let sent = meta::strip_managed_fields(new);
+    let stored = live.and_then(|live| live.pointer("/metadata/managedFields"));
+    let empty = context.empty();
+    let old = live.unwrap_or(&empty);
+    let comparison = context.compare(old, new);
+    let own_entries = matches!(carried, Read::Reset | Read::Managers(_)) && sent.as_ref() != stored;
+    if let (Some(entries), false, true) = (stored, own_entries, comparison.is_empty()) {
+        // Nothing changed: neither do the owners.
+        meta::ensure_metadata(new).insert("managedFields".into(), entries.clone());
+        return;
+    }
+    let managers = match carried {
+        Read::Managers(managers) => managers,
+        Read::Reset => Managers::new(),
+        Read::None | Read::Malformed(_) => match live.map(managed::read) {
+            Some(Read::Managers(managers)) => managers,
+            _ => Managers::new(),
+        },
+    };
     if managers.is_empty() && live.is_some() {
         // Nobody tracks this object until somebody applies it.
         return;
     }
-    let empty = context.empty();
-    let mut old = live.unwrap_or(&empty).clone();
-    meta::strip_managed_fields(&mut old);
     let manager = context.as_manager(context.manager, false);
-    let mut managers = note_update(context, &old, new, managers, manager);
+    let mut managers = note_update(context, &comparison, managers, manager);
     cap(&mut managers);
     managed::write(new, &managers);
 }
 
-/// Moves what changed between two trees to `manager`.
-fn note_update(context: Context<'_>, old: &Object, new: &Object, mut managers: Managers, manager: Manager) -> Managers {
-    let comparison = context.compare(old, new);
+/// Moves what changed to `manager`.
+fn note_update(context: Context<'_>, comparison: &Comparison, mut managers: Managers, manager: Manager) -> Managers {
     let changed = comparison.modified.union(&comparison.added);
     for owned in managers.values_mut() {
         owned.fields = owned.fields.difference(&owned.fields.intersection(&changed));
@@ -265,7 +274,8 @@ pub fn apply(context: Context<'_>, live: Option<&Object>, config: &Object, force
     meta::strip_managed_fields(&mut old);
     if managers.is_empty() && live.is_some() {
         let before = context.as_manager("before-first-apply", false);
-        managers = note_update(context, &empty, &old, managers, before);
+        let comparison = context.compare(&empty, &old);
+        managers = note_update(context, &comparison, managers, before);
     }
     let result = merge_in(context, &old, config, managers.clone(), force);
     let (mut new, managers) = match result {

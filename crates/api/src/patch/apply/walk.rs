@@ -365,6 +365,9 @@ pub struct Comparison {
 }
 
 impl Comparison {
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.modified.is_empty()
+    }
     /// Without the fields below the given ones.
     pub fn without(mut self, ignored: &FieldSet) -> Self {
         self.added = self.added.without_trees(ignored);
@@ -384,6 +387,10 @@ fn compare_at(node: Node<'_>, left: Option<&Value>, right: Option<&Value>, path:
     let Some(either) = right.or(left) else {
         return;
     };
+    // Most of an object does not change: equal parts are passed by without a look inside.
+    if left == right {
+        return;
+    }
     let leaf = |out: &mut Comparison, path: &[Element]| match (left, right) {
         (None, _) => out.added.insert(path),
         (_, None) => out.removed.insert(path),
