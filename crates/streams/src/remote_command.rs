@@ -211,8 +211,8 @@ pub struct StatusWriter {
 }
 
 impl StatusWriter {
-    /// Everything must have been written: what is written after this does not arrive. Needs no waiting; the
-    /// connection closes by itself once the client has everything.
+    /// What was written so far arrives first, what is written after this does not. Needs no waiting; the connection
+    /// closes by itself once the client has everything.
     pub fn finish(mut self, status: ExitStatus) {
         self.send(&status);
     }

@@ -54,7 +54,10 @@ struct Table {
     last_from_peer: u32,
     /// The window the peer announced for new streams.
     peer_window: Option<u32>,
+    /// One of us takes no new streams.
     going_away: bool,
+    /// We said goodbye.
+    closed: bool,
 }
 
 /// What a session, its streams and its task share.
@@ -102,7 +105,6 @@ impl Shared {
             reader,
             window,
             consumed: 0,
-            finished: false,
         }
     }
 
@@ -116,12 +118,28 @@ impl Shared {
 
     fn close(&self) {
         let mut table = self.table();
-        if table.going_away {
+        if std::mem::replace(&mut table.closed, true) {
             return;
         }
         table.going_away = true;
         let last_stream = table.last_from_peer;
+        let mut open: Vec<_> = table
+            .streams
+            .iter()
+            .filter(|(_, entry)| entry.window.finish())
+            .map(|(id, _)| *id)
+            .collect();
         drop(table);
+        open.sort_unstable();
+        // Streams that are still written to end with what they have written so far.
+        for stream in open {
+            let end = Frame::Data {
+                stream,
+                fin: true,
+                bytes: bytes::Bytes::new(),
+            };
+            self.outbox.push(end).unwrap_or_default();
+        }
         let goodbye = Frame::GoAway { last_stream, status: 0 };
         // Closed already: then it was said or cannot be said.
         self.outbox.push(goodbye).unwrap_or_default();
@@ -184,6 +202,7 @@ impl Session {
                 last_from_peer: 0,
                 peer_window: None,
                 going_away: false,
+                closed: false,
             }),
             budget: Budget::new(),
             ended: CancellationToken::new(),
@@ -429,7 +448,7 @@ fn incoming(
         // On a connection that is closing nothing can be refused, or need be.
         shared.outbox.push(reset).unwrap_or_default();
     };
-    let mut stream = {
+    let stream = {
         let mut table = shared.table();
         let from_peer = (id % 2 == 1) == (side == Side::Server);
         if !from_peer || id <= table.last_from_peer {
@@ -443,9 +462,11 @@ fn incoming(
         }
         shared.register(&mut table, id, headers, None)
     };
-    stream.finished = unidirectional;
+    if unidirectional {
+        stream.window.finish();
+    }
     let Ok(place) = waiting.try_reserve() else {
-        stream.finished = true;
+        stream.window.finish();
         return refuse(reset::REFUSED_STREAM);
     };
     let reply = Frame::SynReply {
@@ -635,7 +656,7 @@ mod tests {
             status: reset::PROTOCOL_ERROR,
         };
         assert!(
-            matches!(&got[..], [Frame::Settings(_), Frame::SynReply { stream: 3, .. }, a, b, Frame::Ping(5), Frame::GoAway { last_stream: 3, .. }] if *a == rst(1) && *b == rst(4)),
+            matches!(&got[..], [Frame::Settings(_), Frame::SynReply { stream: 3, .. }, a, b, Frame::Ping(5), Frame::Data { stream: 3, fin: true, .. }, Frame::GoAway { last_stream: 3, .. }] if *a == rst(1) && *b == rst(4)),
             "{got:?}"
         );
     }

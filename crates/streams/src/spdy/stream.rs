@@ -24,6 +24,8 @@ struct WindowState {
     /// What the peer announced; without it there is no limit.
     initial: Option<u32>,
     reset: bool,
+    /// Our half has ended.
+    finished: bool,
     waiting: Option<Waker>,
 }
 
@@ -58,14 +60,20 @@ impl Window {
     pub fn reset(&self) {
         self.change(|state| state.reset = true);
     }
+    /// Ends our half; whether it had not ended before.
+    pub fn finish(&self) -> bool {
+        !std::mem::replace(&mut self.state().finished, true)
+    }
     /// How many bytes may be sent now; at least one, or an error.
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<u64>> {
         let mut state = self.state();
-        if state.reset {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::BrokenPipe,
-                "the peer ended the stream",
-            )));
+        if state.reset || state.finished {
+            let why = if state.finished {
+                "the stream was already shut down"
+            } else {
+                "the peer ended the stream"
+            };
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, why)));
         }
         let room = match state.initial {
             None => u64::MAX,
@@ -92,8 +100,6 @@ pub struct Stream {
     pub(super) window: Arc<Window>,
     /// Read since the peer was last told.
     pub(super) consumed: u32,
-    /// Our half has ended.
-    pub(super) finished: bool,
 }
 
 impl std::fmt::Debug for Stream {
@@ -115,8 +121,10 @@ impl Stream {
     }
 
     /// Sends a few last bytes, room or not, and ends our half.
-    pub(crate) fn finish_with(mut self, bytes: Bytes) {
-        self.finished = true;
+    pub(crate) fn finish_with(self, bytes: Bytes) {
+        if !self.window.finish() {
+            return;
+        }
         let last = Frame::Data {
             stream: self.id,
             fin: true,
@@ -126,11 +134,10 @@ impl Stream {
         self.shared.outbox.push(last).unwrap_or_default();
     }
 
-    fn finish(&mut self) -> io::Result<()> {
-        if self.finished {
+    fn finish(&self) -> io::Result<()> {
+        if !self.window.finish() {
             return Ok(());
         }
-        self.finished = true;
         self.shared.outbox.push(Frame::Data {
             stream: self.id,
             fin: true,
@@ -161,12 +168,6 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.finished {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::BrokenPipe,
-                "the stream was already shut down",
-            )));
-        }
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -188,7 +189,7 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.finish())
     }
 }
