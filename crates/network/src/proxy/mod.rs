@@ -23,7 +23,8 @@ use sampan_tasks::Drain;
 use tokio::sync::Notify;
 
 use crate::host::Host;
-use crate::kernel::{conntrack, nft::NftError};
+use crate::kernel::conntrack;
+use crate::kernel::nft::{NftError, Transaction};
 use plan::{Node, ServiceRules, desired};
 use table::Table;
 
@@ -126,14 +127,12 @@ impl Proxy {
         (rules != ServiceRules::default()).then_some(rules)
     }
 
-    /// Checks that the kernel can do what the proxy needs, by making the empty table. Call it before the rest of the
-    /// node counts on it.
+    /// Checks that the kernel can do what the proxy needs. Call it before the rest of the node counts on it.
     pub async fn prepare(config: &ProxyConfig) -> Result<(), ProxyError> {
         let (host, pods) = (config.host.clone(), config.cluster_cidr);
         blocking(move || {
-            host.run(|| Table::fresh(pods, []).1.commit())
-                .map_err(ProxyError::Host)?
-                .map_err(ProxyError::from)
+            let probe = || Table::probe(pods).into_iter().try_for_each(Transaction::commit);
+            host.run(probe).map_err(ProxyError::Host)?.map_err(ProxyError::from)
         })
         .await
     }
@@ -221,10 +220,7 @@ impl Proxy {
     }
 }
 
-fn apply(
-    transaction: crate::kernel::nft::Transaction,
-    udp: BTreeMap<plan::UdpPort, BTreeSet<Ipv4Addr>>,
-) -> Result<(), ProxyError> {
+fn apply(transaction: Transaction, udp: BTreeMap<plan::UdpPort, BTreeSet<Ipv4Addr>>) -> Result<(), ProxyError> {
     transaction.commit()?;
     if udp.is_empty() {
         return Ok(());

@@ -124,6 +124,18 @@ impl Table {
         (table, transaction)
     }
 
+    /// Transactions that make an empty table of another name and remove it: whether the kernel can do all this, found
+    /// out without touching rules in use.
+    pub fn probe(pods: Ipv4Net) -> [Transaction; 2] {
+        let [mut make, mut remove] = [(); 2].map(|()| Transaction::new("sampan-probe"));
+        Table::new(pods).frame(&mut make);
+        let endpoints = [1, 2].map(|port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).to_vec();
+        make.add_chain("probe");
+        Table::new(pods).step(&mut make, "probe", &Step::Balance(endpoints));
+        remove.drop_table();
+        [make, remove]
+    }
+
     /// Replaces (or with `None` removes) the rules of some Services.
     pub fn change(&mut self, changes: impl IntoIterator<Item = (Key, Option<ServiceRules>)>) -> Transaction {
         let mut transaction = Transaction::new(TABLE);

@@ -458,17 +458,19 @@ async fn names_resolve_through_the_dns_service() {
         let name = hickory_proto::rr::Name::from_ascii(name).unwrap();
         question.add_query(hickory_proto::op::Query::query(name, hickory_proto::rr::RecordType::A));
         let question = question.to_vec().unwrap();
-        let asked = || async {
-            let socket = netns::within(&client.netns, || std::net::UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-            socket.send_to(&question, "10.96.0.10:53").ok()?;
-            let mut buffer = [0; 512];
-            let (length, from) = socket.recv_from(&mut buffer).ok()?;
-            let answer = hickory_proto::op::Message::from_vec(&buffer[..length]).unwrap();
-            (!answer.answers.is_empty()).then(|| (from.to_string(), answer.answers[0].data.to_string()))
-        };
-        let answer = eventually("the name resolves", asked).await;
-        assert_eq!(answer, ("10.96.0.10:53".to_owned(), "10.96.0.10".to_owned()));
+        for from in [&client.netns, &world.machine] {
+            let asked = || async {
+                let socket = netns::within(from, || std::net::UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+                socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+                socket.send_to(&question, "10.96.0.10:53").ok()?;
+                let mut buffer = [0; 512];
+                let (length, from) = socket.recv_from(&mut buffer).ok()?;
+                let answer = hickory_proto::op::Message::from_vec(&buffer[..length]).unwrap();
+                (!answer.answers.is_empty()).then(|| (from.to_string(), answer.answers[0].data.to_string()))
+            };
+            let answer = eventually("the name resolves", asked).await;
+            assert_eq!(answer, ("10.96.0.10:53".to_owned(), "10.96.0.10".to_owned()));
+        }
         cluster.done().await;
     }
 }
