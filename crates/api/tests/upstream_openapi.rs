@@ -6,20 +6,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::PathBuf;
 
+use sampan_api::openapi::{self, Api, ResourceDesc, SubresourceDesc};
 use sampan_api::schema::{self, Field, ListKind, Type};
 use serde_json::{Map, Value, json};
 
 const FILE: &str = "kubernetes-1.36-openapi-v2.json.gz";
 
+const DISCOVERY: &str = "kubernetes-1.36-discovery-aggregated.json.gz";
+
 fn upstream() -> Option<Value> {
+    data(FILE)
+}
+
+fn data(file: &str) -> Option<Value> {
     let dir = std::env::var_os("SAMPAN_UPSTREAM_DATA").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"),
         PathBuf::from,
     );
-    let bytes = match std::fs::read(dir.join(FILE)) {
+    let bytes = match std::fs::read(dir.join(file)) {
         Ok(bytes) => bytes,
         Err(_) => {
-            eprintln!("skipped: {FILE} is not in {} (set SAMPAN_UPSTREAM_DATA)", dir.display());
+            eprintln!("skipped: {file} is not in {} (set SAMPAN_UPSTREAM_DATA)", dir.display());
             return None;
         }
     };
@@ -186,5 +193,147 @@ fn definitions_agree_with_upstream() {
             .map(|(at, what)| format!("{at}: {what}"))
             .collect::<Vec<_>>()
             .join("\n")
+    );
+}
+
+/// The API upstream's discovery lists (everything but the core group).
+fn served(discovery: &Value) -> Api {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut api = Api {
+        version: "unversioned".into(),
+        resources: Vec::new(),
+    };
+    for group in list(&discovery["items"]) {
+        let name = text(&group["metadata"]["name"]);
+        for version in list(&group["versions"]) {
+            let own = text(&version["version"]);
+            for resource in list(&version["resources"]) {
+                let kind = text(&resource["responseKind"]["kind"]);
+                let subresources = list(&resource["subresources"])
+                    .iter()
+                    .map(|sub| {
+                        let gvk = &sub["responseKind"];
+                        let inherits = text(&gvk["version"]).is_empty();
+                        SubresourceDesc {
+                            name: text(&sub["subresource"]),
+                            group: if inherits { name.clone() } else { text(&gvk["group"]) },
+                            version: if inherits { own.clone() } else { text(&gvk["version"]) },
+                            kind: text(&gvk["kind"]),
+                            verbs: list(&sub["verbs"]).iter().map(text).collect(),
+                            connect: false,
+                        }
+                    })
+                    .collect();
+                api.resources.push(ResourceDesc {
+                    group: name.clone(),
+                    version: own.clone(),
+                    plural: text(&resource["resource"]),
+                    list_kind: format!("{kind}List"),
+                    kind,
+                    namespaced: resource["scope"] == "Namespaced",
+                    verbs: list(&resource["verbs"]).iter().map(text).collect(),
+                    subresources,
+                    schema: None,
+                });
+            }
+        }
+    }
+    api
+}
+
+/// Names of an operation's parameters, references resolved.
+fn parameter_names(document: &Value, owner: &Value) -> BTreeSet<String> {
+    owner["parameters"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|parameter| match parameter["$ref"].as_str() {
+            Some(reference) => &document["parameters"][reference.trim_start_matches("#/parameters/")],
+            None => parameter,
+        })
+        .filter_map(|parameter| parameter["name"].as_str().map(str::to_owned))
+        .collect()
+}
+
+/// Parameters upstream has and we leave out: sharded lists are an alpha feature.
+const NO_PARAMETER: [&str; 1] = ["shardSelector"];
+
+#[test]
+fn paths_agree_with_upstream() {
+    let (Some(upstream), Some(discovery)) = (upstream(), data(DISCOVERY)) else {
+        return;
+    };
+    let api = served(&discovery);
+    let ours = openapi::v2::document(&api);
+    let mut differences = Vec::new();
+    let versions: BTreeSet<String> = api
+        .resources
+        .iter()
+        .map(|resource| format!("/apis/{}/{}/", resource.group, resource.version))
+        .collect();
+    let none = Map::new();
+    let (left, right) = (
+        ours["paths"].as_object().unwrap_or(&none),
+        upstream["paths"].as_object().unwrap_or(&none),
+    );
+    let served = |path: &str| versions.iter().any(|root| path.starts_with(root));
+    for (path, theirs) in right {
+        if !served(path) || path.contains("/watch/") {
+            continue;
+        }
+        let Some(own) = left.get(path) else {
+            differences.push(format!("{path}: not ours"));
+            continue;
+        };
+        for method in ["get", "put", "post", "delete", "patch"] {
+            let (a, b) = (&own[method], &theirs[method]);
+            if a.is_null() != b.is_null() {
+                differences.push(format!("{method} {path}: ours {}", !a.is_null()));
+                continue;
+            }
+            for key in [
+                "operationId",
+                "x-kubernetes-action",
+                "x-kubernetes-group-version-kind",
+                "tags",
+                "description",
+            ] {
+                if a[key] != b[key] {
+                    differences.push(format!("{method} {path} {key}: ours {}, theirs {}", a[key], b[key]));
+                }
+            }
+            let codes = |operation: &Value| -> Vec<String> {
+                let responses = operation["responses"].as_object();
+                responses.into_iter().flatten().map(|(code, _)| code.clone()).collect()
+            };
+            if codes(a) != codes(b) {
+                differences.push(format!("{method} {path}: codes {:?}, theirs {:?}", codes(a), codes(b)));
+            }
+            if a["responses"]["200"]["schema"] != b["responses"]["200"]["schema"] {
+                differences.push(format!("{method} {path}: answers differ"));
+            }
+            let names = |document: &Value, item: &Value, operation: &Value| {
+                let mut all = parameter_names(document, item);
+                all.extend(parameter_names(document, operation));
+                all.retain(|name| !NO_PARAMETER.contains(&name.as_str()));
+                all
+            };
+            let (mine, other) = (names(&ours, own, a), names(&upstream, theirs, b));
+            if !a.is_null() && mine != other {
+                differences.push(format!("{method} {path}: parameters {mine:?}, theirs {other:?}"));
+            }
+        }
+    }
+    for path in left.keys().filter(|path| served(path)) {
+        if !right.contains_key(path) {
+            differences.push(format!("{path}: only ours"));
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{}",
+        differences.len(),
+        differences.join("\n")
     );
 }

@@ -23,6 +23,8 @@ use std::sync::Arc;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+pub use paths::delete_answers_object;
+
 /// What is served.
 #[derive(Clone, Debug, Default)]
 pub struct Api {

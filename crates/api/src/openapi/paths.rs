@@ -220,6 +220,25 @@ fn lower_first(text: &str) -> String {
         .map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
+/// Whether deleting an object of the resource answers with the object itself; elsewhere the answer is a `Status`.
+pub fn delete_answers_object(group: &str, plural: &str) -> bool {
+    match group {
+        "" => matches!(
+            plural,
+            "persistentvolumeclaims"
+                | "persistentvolumes"
+                | "pods"
+                | "podtemplates"
+                | "resourcequotas"
+                | "serviceaccounts"
+                | "services"
+        ),
+        "resource.k8s.io" => true,
+        "storage.k8s.io" => plural != "csistoragecapacities",
+        _ => false,
+    }
+}
+
 /// `/api/v1` or `/apis/apps/v1`
 pub fn root(group: &str, version: &str) -> String {
     if group.is_empty() {
@@ -585,7 +604,9 @@ impl<'a> Builder<'a> {
             operation.params = self.params.delete();
             operation.body = self.delete_body();
             operation.codes = &[200, 202];
-            operation.answer = Answer::Definition(format!("{META}.Status"));
+            if !delete_answers_object(&resource.group, &resource.plural) {
+                operation.answer = Answer::Definition(format!("{META}.Status"));
+            }
             all.push(operation);
         }
         all

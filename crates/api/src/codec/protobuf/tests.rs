@@ -348,3 +348,70 @@ proptest! {
         let _unread = decode(&envelope("apiextensions.k8s.io/v1", "CustomResourceDefinition", &bytes), None);
     }
 }
+
+/// Bodies recorded from kubectl 1.33 (`kubectl create …`).
+#[test]
+fn what_kubectl_sends() {
+    for (bytes, expected) in [
+        (
+            &include_bytes!("testdata/kubectl-1.33-deployment.bin")[..],
+            json!({
+                "apiVersion": "apps/v1", "kind": "Deployment",
+                "metadata": {"name": "web", "labels": {"app": "web"}},
+                "spec": {
+                    "replicas": 0, "selector": {"matchLabels": {"app": "web"}}, "strategy": {},
+                    "template": {
+                        "metadata": {"labels": {"app": "web"}},
+                        "spec": {"containers": [{"name": "nginx", "image": "nginx", "ports": [{"containerPort": 80}], "resources": {}}]},
+                    },
+                },
+                "status": {},
+            }),
+        ),
+        (
+            &include_bytes!("testdata/kubectl-1.33-pdb.bin")[..],
+            json!({
+                "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "p"},
+                "spec": {"minAvailable": "50%", "selector": {"matchLabels": {"a": "b"}}},
+                "status": {"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0},
+            }),
+        ),
+        (
+            &include_bytes!("testdata/kubectl-1.33-cronjob.bin")[..],
+            json!({
+                "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "cj"},
+                "spec": {
+                    "schedule": "*/5 * * * *",
+                    "jobTemplate": {
+                        "metadata": {"name": "cj"},
+                        "spec": {"template": {
+                            "metadata": {},
+                            "spec": {"containers": [{"name": "cj", "image": "x", "resources": {}}], "restartPolicy": "OnFailure"},
+                        }},
+                    },
+                },
+                "status": {},
+            }),
+        ),
+        (
+            &include_bytes!("testdata/kubectl-1.33-ingress.bin")[..],
+            json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "i"},
+                "spec": {"rules": [{"host": "a.b", "http": {"paths": [{
+                    "path": "/x", "pathType": "Prefix", "backend": {"service": {"name": "svc", "port": {"number": 80}}},
+                }]}}]},
+                "status": {"loadBalancer": {}},
+            }),
+        ),
+    ] {
+        let mut object = decode(bytes, None).expect("read");
+        let (api_version, kind) = (
+            crate::meta::api_version(&object).to_owned(),
+            crate::meta::kind(&object).to_owned(),
+        );
+        let ty = crate::patch::apply::builtin_type(&api_version, &kind).expect("a kind");
+        let findings = crate::codec::check(&ty, &mut object).expect("fits");
+        assert_eq!(findings.unknown, Vec::<String>::new());
+        assert_eq!(object, expected);
+    }
+}
