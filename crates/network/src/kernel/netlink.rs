@@ -215,6 +215,11 @@ impl<'a> Iterator for Parsed<'a> {
     }
 }
 
+/// The types of the messages in a datagram.
+pub fn kinds(datagram: &[u8]) -> impl Iterator<Item = u16> {
+    Parsed(datagram).map(|(kind, ..)| kind)
+}
+
 /// The attributes in a body: type without flags, payload.
 pub struct ParsedAttrs<'a>(pub &'a [u8]);
 

@@ -12,6 +12,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const NEWTABLE: u16 = 0;
+const GETTABLE: u16 = 1;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
 const DELCHAIN: u16 = 5;
@@ -345,6 +346,21 @@ impl Rule {
     pub fn reject(self) -> Self {
         let (icmp, port_unreachable) = (0, 3);
         self.expression("reject", Attrs::new().be32(1, icmp).u8(2, port_unreachable))
+    }
+}
+
+/// Whether a message of this type tells of a table's removal.
+pub fn is_table_removal(kind: u16) -> bool {
+    kind == SUBSYSTEM | DELTABLE
+}
+
+/// Whether there is such a table.
+pub fn table_exists(table: &str) -> io::Result<bool> {
+    let attrs = Attrs::new().text(1, table);
+    let asked = Socket::netfilter()?.request(Message::new(SUBSYSTEM | GETTABLE, 0, &header(FAMILY_IPV4, 0), attrs));
+    match asked {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|()| true),
     }
 }
 

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
+use sampan_tasks::Drain;
 use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
@@ -26,6 +27,7 @@ use crate::kernel::link::{Links, mac_of, show_mac};
 use crate::kernel::netns;
 use crate::kernel::nft::NftError;
 use crate::kernel::sysctl::{self, Remembered};
+use crate::kernel::watch::TableWatch;
 use store::{Record, Store};
 
 pub(crate) use rules::TABLE;
@@ -228,6 +230,24 @@ impl PodNetwork {
     pub fn status(&self, uid: &str) -> Option<PodNetworkStatus> {
         let store = self.0.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.get(uid).map(|record| self.0.status(record))
+    }
+
+    /// Keeps the rules until `drain`: when somebody removes them (a firewall's reload), they are made anew.
+    pub async fn guard(&self, drain: Drain) -> Result<(), PodNetworkError> {
+        let watch = TableWatch::open(&self.0.config.host, TABLE).map_err(failed("watch the rules of Pods"))?;
+        loop {
+            match drain.until(watch.gone()).await {
+                None => return Ok(()),
+                Some(gone) => gone.map_err(failed("watch the rules of Pods"))?,
+            }
+            tracing::warn!("somebody removed the rules of Pods; making them anew");
+            let inner = Arc::clone(&self.0);
+            blocking(move || {
+                let store = inner.store.lock().unwrap_or_else(PoisonError::into_inner);
+                inner.on_host(|| Ok(rules::sync_all(&inner.config, store.all())?))
+            })
+            .await?;
+        }
     }
 
     /// Takes back what belongs to Pods that are not in `live`; says which.

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use crate::host::Host;
 use crate::kernel::conntrack;
 use crate::kernel::nft::{NftError, Transaction};
+use crate::kernel::watch::TableWatch;
 use plan::{Node, ServiceRules, desired};
 use table::Table;
 
@@ -146,6 +147,17 @@ impl Proxy {
         if drain.until(synced).await.is_none() {
             return;
         }
+        let watch = TableWatch::open(&self.config.host, TABLE)
+            .inspect_err(
+                |error| tracing::warn!(%error, "cannot watch the service rules; if somebody flushes them, restart"),
+            )
+            .ok();
+        let gone = || async {
+            match &watch {
+                Some(watch) => watch.gone().await,
+                None => std::future::pending().await,
+            }
+        };
         let mut table: Option<Table> = None;
         let mut failures = 0u32;
         loop {
@@ -167,8 +179,19 @@ impl Proxy {
                     }
                 }
             }
-            if drain.until(self.dirty.woken.notified()).await.is_none() {
-                return;
+            tokio::select! {
+                () = drain.started() => return,
+                () = self.dirty.woken.notified() => {}
+                lost = gone() => match lost {
+                    Ok(()) => {
+                        tracing::warn!("somebody removed the service rules; making them anew");
+                        table = None;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot watch the service rules");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                },
             }
         }
     }

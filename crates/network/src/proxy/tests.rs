@@ -258,6 +258,32 @@ async fn a_service_answers_from_everywhere_with(bridge_netfilter: bool) {
     cluster.until_refused(&client.netns, (vip, 81)).await;
     cluster.until_refused(&world.machine, (vip, 81)).await;
 
+    // Somebody flushes the firewall, ours included: it comes back.
+    let guard = cluster.tasks.drain();
+    let network = world.network.clone();
+    cluster.tasks.spawn(
+        "guard",
+        OnExit::Critical,
+        async move { network.guard(guard).await.unwrap() },
+    );
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let flush = || {
+        for table in [TABLE, crate::pods::TABLE] {
+            let mut transaction = Transaction::new(table);
+            transaction.drop_table();
+            transaction.commit().unwrap();
+        }
+    };
+    world.config.host.run(flush).unwrap();
+    cluster.until_answers(&client.netns, (vip, 80)).await;
+    let gateway = world.network.gateway();
+    let masqueraded = || async {
+        ask(&a.netns, (vip, 80))
+            .ok()
+            .filter(|answer| answer == &("a".into(), gateway.to_string()))
+    };
+    eventually("a Pod reaches itself again", masqueraded).await;
+
     // One endpoint leaves, then the Service.
     cluster.api.change::<EndpointSlice>("default", "web-x", |slice| {
         slice.endpoints.as_mut().unwrap().truncate(1)
