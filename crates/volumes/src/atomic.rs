@@ -105,9 +105,7 @@ fn same_content(dir: &Path, payload: &Payload) -> Result<bool, VolumeError> {
                 return Ok(false);
             };
             let path = format!("{prefix}{name}");
-            let kind = entry
-                .file_type()
-                .map_err(VolumeError::io("inspect", entry.path()))?;
+            let kind = entry.file_type().map_err(VolumeError::io("inspect", entry.path()))?;
             if kind.is_dir() {
                 pending.push((entry.path(), format!("{path}/")));
                 continue;
@@ -115,8 +113,7 @@ fn same_content(dir: &Path, payload: &Payload) -> Result<bool, VolumeError> {
             let Some(file) = payload.get(&path) else {
                 return Ok(false);
             };
-            let bytes =
-                fs::read(entry.path()).map_err(VolumeError::io("read file", entry.path()))?;
+            let bytes = fs::read(entry.path()).map_err(VolumeError::io("read file", entry.path()))?;
             if bytes != file.data {
                 return Ok(false);
             }
@@ -147,13 +144,7 @@ fn new_directory(volume: &Path) -> Result<PathBuf, VolumeError> {
     )))
 }
 
-fn write_file(
-    root: &Path,
-    relative: &str,
-    data: &[u8],
-    mode: u32,
-    uid: Option<u32>,
-) -> Result<(), VolumeError> {
+fn write_file(root: &Path, relative: &str, data: &[u8], mode: u32, uid: Option<u32>) -> Result<(), VolumeError> {
     let path = root.join(relative);
     let mut parents: Vec<&Path> = path
         .ancestors()
@@ -183,8 +174,7 @@ fn write_file(
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), VolumeError> {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        .map_err(VolumeError::io("change mode of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(VolumeError::io("change mode of", path))
 }
 
 fn link_names(volume: &Path, names: &BTreeSet<&str>) -> Result<(), VolumeError> {
@@ -193,8 +183,7 @@ fn link_names(volume: &Path, names: &BTreeSet<&str>) -> Result<(), VolumeError> 
         match fs::symlink_metadata(&link) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                symlink(Path::new(DATA).join(name), &link)
-                    .map_err(VolumeError::io("create link", &link))?;
+                symlink(Path::new(DATA).join(name), &link).map_err(VolumeError::io("create link", &link))?;
             }
             Err(error) => return Err(VolumeError::io("inspect", link)(error)),
         }
@@ -209,12 +198,9 @@ fn remove_stale(volume: &Path, current: &Path, names: &BTreeSet<&str>) -> Result
         let entry = entry.map_err(VolumeError::io("read directory", volume))?;
         let name = entry.file_name();
         let Some(text) = name.to_str() else { continue };
-        let kind = entry
-            .file_type()
-            .map_err(VolumeError::io("inspect", entry.path()))?;
+        let kind = entry.file_type().map_err(VolumeError::io("inspect", entry.path()))?;
         if kind.is_dir() && text.starts_with("..") && Path::new(text) != current {
-            fs::remove_dir_all(entry.path())
-                .map_err(VolumeError::io("remove directory", entry.path()))?;
+            fs::remove_dir_all(entry.path()).map_err(VolumeError::io("remove directory", entry.path()))?;
         } else if kind.is_symlink() && text != DATA && !names.contains(text) {
             // Only links of our own making: nested mount points are directories.
             remove_if_there(&entry.path())?;
@@ -225,9 +211,7 @@ fn remove_stale(volume: &Path, current: &Path, names: &BTreeSet<&str>) -> Result
 
 fn remove_if_there(path: &Path) -> Result<(), VolumeError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(VolumeError::io("remove", path)(error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", path)(error)),
         _ => Ok(()),
     }
 }

@@ -55,21 +55,13 @@ pub(crate) async fn resolve(
             "can't start pod because PVC {namespace}/{claim} is being deleted"
         )));
     }
-    let bound = found
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref())
-        == Some("Bound");
+    let bound = found.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
     let name = found
         .spec
         .as_ref()
         .and_then(|spec| spec.volume_name.clone())
         .filter(|name| bound && !name.is_empty())
-        .ok_or_else(|| {
-            VolumeError::Invalid(format!(
-                "PVC {namespace}/{claim} is not bound to a volume yet"
-            ))
-        })?;
+        .ok_or_else(|| VolumeError::Invalid(format!("PVC {namespace}/{claim} is not bound to a volume yet")))?;
     let pv = sources
         .persistent_volume(&name)
         .await?
@@ -96,7 +88,5 @@ pub(crate) async fn resolve(
     if let Some(local) = spec.local {
         return Ok(Backing::Local { path: local.path });
     }
-    Err(VolumeError::Unsupported(format!(
-        "of persistentvolume {name}"
-    )))
+    Err(VolumeError::Unsupported(format!("of persistentvolume {name}")))
 }

@@ -17,9 +17,7 @@ pub fn nanos(quantity: &Quantity) -> Option<i128> {
     let text = quantity.0.as_str();
     let digits_end = text
         .char_indices()
-        .find(|(at, c)| {
-            !(c.is_ascii_digit() || *c == '.' || (*at == 0 && (*c == '+' || *c == '-')))
-        })
+        .find(|(at, c)| !(c.is_ascii_digit() || *c == '.' || (*at == 0 && (*c == '+' || *c == '-'))))
         .map_or(text.len(), |(at, _)| at);
     let (number, suffix) = text.split_at(digits_end);
     let (negative, number) = match number.as_bytes().first()? {
@@ -37,9 +35,7 @@ pub fn nanos(quantity: &Quantity) -> Option<i128> {
         if !digit.is_ascii_digit() {
             return None;
         }
-        mantissa = mantissa
-            .saturating_mul(10)
-            .saturating_add(i128::from(digit - b'0'));
+        mantissa = mantissa.saturating_mul(10).saturating_add(i128::from(digit - b'0'));
     }
     let (multiplier, exponent): (i128, i32) = match suffix {
         "" => (1, 0),
@@ -109,11 +105,7 @@ pub fn metadata_field(pod: &Pod, path: &str) -> Option<String> {
             "metadata.annotations" => meta.annotations.as_ref(),
             _ => return None,
         };
-        return Some(
-            map.and_then(|map| map.get(key))
-                .cloned()
-                .unwrap_or_default(),
-        );
+        return Some(map.and_then(|map| map.get(key)).cloned().unwrap_or_default());
     }
     match path {
         "metadata.name" => Some(meta.name.clone().unwrap_or_default()),
@@ -192,8 +184,8 @@ pub fn resource_field(
         .as_deref()
         .filter(|name| !name.is_empty())
         .unwrap_or(container);
-    let found = find_container(pod, name)
-        .ok_or_else(|| VolumeError::Downward(format!("container {name} not found")))?;
+    let found =
+        find_container(pod, name).ok_or_else(|| VolumeError::Downward(format!("container {name} not found")))?;
     container_resource(
         found.resources.as_ref(),
         pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()),
@@ -208,15 +200,9 @@ fn container_resource(
     selector: &ResourceFieldSelector,
     allocatable: &Allocatable,
 ) -> Result<String, VolumeError> {
-    let unsupported = || {
-        VolumeError::Downward(format!(
-            "unsupported container resource : {}",
-            selector.resource
-        ))
-    };
+    let unsupported = || VolumeError::Downward(format!("unsupported container resource : {}", selector.resource));
     let (side, name) = selector.resource.split_once('.').ok_or_else(unsupported)?;
-    let known =
-        matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    let known = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     if !known || !matches!(side, "limits" | "requests") {
         return Err(unsupported());
     }

@@ -22,10 +22,7 @@ pub enum VolumeError {
     #[error("path {path:?} is not allowed in a volume: {reason}")]
     BadPath { path: String, reason: &'static str },
     #[error("hostPath type check failed: {path} is not {expected}")]
-    HostPathType {
-        path: String,
-        expected: &'static str,
-    },
+    HostPathType { path: String, expected: &'static str },
     #[error("{0}")]
     Downward(String),
     #[error("{0}")]

@@ -52,9 +52,7 @@ pub fn check(path: &str, kind: &str) -> Result<(), VolumeError> {
         ("Socket", _) => wrong("a socket file"),
         ("CharDevice", _) => wrong("a character device"),
         ("BlockDevice", _) => wrong("a block device"),
-        (other, _) => Err(VolumeError::Invalid(format!(
-            "{other:?} is an invalid hostPath type"
-        ))),
+        (other, _) => Err(VolumeError::Invalid(format!("{other:?} is an invalid hostPath type"))),
     }
 }
 

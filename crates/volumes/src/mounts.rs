@@ -69,9 +69,7 @@ pub fn below(path: &Path) -> Result<Vec<Mount>, VolumeError> {
 /// The file system mounted exactly at `path`, if `path` is a mount point.
 pub fn at(path: &Path) -> Result<Option<Mount>, VolumeError> {
     let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    Ok(below(path)?
-        .into_iter()
-        .rfind(|mount| mount.point == resolved))
+    Ok(below(path)?.into_iter().rfind(|mount| mount.point == resolved))
 }
 
 /// Mounts a new file system of `kind` at `target`.
@@ -102,10 +100,8 @@ pub fn bind(source: &Path, target: &Path) -> Result<(), VolumeError> {
 /// Unmounts what is at `target`; a busy mount is detached and goes when its last user does.
 pub fn unmount(target: &Path) -> Result<(), VolumeError> {
     match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
-        Err(nix::errno::Errno::EBUSY) => {
-            umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
-                .map_err(VolumeError::io("unmount", target))
-        }
+        Err(nix::errno::Errno::EBUSY) => umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
+            .map_err(VolumeError::io("unmount", target)),
         // Not a mount point any more.
         Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
         other => other.map_err(VolumeError::io("unmount", target)),

@@ -31,13 +31,7 @@ pub fn apply(path: &Path, gid: u32, read_only: bool) -> Result<(), VolumeError> 
     walk(path, &meta, meta.dev(), gid, read_only)
 }
 
-fn walk(
-    path: &Path,
-    meta: &fs::Metadata,
-    device: u64,
-    gid: u32,
-    read_only: bool,
-) -> Result<(), VolumeError> {
+fn walk(path: &Path, meta: &fs::Metadata, device: u64, gid: u32, read_only: bool) -> Result<(), VolumeError> {
     if meta.is_dir() {
         let entries = fs::read_dir(path).map_err(VolumeError::io("read directory", path))?;
         for entry in entries {
@@ -62,6 +56,5 @@ fn walk(
     if meta.is_dir() {
         mode |= SETGID | EXECUTE;
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        .map_err(VolumeError::io("change mode of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(VolumeError::io("change mode of", path))
 }

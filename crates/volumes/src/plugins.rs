@@ -88,11 +88,7 @@ fn requested_page_size(pod: &Pod, medium: &str, wanted: Option<i64>) -> Result<i
     let spec = pod.spec.as_ref();
     let containers = spec
         .into_iter()
-        .flat_map(|spec| {
-            spec.containers
-                .iter()
-                .chain(spec.init_containers.iter().flatten())
-        })
+        .flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()))
         .filter_map(|container| container.resources.as_ref());
     let pod_level = spec.and_then(|spec| spec.resources.as_ref());
     let mut sizes: Vec<i64> = containers
@@ -134,8 +130,7 @@ fn pod_memory_limit(pod: &Pod) -> Option<i64> {
 pub(crate) fn make(dir: &Path, medium: &Medium) -> Result<(), VolumeError> {
     fs::create_dir_all(dir).map_err(VolumeError::io("create directory", dir))?;
     let open_to_all = |dir: &Path| {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o777))
-            .map_err(VolumeError::io("change mode of", dir))
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).map_err(VolumeError::io("change mode of", dir))
     };
     let (kind, options) = match medium {
         Medium::Disk => return open_to_all(dir),
@@ -155,11 +150,7 @@ pub(crate) fn make(dir: &Path, medium: &Medium) -> Result<(), VolumeError> {
 
 /// Directories inside `dir` that other volumes of the same containers are mounted on: a read-only volume must have
 /// them beforehand.
-pub(crate) fn make_nested_mount_points(
-    pod: &Pod,
-    volume: &str,
-    dir: &Path,
-) -> Result<(), VolumeError> {
+pub(crate) fn make_nested_mount_points(pod: &Pod, volume: &str, dir: &Path) -> Result<(), VolumeError> {
     for relative in nested_mount_points(pod, volume) {
         crate::atomic::check_path(&relative)?;
         let path = dir.join(&relative);
@@ -175,19 +166,15 @@ pub(crate) fn nested_mount_points(pod: &Pod, volume: &str) -> Vec<String> {
         return Vec::new();
     };
     let mut out = Vec::new();
-    for container in spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-    {
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let mounts = container.volume_mounts.as_deref().unwrap_or_default();
         let plain = |path: &Option<String>| path.as_deref().unwrap_or_default().is_empty();
-        for outer in mounts.iter().filter(|mount| {
-            mount.name == volume && plain(&mount.sub_path) && plain(&mount.sub_path_expr)
-        }) {
+        for outer in mounts
+            .iter()
+            .filter(|mount| mount.name == volume && plain(&mount.sub_path) && plain(&mount.sub_path_expr))
+        {
             for inner in mounts.iter().filter(|mount| mount.name != volume) {
-                let Ok(relative) = Path::new(&inner.mount_path).strip_prefix(&outer.mount_path)
-                else {
+                let Ok(relative) = Path::new(&inner.mount_path).strip_prefix(&outer.mount_path) else {
                     continue;
                 };
                 // Only the outermost: what lies deeper belongs to that other volume.
@@ -198,10 +185,7 @@ pub(crate) fn nested_mount_points(pod: &Pod, volume: &str) -> Vec<String> {
                         && Path::new(&inner.mount_path).starts_with(other_path)
                         && other_path.starts_with(&outer.mount_path)
                 });
-                if let (false, Some(text)) = (
-                    covered || relative.as_os_str().is_empty(),
-                    relative.to_str(),
-                ) {
+                if let (false, Some(text)) = (covered || relative.as_os_str().is_empty(), relative.to_str()) {
                     out.push(text.to_owned());
                 }
             }

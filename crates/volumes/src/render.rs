@@ -9,8 +9,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Secret,
-    ServiceAccountTokenProjection, Volume,
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Secret, ServiceAccountTokenProjection,
+    Volume,
 };
 
 use crate::downward::{self, Allocatable};
@@ -63,9 +63,7 @@ impl Identity {
             fs_group: pod_level
                 .and_then(|context| context.fs_group)
                 .and_then(|gid| u32::try_from(gid).ok()),
-            fs_user: first
-                .filter(|_| same)
-                .and_then(|uid| u32::try_from(uid).ok()),
+            fs_user: first.filter(|_| same).and_then(|uid| u32::try_from(uid).ok()),
         }
     }
 
@@ -116,21 +114,10 @@ pub async fn render(volume: &Volume, ctx: &Context<'_>) -> Result<Option<Rendere
         let name = source.secret_name.clone().unwrap_or_default();
         let found = secret(ctx, &name, optional).await?;
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
-        out.payload = select(
-            "secret",
-            secret_data(&found),
-            source.items.as_deref(),
-            mode,
-            optional,
-        )?;
+        out.payload = select("secret", secret_data(&found), source.items.as_deref(), mode, optional)?;
     } else if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
-        downward_files(
-            ctx,
-            source.items.as_deref().unwrap_or_default(),
-            mode,
-            &mut out.payload,
-        )?;
+        downward_files(ctx, source.items.as_deref().unwrap_or_default(), mode, &mut out.payload)?;
     } else if let Some(source) = &volume.projected {
         out = projected(ctx, source).await?;
     } else {
@@ -139,10 +126,7 @@ pub async fn render(volume: &Volume, ctx: &Context<'_>) -> Result<Option<Rendere
     Ok(Some(out))
 }
 
-async fn projected(
-    ctx: &Context<'_>,
-    source: &ProjectedVolumeSource,
-) -> Result<Rendered, VolumeError> {
+async fn projected(ctx: &Context<'_>, source: &ProjectedVolumeSource) -> Result<Rendered, VolumeError> {
     let mut out = Rendered::default();
     let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
     for part in source.sources.iter().flatten() {
@@ -167,12 +151,7 @@ async fn projected(
                 optional,
             )?);
         } else if let Some(part) = &part.downward_api {
-            downward_files(
-                ctx,
-                part.items.as_deref().unwrap_or_default(),
-                mode,
-                &mut out.payload,
-            )?;
+            downward_files(ctx, part.items.as_deref().unwrap_or_default(), mode, &mut out.payload)?;
         } else if let Some(part) = &part.service_account_token {
             let (file, refresh_at) = token_file(ctx, part, mode).await?;
             out.payload.insert(part.path.clone(), file);
@@ -250,11 +229,7 @@ fn namespace(pod: &Pod) -> &str {
     pod.metadata.namespace.as_deref().unwrap_or("default")
 }
 
-async fn config_map(
-    ctx: &Context<'_>,
-    name: &str,
-    optional: bool,
-) -> Result<Arc<ConfigMap>, VolumeError> {
+async fn config_map(ctx: &Context<'_>, name: &str, optional: bool) -> Result<Arc<ConfigMap>, VolumeError> {
     match ctx.sources.config_map(namespace(ctx.pod), name).await? {
         Some(found) => Ok(found),
         None if optional => Ok(Arc::default()),
@@ -346,9 +321,8 @@ fn downward_files(
 ) -> Result<(), VolumeError> {
     for item in items {
         let text = if let Some(field) = &item.field_ref {
-            downward::metadata_field(ctx.pod, &field.field_path).ok_or_else(|| {
-                VolumeError::Downward(format!("unsupported fieldPath: {}", field.field_path))
-            })?
+            downward::metadata_field(ctx.pod, &field.field_path)
+                .ok_or_else(|| VolumeError::Downward(format!("unsupported fieldPath: {}", field.field_path)))?
         } else if let Some(resource) = &item.resource_field_ref {
             downward::resource_field(ctx.pod, "", resource, ctx.allocatable)?
         } else {

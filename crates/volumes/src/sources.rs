@@ -28,22 +28,10 @@ impl std::fmt::Debug for Token {
 /// The API objects that volumes read. `None` means the object does not exist.
 #[async_trait]
 pub trait Sources: Send + Sync {
-    async fn config_map(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Arc<ConfigMap>>, SourceError>;
-    async fn secret(&self, namespace: &str, name: &str)
-    -> Result<Option<Arc<Secret>>, SourceError>;
-    async fn claim(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError>;
-    async fn persistent_volume(
-        &self,
-        name: &str,
-    ) -> Result<Option<Arc<PersistentVolume>>, SourceError>;
+    async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, SourceError>;
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, SourceError>;
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError>;
+    async fn persistent_volume(&self, name: &str) -> Result<Option<Arc<PersistentVolume>>, SourceError>;
     /// Asks the API server for a token; caching is [`crate::tokens::TokenCache`]'s.
     async fn token(
         &self,
@@ -52,10 +40,7 @@ pub trait Sources: Send + Sync {
         spec: &TokenRequestSpec,
     ) -> Result<Token, SourceError>;
     /// The PEM bundle a projection selects, `None` when nothing matches.
-    async fn trust_bundle(
-        &self,
-        _projection: &ClusterTrustBundleProjection,
-    ) -> Result<Option<String>, SourceError> {
+    async fn trust_bundle(&self, _projection: &ClusterTrustBundleProjection) -> Result<Option<String>, SourceError> {
         Err(SourceError(
             "cluster trust bundles are not served by this cluster".into(),
         ))
@@ -78,39 +63,22 @@ fn key(namespace: &str, name: &str) -> (String, String) {
 }
 
 fn read<K: Ord, V: Clone>(map: &Mutex<BTreeMap<K, V>>, key: &K) -> Option<Arc<V>> {
-    let map = map
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let map = map.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     map.get(key).cloned().map(Arc::new)
 }
 
 #[async_trait]
 impl Sources for FakeSources {
-    async fn config_map(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Arc<ConfigMap>>, SourceError> {
+    async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<Arc<ConfigMap>>, SourceError> {
         Ok(read(&self.config_maps, &key(namespace, name)))
     }
-    async fn secret(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Arc<Secret>>, SourceError> {
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, SourceError> {
         Ok(read(&self.secrets, &key(namespace, name)))
     }
-    async fn claim(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError> {
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<Arc<PersistentVolumeClaim>>, SourceError> {
         Ok(read(&self.claims, &key(namespace, name)))
     }
-    async fn persistent_volume(
-        &self,
-        name: &str,
-    ) -> Result<Option<Arc<PersistentVolume>>, SourceError> {
+    async fn persistent_volume(&self, name: &str) -> Result<Option<Arc<PersistentVolume>>, SourceError> {
         Ok(read(&self.volumes, &name.to_owned()))
     }
     async fn token(

@@ -37,10 +37,7 @@ pub fn check(sub_path: &str) -> Result<(), VolumeError> {
     if path.is_absolute() {
         return refuse("a subPath must be relative");
     }
-    if path
-        .components()
-        .any(|part| matches!(part, Component::ParentDir))
-    {
+    if path.components().any(|part| matches!(part, Component::ParentDir)) {
         return refuse("a subPath must not contain '..'");
     }
     Ok(())
@@ -54,9 +51,9 @@ fn open_beneath(volume: &Path, sub_path: &str) -> Result<OwnedFd, VolumeError> {
             path: sub_path.to_owned(),
             reason: "it leads out of the volume",
         },
-        Errno::ENOSYS => VolumeError::Invalid(
-            "sub-paths need the openat2 system call; run a Linux kernel of 5.6 or later".into(),
-        ),
+        Errno::ENOSYS => {
+            VolumeError::Invalid("sub-paths need the openat2 system call; run a Linux kernel of 5.6 or later".into())
+        }
         other => VolumeError::io("open", &full)(other),
     };
     let root = open(
@@ -70,9 +67,7 @@ fn open_beneath(volume: &Path, sub_path: &str) -> Result<OwnedFd, VolumeError> {
         Err(Errno::ENOENT) => {}
         Err(error) => return Err(failed(error)),
     }
-    let mode = fstat(&root)
-        .map_err(VolumeError::io("inspect", volume))?
-        .st_mode;
+    let mode = fstat(&root).map_err(VolumeError::io("inspect", volume))?.st_mode;
     let mode = Mode::from_bits_truncate(mode & 0o7777);
     let mut dir = root;
     for part in Path::new(sub_path).components() {
@@ -87,8 +82,7 @@ fn open_beneath(volume: &Path, sub_path: &str) -> Result<OwnedFd, VolumeError> {
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(error) => return Err(failed(error)),
                 }
-                let next =
-                    beneath(&dir, Path::new(name), OFlag::O_RDONLY | flags).map_err(failed)?;
+                let next = beneath(&dir, Path::new(name), OFlag::O_RDONLY | flags).map_err(failed)?;
                 fchmod(&next, mode).map_err(failed)?;
                 next
             }

@@ -26,15 +26,13 @@ fn pod(security: Value, volumes: Value) -> Pod {
 }
 
 fn set_config_map(sources: &FakeSources, name: &str, data: Value) {
-    let map: ConfigMap =
-        serde_json::from_value(json!({"metadata": {"name": name}, "data": data})).unwrap();
+    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": name}, "data": data})).unwrap();
     let key = ("n".to_owned(), name.to_owned());
     sources.config_maps.lock().unwrap().insert(key, map);
 }
 
 fn set_secret(sources: &FakeSources, name: &str, data: Value) {
-    let secret: Secret =
-        serde_json::from_value(json!({"metadata": {"name": name}, "data": data})).unwrap();
+    let secret: Secret = serde_json::from_value(json!({"metadata": {"name": name}, "data": data})).unwrap();
     let key = ("n".to_owned(), name.to_owned());
     sources.secrets.lock().unwrap().insert(key, secret);
 }
@@ -71,10 +69,7 @@ async fn a_config_map_volume_follows_its_source() {
 
     set_config_map(&sources, "cm", json!({"k": "1"}));
     let got = volumes.prepare(&pod, &facts).await;
-    assert_eq!(
-        got.failed[0].1.to_string(),
-        "references non-existent config key: l"
-    );
+    assert_eq!(got.failed[0].1.to_string(), "references non-existent config key: l");
 
     set_config_map(&sources, "cm", json!({"k": "1", "l": "2", "other": "x"}));
     let got = volumes.prepare(&pod, &facts).await;
@@ -148,11 +143,7 @@ async fn projected_on_tmpfs_with_token_rules() {
         assert!(got.refresh_at.is_some());
         let root = &got.volumes["all"].host_path;
         assert_eq!(mounts::at(root).unwrap().unwrap().kind, "tmpfs");
-        assert!(
-            fs::read_to_string(root.join("token"))
-                .unwrap()
-                .starts_with("token-sa")
-        );
+        assert!(fs::read_to_string(root.join("token")).unwrap().starts_with("token-sa"));
         assert_eq!(mode(&root.join("token")), token_mode, "{security}");
         assert_eq!(mode(&root.join("ca.crt")), other_mode, "{security}");
         assert_eq!(fs::read_to_string(root.join("pw/x")).unwrap(), "hunter2");
@@ -178,10 +169,7 @@ async fn projected_on_tmpfs_with_token_rules() {
 async fn empty_dirs_of_every_medium() {
     let dir = tempfile::tempdir().unwrap();
     let volumes = Volumes::new(dir.path(), Arc::new(FakeSources::default()));
-    let on_disk = pod(
-        json!({"fsGroup": 77}),
-        json!([{"name": "d", "emptyDir": {}}]),
-    );
+    let on_disk = pod(json!({"fsGroup": 77}), json!([{"name": "d", "emptyDir": {}}]));
     let facts = NodeFacts::default();
     let got = volumes.prepare(&on_disk, &facts).await;
     assert!(got.failed.is_empty(), "{:?}", got.failed);
@@ -193,19 +181,10 @@ async fn empty_dirs_of_every_medium() {
     assert!(root.join("kept").exists());
     volumes.teardown("u-1").await.unwrap();
 
-    let unknown = pod(
-        json!({}),
-        json!([{"name": "d", "emptyDir": {"medium": "Paper"}}]),
-    );
+    let unknown = pod(json!({}), json!([{"name": "d", "emptyDir": {"medium": "Paper"}}]));
     let got = volumes.prepare(&unknown, &facts).await;
-    assert_eq!(
-        got.failed[0].1.to_string(),
-        "unknown storage medium \"Paper\""
-    );
-    let huge = pod(
-        json!({}),
-        json!([{"name": "d", "emptyDir": {"medium": "HugePages"}}]),
-    );
+    assert_eq!(got.failed[0].1.to_string(), "unknown storage medium \"Paper\"");
+    let huge = pod(json!({}), json!([{"name": "d", "emptyDir": {"medium": "HugePages"}}]));
     let got = volumes.prepare(&huge, &facts).await;
     assert!(got.failed[0].1.to_string().contains("no resource request"));
 
@@ -311,13 +290,11 @@ async fn sub_paths_are_bound_and_follow_updates() {
 
 #[test]
 fn nested_mount_points_are_found_once() {
-    let pod: Pod = serde_json::from_value(
-        json!({"spec": {"containers": [{"name": "c", "volumeMounts": [
+    let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "volumeMounts": [
         {"name": "outer", "mountPath": "/etc/x"},
         {"name": "inner", "mountPath": "/etc/x/in"},
         {"name": "deeper", "mountPath": "/etc/x/in/deep"},
-        {"name": "elsewhere", "mountPath": "/y"}]}]}}),
-    )
+        {"name": "elsewhere", "mountPath": "/y"}]}]}}))
     .unwrap();
     assert_eq!(crate::plugins::nested_mount_points(&pod, "outer"), ["in"]);
     assert_eq!(crate::plugins::nested_mount_points(&pod, "inner"), ["deep"]);

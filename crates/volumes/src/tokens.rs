@@ -82,9 +82,7 @@ impl TokenCache {
             Err(error) => match kept {
                 Some(kept) if now < kept.token.expires => {
                     tracing::warn!(namespace, account, %error, "a token could not be refreshed; keeping the old one");
-                    let retry = now
-                        .saturating_add(SignedDuration::from_secs(10))
-                        .unwrap_or(now);
+                    let retry = now.saturating_add(SignedDuration::from_secs(10)).unwrap_or(now);
                     Ok((kept.token, retry))
                 }
                 _ => Err(error),
@@ -129,13 +127,7 @@ mod tests {
         let now = Timestamp::now();
         let (first, due) = cache.get(&sources, "a", "b", &spec, now).await.unwrap();
         let (second, _) = cache
-            .get(
-                &sources,
-                "a",
-                "b",
-                &spec,
-                now + SignedDuration::from_secs(700),
-            )
+            .get(&sources, "a", "b", &spec, now + SignedDuration::from_secs(700))
             .await
             .unwrap();
         assert_eq!(first, second);

@@ -51,11 +51,7 @@ pub struct PodOnDisk {
 /// The API objects a pod's volumes read, for whoever watches them: (kind, name) in the pod's namespace.
 pub fn referenced_objects(pod: &Pod) -> BTreeSet<(&'static str, String)> {
     let mut out = BTreeSet::new();
-    for volume in pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.volumes.iter().flatten())
-    {
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         if let Some(source) = &volume.config_map {
             out.insert(("ConfigMap", source.name.clone()));
         }
@@ -117,11 +113,7 @@ impl Volumes {
             return out;
         };
         let mounted = mounted_volumes(pod);
-        for volume in pod
-            .spec
-            .iter()
-            .flat_map(|spec| spec.volumes.iter().flatten())
-        {
+        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
             // Image volumes are the runtime's.
             if !mounted.contains(volume.name.as_str()) || volume.image.is_some() {
                 continue;
@@ -163,16 +155,11 @@ impl Volumes {
         };
         if let Some(rendered) = render::render(volume, &context).await? {
             let refresh_at = rendered.refresh_at;
-            let prepared = self
-                .write_rendered(pod, uid, volume, rendered, identity)
-                .await?;
+            let prepared = self.write_rendered(pod, uid, volume, rendered, identity).await?;
             return Ok((prepared, refresh_at));
         }
         let plain = |host_path: PathBuf, read_only| {
-            let prepared = PreparedVolume {
-                host_path,
-                read_only,
-            };
+            let prepared = PreparedVolume { host_path, read_only };
             (prepared, None)
         };
         if volume.empty_dir.is_some() {
@@ -188,10 +175,7 @@ impl Volumes {
             return Ok(plain(dir, false));
         }
         if let Some(source) = &volume.host_path {
-            let (path, kind) = (
-                source.path.clone(),
-                source.type_.clone().unwrap_or_default(),
-            );
+            let (path, kind) = (source.path.clone(), source.type_.clone().unwrap_or_default());
             let at = path.clone();
             blocking(move || hostpath::check(&at, &kind)).await?;
             return Ok(plain(path.into(), false));
@@ -315,10 +299,7 @@ impl Volumes {
             for entry in entries {
                 let entry = entry.map_err(VolumeError::io("read directory", &pods))?;
                 if let Ok(uid) = entry.file_name().into_string() {
-                    out.push(PodOnDisk {
-                        uid,
-                        dir: entry.path(),
-                    });
+                    out.push(PodOnDisk { uid, dir: entry.path() });
                 }
             }
             Ok(out)
@@ -343,12 +324,7 @@ impl Volumes {
     }
 }
 
-fn make_empty_dir(
-    dir: &Path,
-    ready: &Path,
-    medium: &Medium,
-    fs_group: Option<u32>,
-) -> Result<(), VolumeError> {
+fn make_empty_dir(dir: &Path, ready: &Path, medium: &Medium, fs_group: Option<u32>) -> Result<(), VolumeError> {
     // Ownership is given once; afterwards the directory is the containers' to arrange.
     let was_ready = ready.exists() && dir.exists();
     if was_ready && *medium == Medium::Disk {
@@ -367,12 +343,7 @@ fn make_empty_dir(
     fs::write(ready, b"").map_err(VolumeError::io("write file", ready))
 }
 
-fn own_local(
-    path: &Path,
-    fs_group: Option<u32>,
-    read_only: bool,
-    on_mismatch: bool,
-) -> Result<(), VolumeError> {
+fn own_local(path: &Path, fs_group: Option<u32>, read_only: bool, on_mismatch: bool) -> Result<(), VolumeError> {
     let meta = fs::metadata(path).map_err(VolumeError::io("inspect local volume", path))?;
     if !meta.is_dir() {
         return Err(VolumeError::Invalid(format!(
@@ -402,10 +373,7 @@ fn mounted_volumes(pod: &Pod) -> BTreeSet<&str> {
         .iter()
         .flatten()
         .flat_map(|container| container.volume_mounts.iter().flatten());
-    containers
-        .chain(ephemeral)
-        .map(|mount| mount.name.as_str())
-        .collect()
+    containers.chain(ephemeral).map(|mount| mount.name.as_str()).collect()
 }
 
 fn is_safe_name(name: &str) -> bool {

@@ -1,0 +1,106 @@
+//! How a node is set up. Read once at start; nothing here changes while it runs.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::pod::files::ClusterDns;
+
+/// Thresholds and bounds of housekeeping.
+#[derive(Clone, Debug)]
+pub struct Housekeeping {
+    /// Images are removed once their file system is fuller than this (percent) …
+    pub image_gc_high: u8,
+    /// … until it is this full.
+    pub image_gc_low: u8,
+    /// An image younger than this is never removed.
+    pub image_min_age: Duration,
+    /// A log file larger than this is rotated …
+    pub log_max_bytes: u64,
+    /// … and this many files are kept of a container.
+    pub log_max_files: usize,
+    /// How often sizes are looked at. What happens on the disk gives no events.
+    pub period: Duration,
+}
+
+impl Default for Housekeeping {
+    fn default() -> Self {
+        Self {
+            image_gc_high: 85,
+            image_gc_low: 80,
+            image_min_age: Duration::from_secs(120),
+            log_max_bytes: 10 << 20,
+            log_max_files: 5,
+            period: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The configuration of a node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    pub name: String,
+    /// The node's own addresses, the preferred first.
+    pub addresses: Vec<IpAddr>,
+    /// Everything the node keeps is below this.
+    pub data_dir: PathBuf,
+    pub cluster_dns: ClusterDns,
+    pub max_pods: u32,
+    pub pod_pids_limit: Option<i64>,
+    /// Port of the node's server.
+    pub port: u16,
+    /// Parent of `kubepods` in every control-group hierarchy; empty for the root.
+    pub cgroup_root: String,
+    /// Containers that name no seccomp profile get the runtime's.
+    pub seccomp_default: bool,
+    /// Labels to register with, besides the well-known ones.
+    pub labels: Vec<(String, String)>,
+    /// Version shown as the kubelet's.
+    pub version: String,
+    /// How often the lease is renewed.
+    pub lease_period: Duration,
+    /// How often an unchanged status is written again.
+    pub status_report_period: Duration,
+    pub housekeeping: Housekeeping,
+}
+
+impl NodeConfig {
+    /// Defaults for a node of this name.
+    pub fn new(name: impl Into<String>, addresses: Vec<IpAddr>, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            addresses,
+            data_dir: data_dir.into(),
+            cluster_dns: ClusterDns::default(),
+            max_pods: 110,
+            pod_pids_limit: None,
+            port: 10250,
+            cgroup_root: String::new(),
+            seccomp_default: false,
+            labels: Vec::new(),
+            version: format!("v1.36.0+sampan{}", env!("CARGO_PKG_VERSION")),
+            lease_period: Duration::from_secs(10),
+            status_report_period: Duration::from_secs(300),
+            housekeeping: Housekeeping::default(),
+        }
+    }
+
+    /// Logs of all Pods.
+    pub fn pod_logs_dir(&self) -> PathBuf {
+        self.data_dir.join("logs")
+    }
+
+    /// Seccomp profiles that manifests name.
+    pub fn seccomp_profile_root(&self) -> PathBuf {
+        self.data_dir.join("seccomp")
+    }
+
+    pub fn host_ips(&self) -> Vec<String> {
+        self.addresses.iter().map(IpAddr::to_string).collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(data_dir: &std::path::Path) -> Self {
+        Self::new("node-1", vec![IpAddr::from([192, 0, 2, 1])], data_dir)
+    }
+}

@@ -1,0 +1,355 @@
+//! Eviction: when memory, disk or process ids run short, reclaim first, then end one Pod at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use sampan_client::EventType;
+use sampan_runtime::PodSandboxFilter;
+use sampan_tasks::Drain;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::gc::{self, ImageCollector};
+use crate::machine::{self, Disk, Memory, Pids};
+use crate::manager::Manager;
+use crate::node_status::Pressure;
+use crate::pod::status::Verdict;
+use crate::pod::{self, label, qos};
+
+/// A pressure stays reported this long after it was seen last, so that the scheduler does not follow every wave.
+const TRANSITION: Duration = Duration::from_secs(300);
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Signals {
+    pub memory: Memory,
+    pub nodefs: Disk,
+    pub imagefs: Disk,
+    pub pids: Pids,
+}
+
+/// A threshold that was crossed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    pub resource: &'static str,
+    pub threshold: String,
+    pub available: u64,
+}
+
+fn less_than(part: u64, whole: u64, percent: u64) -> bool {
+    whole > 0 && u128::from(part) * 100 < u128::from(whole) * u128::from(percent)
+}
+
+/// The hard thresholds that are crossed, the most urgent first.
+pub fn shortages(signals: &Signals) -> Vec<Shortage> {
+    let mut out = Vec::new();
+    let mut add = |crossed: bool, resource, threshold: &str, available| {
+        if crossed {
+            out.push(Shortage {
+                resource,
+                threshold: threshold.to_owned(),
+                available,
+            });
+        }
+    };
+    let (memory, nodefs, imagefs) = (signals.memory, signals.nodefs, signals.imagefs);
+    let low = memory.total > 0 && memory.available < machine::RESERVED_MEMORY;
+    add(low, "memory", "100Mi", memory.available);
+    let low = less_than(nodefs.available, nodefs.total, 10);
+    add(low, "ephemeral-storage", "10%", nodefs.available);
+    let low = less_than(nodefs.inodes_free, nodefs.inodes, 5);
+    add(low, "inodes", "5%", nodefs.inodes_free);
+    let low = less_than(imagefs.available, imagefs.total, 15);
+    add(low, "ephemeral-storage", "15%", imagefs.available);
+    let low = less_than(imagefs.inodes_free, imagefs.inodes, 5);
+    add(low, "inodes", "5%", imagefs.inodes_free);
+    let pids = signals.pids;
+    let left = pids.max.saturating_sub(pids.used);
+    add(less_than(left, pids.max, 5), "pids", "5%", left);
+    out
+}
+
+pub fn pressure(shortages: &[Shortage]) -> Pressure {
+    let any = |names: &[&str]| shortages.iter().any(|short| names.contains(&short.resource));
+    Pressure {
+        memory: any(&["memory"]),
+        disk: any(&["ephemeral-storage", "inodes"]),
+        pids: any(&["pids"]),
+    }
+}
+
+/// Whether a Pod is never evicted.
+pub fn is_critical(pod: &Pod) -> bool {
+    pod::spec(pod).priority.unwrap_or(0) >= 2_000_000_000
+}
+
+/// Candidates, the first to go first: those over their request before those within it, then low priority before
+/// high, then by how much they are over.
+pub fn rank(mut candidates: Vec<(Arc<Pod>, u64)>, resource: &str) -> Vec<(Arc<Pod>, u64)> {
+    candidates.retain(|(pod, _)| !is_critical(pod));
+    candidates.sort_by_key(|(pod, usage)| {
+        let request = u64::try_from(qos::pod_requests(pod, resource)).unwrap_or(0);
+        let priority = pod::spec(pod).priority.unwrap_or(0);
+        (
+            *usage <= request,
+            priority,
+            std::cmp::Reverse(usage.saturating_sub(request)),
+        )
+    });
+    candidates
+}
+
+/// Looks at the machine's resources and logs now and then, and acts.
+pub struct Housekeeper {
+    pub manager: Arc<Manager>,
+    pub pressure: watch::Sender<Pressure>,
+    pub node: ObjectReference,
+}
+
+impl Housekeeper {
+    pub async fn run(self, drain: Drain) {
+        let collector = ImageCollector::default();
+        let mut ticks = tokio::time::interval(self.manager.cx.config.housekeeping.period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen: [Option<Instant>; 3] = [None; 3];
+        let mut round = 0u32;
+        loop {
+            tokio::select! {
+                () = drain.started() => return,
+                _ = ticks.tick() => {}
+            }
+            gc::rotate_logs(&self.manager.cx).await;
+            // Images change slowly: every fifth minute is upstream's rhythm.
+            if round.is_multiple_of(30) {
+                gc::collect_images(&self.manager.cx, &collector, &self.node).await;
+            }
+            round = round.wrapping_add(1);
+            self.relieve(&collector, &mut seen).await;
+        }
+    }
+
+    async fn measure(&self) -> Signals {
+        let cx = &self.manager.cx;
+        let imagefs = cx.runtime.image_fs_info().await.ok();
+        Signals {
+            memory: machine::memory(),
+            nodefs: machine::disk(&cx.config.data_dir).unwrap_or_default(),
+            imagefs: imagefs
+                .map(|fs| Disk {
+                    total: fs.capacity_bytes,
+                    available: fs.available_bytes,
+                    inodes: fs.inodes,
+                    inodes_free: fs.inodes_free,
+                })
+                .unwrap_or_default(),
+            pids: machine::pids(),
+        }
+    }
+
+    async fn relieve(&self, collector: &ImageCollector, seen: &mut [Option<Instant>; 3]) {
+        let mut short = shortages(&self.measure().await);
+        if pressure(&short).disk {
+            // Everything unused goes before any Pod does; then look again.
+            if let Err(error) = collector.collect(&self.manager.cx, u64::MAX).await {
+                tracing::warn!(%error, "images could not be collected");
+            }
+            short = shortages(&self.measure().await);
+        }
+        let now = Instant::now();
+        let current = pressure(&short);
+        let held = |at: &mut Option<Instant>, is: bool| {
+            if is {
+                *at = Some(now);
+            }
+            at.is_some_and(|at| now.duration_since(at) < TRANSITION)
+        };
+        let [memory, disk, pids] = seen;
+        let shown = Pressure {
+            memory: held(memory, current.memory),
+            disk: held(disk, current.disk),
+            pids: held(pids, current.pids),
+        };
+        self.pressure.send_if_modified(|old| {
+            let changed = *old != shown;
+            *old = shown;
+            changed
+        });
+        if let Some(worst) = short.first() {
+            let message = format!("Attempting to reclaim {}", worst.resource);
+            self.manager.cx.recorder.event_about(
+                self.node.clone(),
+                EventType::Warning,
+                "EvictionThresholdMet",
+                message,
+            );
+            self.evict_one(worst).await;
+        }
+    }
+
+    async fn evict_one(&self, short: &Shortage) {
+        let cx = &self.manager.cx;
+        let mut candidates = Vec::new();
+        for worker in self.manager.pods() {
+            if !worker.is_active() {
+                continue;
+            }
+            let filter = PodSandboxFilter {
+                labels: [(label::POD_UID.to_owned(), worker.uid.clone())].into(),
+                ..PodSandboxFilter::default()
+            };
+            let Ok(sandboxes) = cx.runtime.list_pod_sandboxes(&filter).await else {
+                continue;
+            };
+            let mut usage = 0u64;
+            for sandbox in sandboxes {
+                let Ok(stats) = cx.runtime.pod_sandbox_stats(&sandbox.id).await else {
+                    continue;
+                };
+                usage = usage.saturating_add(match short.resource {
+                    "memory" => stats.memory.map_or(0, |memory| memory.working_set_bytes),
+                    "pids" => stats.process_count,
+                    _ => stats
+                        .containers
+                        .iter()
+                        .map(|container| container.writable_layer.used_bytes)
+                        .fold(0, u64::saturating_add),
+                });
+            }
+            candidates.push((worker.pod(), usage));
+        }
+        let Some((pod, usage)) = rank(candidates, short.resource).into_iter().next() else {
+            return;
+        };
+        let message = format!(
+            "The node was low on resource: {}. Threshold quantity: {}, available: {}. The pod was using {usage}.",
+            short.resource, short.threshold, short.available
+        );
+        cx.recorder.event(&*pod, EventType::Warning, "Evicted", message.clone());
+        if let Some(worker) = self.manager.worker(pod::uid(&pod)) {
+            worker.condemn(Verdict {
+                phase: "Failed".into(),
+                reason: "Evicted".into(),
+                message: message.clone(),
+                condition: Some(("DisruptionTarget".into(), "TerminationByKubelet".into(), message)),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::testing::pod;
+    use serde_json::json;
+
+    #[test]
+    fn thresholds_are_crossed_one_by_one() {
+        let gib = 1u64 << 30;
+        let disk = |available| Disk {
+            total: 100 * gib,
+            available,
+            inodes: 100,
+            inodes_free: 50,
+        };
+        let good = Signals {
+            memory: Memory {
+                total: 4 * gib,
+                available: gib,
+            },
+            nodefs: disk(50 * gib),
+            imagefs: disk(50 * gib),
+            pids: Pids { used: 1, max: 100 },
+        };
+        assert!(shortages(&good).is_empty());
+        for (signals, resource, expected) in [
+            (
+                Signals {
+                    memory: Memory {
+                        total: 4 * gib,
+                        available: 99 << 20,
+                    },
+                    ..good
+                },
+                "memory",
+                Pressure {
+                    memory: true,
+                    ..Pressure::default()
+                },
+            ),
+            (
+                Signals {
+                    nodefs: disk(9 * gib),
+                    ..good
+                },
+                "ephemeral-storage",
+                Pressure {
+                    disk: true,
+                    ..Pressure::default()
+                },
+            ),
+            (
+                Signals {
+                    imagefs: disk(14 * gib),
+                    ..good
+                },
+                "ephemeral-storage",
+                Pressure {
+                    disk: true,
+                    ..Pressure::default()
+                },
+            ),
+            (
+                Signals {
+                    nodefs: Disk {
+                        inodes_free: 4,
+                        ..disk(50 * gib)
+                    },
+                    ..good
+                },
+                "inodes",
+                Pressure {
+                    disk: true,
+                    ..Pressure::default()
+                },
+            ),
+            (
+                Signals {
+                    pids: Pids { used: 97, max: 100 },
+                    ..good
+                },
+                "pids",
+                Pressure {
+                    pids: true,
+                    ..Pressure::default()
+                },
+            ),
+        ] {
+            let short = shortages(&signals);
+            assert_eq!(short[0].resource, resource);
+            assert_eq!(pressure(&short), expected);
+        }
+    }
+
+    #[test]
+    fn who_goes_first() {
+        let with = |name: &str, request: &str, priority: i32| {
+            let mut pod = pod(json!({"priority": priority, "containers": [{"name": "c",
+                "resources": {"requests": {"memory": request}}}]}));
+            pod.metadata.name = Some(name.into());
+            Arc::new(pod)
+        };
+        let ranked = rank(
+            vec![
+                (with("within", "100", 0), 50),
+                (with("critical", "0", 2_000_000_000), 9999),
+                (with("over-important", "10", 5), 90),
+                (with("over-little", "10", 0), 20),
+                (with("over-much", "10", 0), 90),
+            ],
+            "memory",
+        );
+        let names: Vec<&str> = ranked.iter().map(|(pod, _)| pod::name(pod)).collect();
+        assert_eq!(names, ["over-much", "over-little", "over-important", "within"]);
+    }
+}

@@ -1,0 +1,268 @@
+//! `/stats/summary`, `/metrics/resource` and `/metrics`: what the node and its Pods use.
+
+use std::fmt::Write;
+
+use sampan_runtime::{
+    ContainerStats, FilesystemUsage, MemoryUsage, PodSandboxState, PodSandboxStats, PodSandboxStatus,
+};
+use serde_json::{Value, json};
+
+use super::{Answer, Refusal, Server, json_body, text};
+use crate::machine;
+use crate::pod::label;
+
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+impl Server {
+    async fn sandboxes(&self) -> Result<Vec<(PodSandboxStatus, PodSandboxStats)>, Refusal> {
+        let runtime = &self.manager.cx.runtime;
+        let filter = sampan_runtime::PodSandboxFilter {
+            state: Some(PodSandboxState::Ready),
+            ..Default::default()
+        };
+        let found = runtime.list_pod_sandboxes(&filter).await;
+        let mut out = Vec::new();
+        for sandbox in found.map_err(Refusal::internal)? {
+            if !sandbox.labels.contains_key(label::POD_UID) {
+                continue;
+            }
+            // One that ends meanwhile has no statistics any more.
+            if let Ok(stats) = runtime.pod_sandbox_stats(&sandbox.id).await {
+                out.push((sandbox, stats));
+            }
+        }
+        Ok(out)
+    }
+
+    pub(super) async fn summary(&self) -> Answer {
+        let cx = &self.manager.cx;
+        let now = jiff::Timestamp::now();
+        let memory = machine::memory();
+        let used = memory.total.saturating_sub(memory.available);
+        let disk = machine::disk(&cx.config.data_dir).unwrap_or_default();
+        let pids = machine::pids();
+        let image_fs = cx.runtime.image_fs_info().await.ok();
+        let pods: Vec<Value> = self
+            .sandboxes()
+            .await?
+            .iter()
+            .map(|(sandbox, stats)| pod_summary(sandbox, stats))
+            .collect();
+        Ok(json_body(&json!({
+            "node": {
+                "nodeName": cx.config.name,
+                "startTime": cx.started,
+                "cpu": {"time": now, "usageCoreNanoSeconds": (machine::cpu_seconds() * 1e9) as u64},
+                "memory": {"time": now, "availableBytes": memory.available, "usageBytes": used,
+                    "workingSetBytes": used},
+                "fs": {"time": now, "availableBytes": disk.available, "capacityBytes": disk.total,
+                    "usedBytes": disk.total.saturating_sub(disk.available), "inodesFree": disk.inodes_free,
+                    "inodes": disk.inodes},
+                "runtime": {"imageFs": image_fs.as_ref().map(fs_summary)},
+                "rlimit": {"time": now, "maxpid": pids.max, "curproc": pids.used},
+            },
+            "pods": pods,
+        })))
+    }
+
+    pub(super) fn metrics(&self) -> Answer {
+        let (waiting, delayed, working, added, retried) = self.manager.cx.statuses.counts();
+        let mut out = String::new();
+        let mut gauge = |name: &str, help: &str, kind: &str, value: u64| {
+            // Writing to a String cannot fail.
+            let _infallible = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+        };
+        let pods = self.manager.pods();
+        let active = pods.iter().filter(|worker| worker.is_active()).count() as u64;
+        gauge(
+            "kubelet_desired_pods",
+            "Pods this node knows.",
+            "gauge",
+            pods.len() as u64,
+        );
+        gauge("kubelet_active_pods", "Pods that run or are about to.", "gauge", active);
+        gauge(
+            "sampan_pod_status_queue_waiting",
+            "Pod statuses waiting to be written.",
+            "gauge",
+            waiting as u64,
+        );
+        gauge(
+            "sampan_pod_status_queue_delayed",
+            "Pod statuses to be tried again later.",
+            "gauge",
+            delayed as u64,
+        );
+        gauge(
+            "sampan_pod_status_queue_working",
+            "Pod statuses being written.",
+            "gauge",
+            working as u64,
+        );
+        gauge(
+            "sampan_pod_status_queue_adds_total",
+            "Pod statuses queued.",
+            "counter",
+            added,
+        );
+        gauge(
+            "sampan_pod_status_queue_retries_total",
+            "Pod statuses tried again.",
+            "counter",
+            retried,
+        );
+        Ok(text(PROMETHEUS, out))
+    }
+
+    pub(super) async fn resource_metrics(&self) -> Answer {
+        let sandboxes = self.sandboxes().await?;
+        let memory = machine::memory();
+        let body = resource_text(
+            &sandboxes,
+            machine::cpu_seconds(),
+            memory.total.saturating_sub(memory.available),
+        );
+        Ok(text(PROMETHEUS, body))
+    }
+}
+
+fn memory_summary(memory: &MemoryUsage, time: jiff::Timestamp) -> Value {
+    json!({"time": time, "availableBytes": memory.available_bytes, "usageBytes": memory.usage_bytes,
+        "workingSetBytes": memory.working_set_bytes, "rssBytes": memory.rss_bytes,
+        "pageFaults": memory.page_faults, "majorPageFaults": memory.major_page_faults})
+}
+
+fn fs_summary(fs: &FilesystemUsage) -> Value {
+    json!({"time": fs.timestamp, "availableBytes": fs.available_bytes, "capacityBytes": fs.capacity_bytes,
+        "usedBytes": fs.used_bytes, "inodesFree": fs.inodes_free, "inodes": fs.inodes, "inodesUsed": fs.inodes_used})
+}
+
+fn container_summary(stats: &ContainerStats) -> Value {
+    let time = stats.timestamp;
+    json!({
+        "name": stats.metadata.name,
+        "startTime": time,
+        "cpu": stats.cpu.map(|cpu| json!({"time": time, "usageCoreNanoSeconds": cpu.usage_core_nano_seconds})),
+        "memory": stats.memory.map(|memory| memory_summary(&memory, time)),
+        "rootfs": fs_summary(&stats.writable_layer),
+    })
+}
+
+fn pod_summary(sandbox: &PodSandboxStatus, stats: &PodSandboxStats) -> Value {
+    let time = stats.timestamp;
+    let interfaces: Vec<Value> = stats
+        .network
+        .iter()
+        .map(|link| {
+            json!({"name": link.name, "rxBytes": link.rx_bytes, "rxErrors": link.rx_errors,
+                "txBytes": link.tx_bytes, "txErrors": link.tx_errors})
+        })
+        .collect();
+    let mut network = interfaces.first().cloned().unwrap_or_else(|| json!({}));
+    if let Some(network) = network.as_object_mut() {
+        network.insert("time".into(), json!(time));
+        network.insert("interfaces".into(), Value::Array(interfaces));
+    }
+    json!({
+        "podRef": {"name": sandbox.metadata.name, "namespace": sandbox.metadata.namespace, "uid": sandbox.metadata.uid},
+        "startTime": sandbox.created_at,
+        "containers": stats.containers.iter().map(container_summary).collect::<Vec<_>>(),
+        "cpu": stats.cpu.map(|cpu| json!({"time": time, "usageCoreNanoSeconds": cpu.usage_core_nano_seconds})),
+        "memory": stats.memory.map(|memory| memory_summary(&memory, time)),
+        "network": network,
+        "process_stats": {"process_count": stats.process_count},
+    })
+}
+
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// One family of metrics: header, then a line per sample.
+fn family(out: &mut String, name: &str, help: &str, kind: &str, samples: Vec<(String, f64)>) {
+    if samples.is_empty() {
+        return;
+    }
+    // Writing to a String cannot fail.
+    let _infallible = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        let _infallible = writeln!(out, "{name}{labels} {value}");
+    }
+}
+
+fn resource_text(sandboxes: &[(PodSandboxStatus, PodSandboxStats)], node_cpu: f64, node_memory: u64) -> String {
+    let of_pod = |sandbox: &PodSandboxStatus| {
+        format!(
+            "namespace=\"{}\",pod=\"{}\"",
+            sandbox.metadata.namespace, sandbox.metadata.name
+        )
+    };
+    let pods = |value: &dyn Fn(&PodSandboxStats) -> Option<f64>| -> Vec<(String, f64)> {
+        sandboxes
+            .iter()
+            .filter_map(|(sandbox, stats)| Some((format!("{{{}}}", of_pod(sandbox)), value(stats)?)))
+            .collect()
+    };
+    let containers = |value: &dyn Fn(&ContainerStats) -> Option<f64>| -> Vec<(String, f64)> {
+        sandboxes
+            .iter()
+            .flat_map(|(sandbox, stats)| {
+                stats.containers.iter().filter_map(move |container| {
+                    let labels = format!("{{container=\"{}\",{}}}", container.metadata.name, of_pod(sandbox));
+                    Some((labels, value(container)?))
+                })
+            })
+            .collect()
+    };
+    let mut out = String::new();
+    family(
+        &mut out,
+        "node_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+        "counter",
+        vec![(String::new(), node_cpu)],
+    );
+    family(
+        &mut out,
+        "node_memory_working_set_bytes",
+        "[STABLE] Current working set of the node in bytes",
+        "gauge",
+        vec![(String::new(), node_memory as f64)],
+    );
+    family(
+        &mut out,
+        "pod_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+        "counter",
+        pods(&|stats| Some(seconds(stats.cpu?.usage_core_nano_seconds))),
+    );
+    family(
+        &mut out,
+        "pod_memory_working_set_bytes",
+        "[STABLE] Current working set of the pod in bytes",
+        "gauge",
+        pods(&|stats| Some(stats.memory?.working_set_bytes as f64)),
+    );
+    family(
+        &mut out,
+        "container_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+        "counter",
+        containers(&|stats| Some(seconds(stats.cpu?.usage_core_nano_seconds))),
+    );
+    family(
+        &mut out,
+        "container_memory_working_set_bytes",
+        "[STABLE] Current working set of the container in bytes",
+        "gauge",
+        containers(&|stats| Some(stats.memory?.working_set_bytes as f64)),
+    );
+    family(
+        &mut out,
+        "resource_scrape_error",
+        "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
+        "gauge",
+        vec![(String::new(), 0.0)],
+    );
+    out
+}
