@@ -138,11 +138,11 @@ impl Services {
     }
 
     /// Follows the stored Services.
-    pub fn observe(&self, change: &Change) {
+    pub fn observe(&self, change: &Change, service: &Object) {
         let path = change.entry.path().to_owned();
         let holding = match change.kind {
             ChangeType::Deleted => Holding::default(),
-            _ => Holding::of(&change.entry.object()),
+            _ => Holding::of(service),
         };
         let mut taken = lock(&self.taken);
         if let Some(old) = taken.stored.remove(&path) {

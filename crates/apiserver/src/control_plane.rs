@@ -327,22 +327,22 @@ fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>) {
         if row.spec.group == "rbac.authorization.k8s.io"
             && let Some(kind) = sampan_auth::Kind::from_plural(plural)
         {
-            storage.set_hook(Box::new(move |change| match change.kind {
+            storage.set_hook(Box::new(move |change, object| match change.kind {
                 ChangeType::Deleted => authorizer
                     .rbac
                     .remove(kind, change.entry.namespace(), change.entry.name()),
-                _ => authorizer.rbac.apply(kind, &change.entry.object()),
+                _ => authorizer.rbac.apply(kind, object),
             }));
         } else if sampan_auth::NodeGraph::follows().contains(&(row.spec.group, plural)) {
-            storage.set_hook(Box::new(move |change| match change.kind {
+            storage.set_hook(Box::new(move |change, object| match change.kind {
                 ChangeType::Deleted => authorizer
                     .nodes
                     .remove(plural, change.entry.namespace(), change.entry.name()),
-                _ => authorizer.nodes.apply(plural, &change.entry.object()),
+                _ => authorizer.nodes.apply(plural, object),
             }));
         } else if row.is("", "services") {
             let services = services.clone();
-            storage.set_hook(Box::new(move |change| services.observe(change)));
+            storage.set_hook(Box::new(move |change, object| services.observe(change, object)));
         }
     }
 }

@@ -113,7 +113,7 @@ fn flows(kubectl: &Kubectl) {
     kubectl.shows("create configmap one --from-literal=a=1", &["configmap/one created"]);
     kubectl.shows("get configmap one -o jsonpath={.data.a}", &["1"]);
     kubectl.shows("label configmap one tier=x", &["labeled"]);
-    kubectl.shows("annotate configmap one note=y", &["annotated"]);
+    kubectl.shows("annotate configmap one note=y", &["annotate"]);
     kubectl.shows("get configmap -l tier=x -o name", &["configmap/one"]);
     kubectl.shows("patch configmap one -p {\"data\":{\"b\":\"2\"}}", &["patched"]);
     kubectl.shows(

@@ -148,17 +148,21 @@ impl Entry {
     pub fn attributes(&self, fields: &[SelectableField]) -> &Attributes {
         self.attributes.get_or_init(|| {
             if fields.is_empty() {
-                return Attributes {
-                    labels: labels(self.as_slice()),
-                    fields: Vec::new(),
-                };
-            }
-            let object = self.object();
-            Attributes {
-                labels: labels_of(&object),
-                fields: fields.iter().map(|field| (field.read)(&object)).collect(),
+                Attributes { labels: labels(self.as_slice()), fields: Vec::new() }
+            } else {
+                Attributes::of(&self.object(), fields)
             }
         })
+    }
+    /// The same from a tree that is at hand, to spare the parse.
+    pub fn learn(&self, object: &Object, fields: &[SelectableField]) {
+        self.attributes.get_or_init(|| Attributes::of(object, fields));
+    }
+}
+
+impl Attributes {
+    fn of(object: &Object, fields: &[SelectableField]) -> Self {
+        Attributes { labels: labels_of(object), fields: fields.iter().map(|field| (field.read)(object)).collect() }
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use sampan_api::Object;
 use sampan_kinds::SelectableField;
 use sampan_store::{self as store, Revision};
 use tokio::sync::mpsc;
@@ -27,7 +28,7 @@ const SNAPSHOTS: usize = 32;
 
 /// Called for every change, in order, before anyone can read it: how in-process indexes (RBAC, allocators)
 /// are never behind a reply.
-pub type Hook = Box<dyn Fn(&Change) + Send + Sync>;
+pub type Hook = Box<dyn Fn(&Change, &Object) + Send + Sync>;
 
 /// The cache of one storage prefix (`pods`, `services/specs`).
 pub struct Storage {
@@ -126,7 +127,9 @@ impl Storage {
     pub fn set_hook(&self, hook: Hook) {
         let state = lock(&self.state);
         for entry in state.index.iter() {
-            hook(&Change::new(entry.revision(), ChangeType::Added, entry.clone(), None));
+            let object = entry.object();
+            entry.learn(&object, &self.fields);
+            hook(&Change::new(entry.revision(), ChangeType::Added, entry.clone(), None), &object);
         }
         if self.hook.set(hook).is_err() {
             tracing::error!(prefix = self.prefix, "a storage has two hooks; the second is ignored");
@@ -226,6 +229,12 @@ impl Storage {
             return;
         };
         let change = Arc::new(change);
+        // One parse for whoever needs the tree.
+        let hook = self.hook.get();
+        let object = (hook.is_some() || self.indexed_field.is_some()).then(|| change.entry.object());
+        if let Some(object) = &object {
+            change.entry.learn(object, &self.fields);
+        }
         let before = change.previous.as_deref().and_then(|entry| self.indexed_value(entry));
         let after = match change.kind {
             ChangeType::Deleted => before,
@@ -236,8 +245,8 @@ impl Storage {
             return;
         }
         state.put(&change, before, after);
-        if let Some(hook) = self.hook.get() {
-            hook(&change);
+        if let (Some(hook), Some(object)) = (hook, &object) {
+            hook(&change, object);
         }
         state.watchers.tell(&change, after, before);
     }
