@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::attributes::{Attributes, Decision};
 use crate::node::NodeGraph;
 use crate::rbac::Rbac;
@@ -53,7 +55,37 @@ impl Authorizer {
         Err(request.forbidden(&self.authorize(request).reason))
     }
 
+    /// Whether `user` may write this Role or ClusterRole: it has all its rules, or may `escalate` it. What an
+    /// aggregated role will hold cannot be known, so that takes the right to everything.
+    pub fn may_write_role(&self, user: &UserInfo, plural: &str, namespace: &str, role: &Value) -> Result<(), String> {
+        let name = role
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        self.may_define_role(user, plural, namespace, name, &Rule::all_of(role))?;
+        if role.get("aggregationRule").is_none_or(Value::is_null) {
+            return Ok(());
+        }
+        let all = || vec!["*".to_owned()];
+        let everything = [
+            Rule {
+                verbs: all(),
+                api_groups: all(),
+                resources: all(),
+                ..Rule::default()
+            },
+            Rule {
+                verbs: all(),
+                non_resource_urls: all(),
+                ..Rule::default()
+            },
+        ];
+        self.may_define_role(user, plural, namespace, name, &everything)
+            .map_err(|_| "must have cluster-admin privileges to use the aggregationRule".into())
+    }
+
     /// Whether `user` may write a role with `wanted` rules: it has them all, or may `escalate` that role.
+    /// Use [`Authorizer::may_write_role`] for a whole role.
     pub fn may_define_role(
         &self,
         user: &UserInfo,
@@ -113,7 +145,6 @@ impl Authorizer {
 mod tests {
     use super::*;
     use crate::policy;
-    use serde_json::Value;
 
     fn cluster() -> Authorizer {
         let authorizer = Authorizer::new();
@@ -191,7 +222,17 @@ mod tests {
                 .unwrap_err()
                 .contains("not found")
         );
+        // Whoever could aggregate could gather any right.
+        let mut gathering = role("delete", "pods");
+        gathering["aggregationRule"] = serde_json::json!({"clusterRoleSelectors": []});
+        let write = |user: &UserInfo| cluster.may_write_role(user, "clusterroles", "web", &gathering);
+        assert!(write(&jane).unwrap_err().contains("must have cluster-admin privileges"));
+        assert_eq!(
+            cluster.may_write_role(&jane, "roles", "web", &role("delete", "pods")),
+            Ok(())
+        );
         let root = UserInfo::new("root", [MASTERS]);
+        assert_eq!(write(&root), Ok(()));
         assert_eq!(cluster.may_bind(&root, "", "ClusterRole", "none"), Ok(()));
     }
 }

@@ -29,11 +29,10 @@ pub enum ProxyError {
 
 /// Headers that are about the client's own connection or identity, not about what it wants of the backend.
 fn is_private(name: &HeaderName) -> bool {
-    const PRIVATE: [HeaderName; 7] = [
+    const PRIVATE: [HeaderName; 6] = [
         header::HOST,
         header::AUTHORIZATION,
         header::PROXY_AUTHORIZATION,
-        header::COOKIE,
         header::CONTENT_LENGTH,
         header::TRANSFER_ENCODING,
         header::TE,

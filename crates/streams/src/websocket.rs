@@ -148,6 +148,16 @@ pub(crate) struct Channels {
     ended: CancellationToken,
 }
 
+/// However the task ends, writers and waiters learn it.
+struct EndOnDrop(Arc<Channels>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.outbox.abort();
+        self.0.ended.cancel();
+    }
+}
+
 impl Channels {
     /// Starts serving; returns a reader for each of the `readable` channels.
     pub fn start<IO>(
@@ -173,9 +183,8 @@ impl Channels {
         });
         let (own, drain) = (channels.clone(), tasks.drain());
         tasks.spawn("websocket channels", OnExit::Expected, async move {
-            run(socket, &own, senders, drain).await;
-            own.outbox.abort();
-            own.ended.cancel();
+            let own = EndOnDrop(own);
+            run(socket, &own.0, senders, drain).await;
         });
         (channels, readers)
     }

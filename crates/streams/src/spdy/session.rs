@@ -160,6 +160,15 @@ impl Shared {
     }
 }
 
+/// However the task ends, the streams learn it.
+struct EndOnDrop(Arc<Shared>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// A connection. Dropped: it is closed once what was written has been sent, and its streams end.
 #[derive(Debug)]
 pub struct Session {
@@ -213,8 +222,8 @@ impl Session {
         shared.outbox.push(settings).unwrap_or_default();
         let (drain, own) = (tasks.drain(), shared.clone());
         tasks.spawn("spdy session", OnExit::Expected, async move {
-            run(io, side, &own, waiting, drain).await;
-            own.end();
+            let own = EndOnDrop(own);
+            run(io, side, &own.0, waiting, drain).await;
         });
         Session { shared, incoming }
     }
@@ -659,6 +668,70 @@ mod tests {
             matches!(&got[..], [Frame::Settings(_), Frame::SynReply { stream: 3, .. }, a, b, Frame::Ping(5), Frame::Data { stream: 3, fin: true, .. }, Frame::GoAway { last_stream: 3, .. }] if *a == rst(1) && *b == rst(4)),
             "{got:?}"
         );
+    }
+
+    /// Whatever a peer sends, the session ends by itself and its task does not panic.
+    #[tokio::test]
+    async fn random_peers_are_survived() {
+        let tasks = Tasks::new();
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        for round in 0..200 {
+            let (mut peer, b) = tokio::io::duplex(256 * 1024);
+            let mut server = Session::server(b, &tasks);
+            let (mut encoder, mut wire) = (Encoder::new(), BytesMut::new());
+            for _ in 0..random() % 40 {
+                let stream = u32::try_from(random() % 9).unwrap_or(1).max(1);
+                let fin = random() % 4 == 0;
+                let frame = match random() % 9 {
+                    0..=2 => Frame::SynStream {
+                        stream,
+                        associated: 0,
+                        priority: 0,
+                        fin,
+                        unidirectional: random() % 5 == 0,
+                        headers: Headers::new(&[("streamType", "data")]),
+                    },
+                    3 | 4 => Frame::Data {
+                        stream,
+                        fin,
+                        bytes: vec![7; usize::try_from(random() % 5000).unwrap_or(0)].into(),
+                    },
+                    5 => Frame::Rst { stream, status: 5 },
+                    6 => Frame::WindowUpdate {
+                        stream,
+                        delta: u32::MAX >> 1,
+                    },
+                    7 => Frame::Settings(vec![(setting::INITIAL_WINDOW_SIZE, stream)]),
+                    _ => Frame::SynReply {
+                        stream,
+                        fin,
+                        headers: Headers::default(),
+                    },
+                };
+                encoder.encode(&frame, &mut wire);
+            }
+            if round % 2 == 0 && !wire.is_empty() {
+                let at = usize::try_from(random()).unwrap_or(0) % wire.len();
+                wire[at] = random().to_le_bytes()[0];
+            }
+            peer.write_all(&wire).await.unwrap();
+            peer.shutdown().await.unwrap();
+            let serving = async {
+                while let Some(stream) = server.accept().await {
+                    drop(stream);
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), serving)
+                .await
+                .expect("the session hangs");
+        }
+        assert_eq!(tasks.shutdown(Duration::from_secs(10)).await, 0);
     }
 
     #[tokio::test]
