@@ -1,0 +1,405 @@
+//! The container's files: overlay, mounts, devices, and the change of root.
+//!
+//! Everything is mounted in the child's own mount namespace, so the node's mount table never shows a
+//! container and the kernel removes all of it with the last process.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat, mknodat};
+use nix::unistd::{Gid, Uid, chdir, fchdir, fchownat, pivot_root, symlinkat};
+
+use super::{Failure, Namespaces, Result, doing};
+use crate::spec::{ContainerSpec, DeviceSpec, MountSpec, RootfsSpec};
+use crate::sys::{self, MountChange};
+use crate::types::MountPropagation;
+
+const NONE: Option<&str> = None;
+const NO_EXTRAS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
+
+/// A bind mount whose source was taken from the node before its mounts were left behind.
+struct Taken<'a> {
+    mount: &'a MountSpec,
+    tree: Option<OwnedFd>,
+}
+
+/// Makes the container's root and changes to it.
+pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
+    let rootfs = &spec.rootfs;
+    let shm = match ns.shm {
+        Some(shm) => {
+            setns(shm, CloneFlags::CLONE_NEWNS).map_err(doing("join the shared memory"))?;
+            let tree = sys::open_tree(Path::new("/"), false).map_err(doing("take shared memory"))?;
+            setns(ns.mounts, CloneFlags::CLONE_NEWNS).map_err(doing("return to the node's mounts"))?;
+            Some(tree)
+        }
+        None => None,
+    };
+    // Taken while the node's mounts still are peers of ours: only so can propagation be kept.
+    let taken = take(rootfs)?;
+    let cgroups = spec.cgroups.v1.iter().map(|(name, dir)| {
+        let tree = sys::open_tree(dir, false);
+        Ok((name.as_str(), tree.map_err(doing(format!("take {}", dir.display())))?))
+    });
+    let cgroups: Vec<(&str, OwnedFd)> = cgroups.collect::<Result<_>>()?;
+
+    unshare(CloneFlags::CLONE_NEWNS).map_err(doing("make a mount namespace"))?;
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(NONE, "/", NONE, flags, NONE).map_err(doing("detach the node's mounts"))?;
+    let target = rootfs.dir.join("rootfs");
+    overlay(rootfs, &target)?;
+    let root = open_dir(&target)?;
+
+    let overridden = |path: &str| rootfs.mounts.iter().any(|m| m.target == Path::new(path));
+    if !overridden("/proc") {
+        fresh(&root, "/proc", "proc", NO_EXTRAS, NONE)?;
+    }
+    if !overridden("/dev") {
+        device_files(&root, rootfs, shm)?;
+    }
+    if !overridden("/sys") {
+        let flags = if rootfs.privileged { NO_EXTRAS } else { NO_EXTRAS | MsFlags::MS_RDONLY };
+        fresh(&root, "/sys", "sysfs", flags, NONE)?;
+        if !overridden("/sys/fs/cgroup") {
+            control_groups(&root, cgroups, rootfs.privileged)?;
+        }
+    }
+    for taken in taken {
+        attach(&root, rootfs, taken)?;
+    }
+    change_root(&root)?;
+    drop(root);
+    for path in &rootfs.read_only_paths {
+        read_only(path)?;
+    }
+    for path in &rootfs.masked {
+        mask(path)?;
+    }
+    if rootfs.readonly {
+        let root = open_dir(Path::new("/"))?;
+        let change = MountChange {
+            readonly: true,
+            ..MountChange::default()
+        };
+        sys::set_mount(root.as_fd(), change).map_err(doing("make the root read-only"))?;
+    }
+    Ok(())
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(path, flags, Mode::empty()).map_err(doing(format!("open {}", path.display())))
+}
+
+/// A descriptor as a path, for calls that only take paths.
+fn fd_path(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+fn take(rootfs: &RootfsSpec) -> Result<Vec<Taken<'_>>> {
+    let mut taken = Vec::new();
+    for mount in &rootfs.mounts {
+        let tree = if mount.layers.is_empty() {
+            let what = || format!("mount {} at {}", mount.source.display(), mount.target.display());
+            let tree = sys::open_tree(&mount.source, true).map_err(doing(what()))?;
+            let propagation = match mount.propagation {
+                MountPropagation::Private => libc::MS_PRIVATE,
+                MountPropagation::HostToContainer => libc::MS_SLAVE,
+                MountPropagation::Bidirectional => 0,
+            };
+            if propagation != 0 {
+                let change = MountChange {
+                    propagation,
+                    recursive: true,
+                    ..MountChange::default()
+                };
+                sys::set_mount(tree.as_fd(), change).map_err(doing(what()))?;
+            }
+            protect(&tree, mount)?;
+            Some(tree)
+        } else {
+            None
+        };
+        taken.push(Taken { mount, tree });
+    }
+    // What contains comes before what is contained.
+    taken.sort_by_key(|taken| taken.mount.target.components().count());
+    Ok(taken)
+}
+
+fn protect(tree: &OwnedFd, mount: &MountSpec) -> Result<()> {
+    if !mount.readonly {
+        return Ok(());
+    }
+    let change = MountChange {
+        readonly: true,
+        recursive: mount.recursive_readonly,
+        ..MountChange::default()
+    };
+    let what = format!("make {} read-only", mount.target.display());
+    sys::set_mount(tree.as_fd(), change).map_err(doing(what))
+}
+
+fn joined(layers: &[PathBuf]) -> Vec<u8> {
+    let parts: Vec<&[u8]> = layers.iter().map(|path| path.as_os_str().as_bytes()).collect();
+    parts.join(&b':')
+}
+
+fn overlay(rootfs: &RootfsSpec, target: &Path) -> Result<()> {
+    // Relative names keep the options within the page the kernel gives them.
+    chdir(&rootfs.layers).map_err(doing(format!("enter {}", rootfs.layers.display())))?;
+    let mut options = b"lowerdir=".to_vec();
+    options.extend(joined(&rootfs.lower));
+    options.extend(b",upperdir=");
+    options.extend(rootfs.dir.join("upper").as_os_str().as_bytes());
+    options.extend(b",workdir=");
+    options.extend(rootfs.dir.join("work").as_os_str().as_bytes());
+    // A container's writes need not survive the machine: no flush when it ends.
+    let mut volatile = options.clone();
+    volatile.extend(b",volatile");
+    let attempt = |options: &[u8]| {
+        let options = Some(OsStr::from_bytes(options));
+        mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), options)
+    };
+    let mounted = match attempt(&volatile) {
+        Err(Errno::EINVAL) => attempt(&options),
+        other => other,
+    };
+    mounted.map_err(doing("mount the container's layers"))
+}
+
+/// Opens `path` inside the root, creating what is missing.
+fn ensure(root: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd> {
+    let relative: PathBuf =
+        path.components().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir)).collect();
+    let look = |path: &Path| {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(root, path, how)
+    };
+    match look(&relative) {
+        Err(Errno::ENOENT) => {}
+        other => return other.map_err(doing(format!("open {} inside", path.display()))),
+    }
+    let (Some(parent), Some(name)) = (relative.parent(), relative.file_name()) else {
+        return Err(Failure(format!("{} cannot be created inside", path.display())));
+    };
+    let parent = ensure(root, parent, true)?;
+    if directory {
+        mkdirat(&parent, name, Mode::from_bits_truncate(0o755))
+    } else {
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        openat(&parent, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
+    }
+    .map_err(doing(format!("create {} inside", path.display())))?;
+    look(&relative).map_err(doing(format!("open {} inside", path.display())))
+}
+
+/// Mounts a new file system inside.
+fn fresh(root: &OwnedFd, path: &str, kind: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
+    let target = ensure(root, Path::new(path), true)?;
+    mount(Some(kind), &fd_path(&target), Some(kind), flags, data)
+        .map_err(doing(format!("mount {kind} at {path}")))
+}
+
+fn device_files(root: &OwnedFd, rootfs: &RootfsSpec, shm: Option<OwnedFd>) -> Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME;
+    fresh(root, "/dev", "tmpfs", flags, Some("mode=755,size=65536k"))?;
+    let no_exec = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";
+    fresh(root, "/dev/pts", "devpts", no_exec, Some(options))?;
+    fresh(root, "/dev/mqueue", "mqueue", NO_EXTRAS, NONE)?;
+    let target = ensure(root, Path::new("/dev/shm"), true)?;
+    let shm = match shm {
+        Some(shm) => Some(shm),
+        None if rootfs.host_ipc => {
+            Some(sys::open_tree(Path::new("/dev/shm"), false).map_err(doing("take /dev/shm"))?)
+        }
+        None => None,
+    };
+    match shm {
+        Some(shm) => sys::move_mount(shm.as_fd(), target.as_fd()).map_err(doing("mount /dev/shm"))?,
+        None => {
+            let data = Some("mode=1777,size=65536k");
+            mount(Some("shm"), &fd_path(&target), Some("tmpfs"), NO_EXTRAS, data)
+                .map_err(doing("mount /dev/shm"))?;
+        }
+    }
+    for device in &rootfs.devices {
+        make_device(root, device)?;
+    }
+    let dev = ensure(root, Path::new("/dev"), true)?;
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        symlinkat(target, &dev, name).map_err(doing(format!("link /dev/{name}")))?;
+    }
+    Ok(())
+}
+
+fn make_device(root: &OwnedFd, device: &DeviceSpec) -> Result<()> {
+    let what = || format!("make device {}", device.path.display());
+    let (Some(dir), Some(name)) = (device.path.parent(), device.path.file_name()) else {
+        return Err(Failure(format!("{}: no such path", what())));
+    };
+    let dir = ensure(root, dir, true)?;
+    let kind = if device.kind == "b" { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+    let number = makedev(device.major, device.minor);
+    let old = nix::sys::stat::umask(Mode::empty());
+    let made = mknodat(&dir, name, kind, Mode::from_bits_truncate(device.mode), number);
+    nix::sys::stat::umask(old);
+    match made {
+        Err(Errno::EEXIST) => return Ok(()),
+        other => other.map_err(doing(what()))?,
+    }
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    fchownat(&dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(doing(what()))
+}
+
+/// What programs that look at their own limits read. Version 1 shows the container's directory of
+/// each controller; version 2 is a mount of its own, whose root the cgroup namespace sets.
+fn control_groups(root: &OwnedFd, v1: Vec<(&str, OwnedFd)>, writable: bool) -> Result<()> {
+    let read_only = if writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
+    if v1.is_empty() {
+        return fresh(root, "/sys/fs/cgroup", "cgroup2", NO_EXTRAS | read_only, NONE);
+    }
+    fresh(root, "/sys/fs/cgroup", "tmpfs", NO_EXTRAS, Some("mode=755"))?;
+    for (name, tree) in v1 {
+        let change = MountChange {
+            readonly: !writable,
+            ..MountChange::default()
+        };
+        let what = || format!("show control group {name}");
+        sys::set_mount(tree.as_fd(), change).map_err(doing(what()))?;
+        let target = ensure(root, &Path::new("/sys/fs/cgroup").join(name), true)?;
+        sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(what()))?;
+    }
+    let dir = ensure(root, Path::new("/sys/fs/cgroup"), true)?;
+    let change = MountChange {
+        readonly: !writable,
+        ..MountChange::default()
+    };
+    sys::set_mount(dir.as_fd(), change).map_err(doing("make /sys/fs/cgroup read-only"))
+}
+
+fn attach(root: &OwnedFd, rootfs: &RootfsSpec, taken: Taken<'_>) -> Result<()> {
+    let mount = taken.mount;
+    let tree = match taken.tree {
+        Some(tree) => tree,
+        None => image_tree(rootfs, mount)?,
+    };
+    let what = || format!("mount {}", mount.target.display());
+    let kind = fstat(&tree).map_err(doing(what()))?.st_mode & libc::S_IFMT;
+    let target = ensure(root, &mount.target, kind == libc::S_IFDIR)?;
+    sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(what()))
+}
+
+/// An image's content as a mount: its layers without a writable one on top.
+fn image_tree(rootfs: &RootfsSpec, spec: &MountSpec) -> Result<OwnedFd> {
+    let what = || format!("mount an image at {}", spec.target.display());
+    // Any directory of ours serves as a place to mount on for a moment.
+    let place = rootfs.dir.join("work");
+    chdir(&rootfs.layers).map_err(doing(what()))?;
+    let mut options = b"lowerdir=".to_vec();
+    // An overlay needs two layers; an empty one changes nothing.
+    options.extend(joined(&spec.layers));
+    options.extend(b":");
+    options.extend(rootfs.dir.join("empty").as_os_str().as_bytes());
+    let options = Some(OsStr::from_bytes(&options));
+    mount(Some("overlay"), &place, Some("overlay"), MsFlags::MS_RDONLY, options)
+        .map_err(doing(what()))?;
+    let base = open_dir(&place)?;
+    let tree = if spec.sub_path.as_os_str().is_empty() {
+        sys::open_tree(&place, false).map_err(doing(what()))?
+    } else {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let sub = openat2(&base, &spec.sub_path, how).map_err(doing(what()))?;
+        sys::open_tree(&fd_path(&sub), false).map_err(doing(what()))?
+    };
+    drop(base);
+    umount2(&place, MntFlags::MNT_DETACH).map_err(doing(what()))?;
+    let change = MountChange {
+        readonly: true,
+        ..MountChange::default()
+    };
+    sys::set_mount(tree.as_fd(), change).map_err(doing(what()))?;
+    Ok(tree)
+}
+
+fn change_root(root: &OwnedFd) -> Result<()> {
+    fchdir(root).map_err(doing("enter the root"))?;
+    // The old root comes to lie on the new one, and is taken away from there.
+    pivot_root(".", ".").map_err(doing("change the root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(doing("leave the node's root"))?;
+    chdir("/").map_err(doing("enter the root"))
+}
+
+fn read_only(path: &Path) -> Result<()> {
+    let what = || format!("make {} read-only", path.display());
+    let tree = match sys::open_tree(path, true) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+        other => other.map_err(doing(what()))?,
+    };
+    let change = MountChange {
+        readonly: true,
+        recursive: true,
+        ..MountChange::default()
+    };
+    sys::set_mount(tree.as_fd(), change).map_err(doing(what()))?;
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let target = open(path, flags, Mode::empty()).map_err(doing(what()))?;
+    sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(what()))
+}
+
+fn mask(path: &Path) -> Result<()> {
+    let what = || format!("hide {}", path.display());
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let target = match open(path, flags, Mode::empty()) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+        other => other.map_err(doing(what()))?,
+    };
+    if fstat(&target).map_err(doing(what()))?.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        let flags = NO_EXTRAS | MsFlags::MS_RDONLY;
+        mount(Some("tmpfs"), &fd_path(&target), Some("tmpfs"), flags, Some("size=0k"))
+            .map_err(doing(what()))
+    } else {
+        let null = sys::open_tree(Path::new("/dev/null"), false).map_err(doing(what()))?;
+        sys::move_mount(null.as_fd(), target.as_fd()).map_err(doing(what()))
+    }
+}
+
+/// A new terminal of this container as standard streams; returns its master. The first process's is
+/// also the console.
+pub fn terminal(first: bool) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = open("/dev/pts/ptmx", flags, Mode::empty()).map_err(doing("open a terminal"))?;
+    let peer = sys::terminal_peer(master.as_fd()).map_err(doing("open a terminal"))?;
+    nix::unistd::dup2_stdin(&peer).map_err(doing("connect the terminal"))?;
+    nix::unistd::dup2_stdout(&peer).map_err(doing("connect the terminal"))?;
+    nix::unistd::dup2_stderr(&peer).map_err(doing("connect the terminal"))?;
+    sys::control_terminal().map_err(doing("control the terminal"))?;
+    if first {
+        let flags = OFlag::O_CREAT | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        let console = open("/dev/console", flags, Mode::from_bits_truncate(0o600));
+        let console = console.map_err(doing("make /dev/console"))?;
+        let name = std::fs::read_link("/proc/self/fd/0").map_err(doing("name the terminal"))?;
+        let tree = sys::open_tree(&name, false).map_err(doing("show the terminal as /dev/console"))?;
+        sys::move_mount(tree.as_fd(), console.as_fd())
+            .map_err(doing("show the terminal as /dev/console"))?;
+    }
+    Ok(master)
+}

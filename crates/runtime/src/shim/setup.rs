@@ -1,0 +1,277 @@
+//! What the shim does once: leave the server behind, enter the sandbox's namespaces.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, chdir, dup2_stdin, pivot_root, setsid};
+
+use super::container::nonblocking;
+use crate::init::Namespaces;
+use crate::spec::{self, SandboxSpec, file};
+use crate::sys;
+use crate::types::NamespaceMode;
+
+/// What the shim holds of its sandbox.
+pub struct Sandbox {
+    pub spec: SandboxSpec,
+    mounts: OwnedFd,
+    shm: Option<OwnedFd>,
+    /// The node's process namespace, to come back to.
+    pub own_pids: OwnedFd,
+    pub pause: Option<Pause>,
+}
+
+/// The first process of a shared process namespace.
+pub struct Pause {
+    pid: Pid,
+    pub namespace: OwnedFd,
+}
+
+impl Sandbox {
+    pub fn namespaces(&self) -> Namespaces<'_> {
+        Namespaces {
+            mounts: &self.mounts,
+            shm: self.shm.as_ref(),
+        }
+    }
+
+    /// The process to look at for the sandbox's namespaces.
+    pub fn pid(&self) -> u32 {
+        let own = Pid::this();
+        self.pause.as_ref().map_or(own, |pause| pause.pid).as_raw().unsigned_abs()
+    }
+}
+
+/// Leaves the server: own session, no directory held, orphans of containers come to us. Returns the
+/// listener and the signals that tell of children.
+pub fn detach() -> Result<(OwnedFd, SignalFd), String> {
+    let fail = |what: &'static str| move |error: Errno| format!("{what}: {error}");
+    let listener = sys::inherited(0).map_err(fail("take the listening socket"))?;
+    nonblocking(listener.as_fd()).map_err(fail("take the listening socket"))?;
+    let null = File::open("/dev/null").map_err(|error| format!("open /dev/null: {error}"))?;
+    dup2_stdin(&null).map_err(fail("let standard input go"))?;
+    prctl::set_name(c"sampan-shim").map_err(fail("take a name"))?;
+    match setsid() {
+        Ok(_) | Err(Errno::EPERM) => {} // a process that leads a group already is detached enough
+        Err(error) => return Err(format!("start a session: {error}")),
+    }
+    prctl::set_child_subreaper(true).map_err(fail("become the reaper"))?;
+    chdir("/").map_err(fail("leave the directory"))?;
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    let mut blocked = mask;
+    // The server's terminal is not ours, and only the server ends us.
+    for other in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE, Signal::SIGTERM] {
+        blocked.add(other);
+    }
+    blocked.thread_block().map_err(fail("block signals"))?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&mask, flags).map_err(fail("listen to signals"))?;
+    set_oom_score("self", -998);
+    Ok((listener, signals))
+}
+
+/// Sets a process's place in the order in which the kernel kills. Lowering it needs a privilege that
+/// containers-in-containers may lack; then it stays.
+pub fn set_oom_score(pid: &str, score: i32) {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    match fs::write(&path, score.to_string()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        Err(error) => eprintln!("{path}: {error}"),
+    }
+}
+
+/// Enters the sandbox described in `dir`.
+pub fn enter(dir: &Path) -> Result<Sandbox, String> {
+    let path = dir.join(file::SANDBOX);
+    let spec: SandboxSpec =
+        spec::read(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    for group in &spec.cgroups {
+        let procs = group.join("cgroup.procs");
+        fs::write(&procs, "0").map_err(|error| format!("enter {}: {error}", procs.display()))?;
+    }
+    let fail = |what: &'static str| move |error: Errno| format!("{what}: {error}");
+    let own = |name: &str| {
+        let path = format!("/proc/self/ns/{name}");
+        File::open(&path).map(OwnedFd::from).map_err(|error| format!("{path}: {error}"))
+    };
+    let (mounts, own_pids) = (own("mnt")?, own("pid")?);
+    let mut new = CloneFlags::empty();
+    if spec.ipc != NamespaceMode::Node {
+        new |= CloneFlags::CLONE_NEWIPC;
+    }
+    if spec.network != NamespaceMode::Node {
+        // A Pod with the node's network has the node's name too.
+        new |= CloneFlags::CLONE_NEWUTS;
+    }
+    match (&spec.netns, spec.network) {
+        (_, NamespaceMode::Node) => {}
+        (Some(path), _) => {
+            let namespace = File::open(path)
+                .map_err(|error| format!("open network namespace {}: {error}", path.display()))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|error| {
+                format!("join network namespace {}: {error}", path.display())
+            })?;
+        }
+        (None, _) => new |= CloneFlags::CLONE_NEWNET,
+    }
+    unshare(new).map_err(fail("make namespaces"))?;
+    if new.contains(CloneFlags::CLONE_NEWNET) {
+        sys::loopback_up().map_err(fail("bring loopback up"))?;
+    }
+    if new.contains(CloneFlags::CLONE_NEWUTS) && !spec.hostname.is_empty() {
+        nix::unistd::sethostname(&spec.hostname).map_err(fail("set the host name"))?;
+    }
+    // We are in the namespaces these belong to.
+    for (name, value) in &spec.sysctls {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(&path, value).map_err(|error| format!("set sysctl {name}={value}: {error}"))?;
+    }
+    let shm = match spec.ipc {
+        NamespaceMode::Node => None,
+        _ => Some(shared_memory(dir, spec.shm_size)?),
+    };
+    let pause = match spec.pid {
+        NamespaceMode::Pod => Some(pause(&spec)?),
+        _ => None,
+    };
+    Ok(Sandbox {
+        spec,
+        mounts,
+        shm,
+        own_pids,
+        pause,
+    })
+}
+
+/// Clones inside another process namespace. The namespace applies to children only, and is taken
+/// back at once.
+pub fn clone_in(
+    namespace: &OwnedFd,
+    own: &OwnedFd,
+    flags: CloneFlags,
+) -> nix::Result<Option<Pid>> {
+    setns(namespace, CloneFlags::CLONE_NEWPID)?;
+    let cloned = sys::clone_process(flags);
+    if matches!(cloned, Ok(None)) {
+        return cloned;
+    }
+    setns(own, CloneFlags::CLONE_NEWPID)?;
+    cloned
+}
+
+/// A child that prepares something, says a byte and waits to be told that it can go.
+fn helper(flags: CloneFlags, prepare: impl FnOnce() -> nix::Result<()>) -> Result<(Pid, OwnedFd), String> {
+    let fail = |error: Errno| format!("make a helper process: {error}");
+    let (ours, theirs) = crate::init::channel().map_err(fail)?;
+    match sys::clone_process(flags).map_err(fail)? {
+        None => {
+            drop(ours);
+            let code = match prepare() {
+                Ok(()) => 0,
+                Err(errno) => u8::try_from(errno as i32).unwrap_or(u8::MAX),
+            };
+            if sys::send_fds(theirs.as_fd(), &[code], &[]).is_err() || code != 0 {
+                sys::exit_now(1);
+            }
+            let mut byte = [0];
+            match sys::receive_fds(theirs.as_fd(), &mut byte, &mut Vec::new()) {
+                Ok(_) => sys::exit_now(0),
+                Err(_) => sys::exit_now(1),
+            }
+        }
+        Some(pid) => {
+            drop(theirs);
+            let mut byte = [0];
+            match sys::receive_fds(ours.as_fd(), &mut byte, &mut Vec::new()).map_err(fail)? {
+                1 if byte == [0] => Ok((pid, ours)),
+                _ => Err(fail(Errno::from_raw(byte.first().copied().unwrap_or(0).into()))),
+            }
+        }
+    }
+}
+
+/// A mount namespace that holds nothing but the sandbox's `/dev/shm`: reachable by descriptor, in
+/// nobody's mount table, gone with us.
+fn shared_memory(dir: &Path, size: u64) -> Result<OwnedFd, String> {
+    let none: Option<&str> = None;
+    let options = format!("mode=1777,size={size}");
+    let prepare = || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+        mount(Some("shm"), dir, Some("tmpfs"), flags, Some(options.as_str()))?;
+        chdir(dir)?;
+        pivot_root(".", ".")?;
+        umount2(".", MntFlags::MNT_DETACH)
+    };
+    let (pid, go) = helper(CloneFlags::empty(), prepare)
+        .map_err(|error| format!("make shared memory: {error}"))?;
+    let namespace = File::open(format!("/proc/{pid}/ns/mnt"));
+    drop(go);
+    waitpid(pid, None).map_err(|error| format!("make shared memory: {error}"))?;
+    namespace.map(OwnedFd::from).map_err(|error| format!("make shared memory: {error}"))
+}
+
+/// The first process of a shared process namespace: reaps, and ends when told to.
+fn pause(spec: &SandboxSpec) -> Result<Pause, String> {
+    let fail = |error: Errno| format!("make the process namespace: {error}");
+    let cloned = sys::clone_process(CloneFlags::CLONE_NEWPID).map_err(fail)?;
+    let Some(pid) = cloned else { pause_main() };
+    for group in &spec.pause_cgroups {
+        let path = group.join("cgroup.procs");
+        fs::write(&path, pid.to_string()).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let namespace = File::open(format!("/proc/{pid}/ns/pid"));
+    let namespace = namespace.map_err(|error| format!("make the process namespace: {error}"))?;
+    Ok(Pause {
+        pid,
+        namespace: namespace.into(),
+    })
+}
+
+fn pause_main() -> ! {
+    let wait = || -> nix::Result<()> {
+        prctl::set_name(c"pause")?;
+        prctl::set_dumpable(false)?;
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        sys::close_from_3()?;
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        mask.thread_block()?;
+        loop {
+            mask.wait()?;
+            while let Ok(status) = waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG)) {
+                if status == nix::sys::wait::WaitStatus::StillAlive {
+                    break;
+                }
+            }
+        }
+    };
+    match wait() {
+        Ok(()) => sys::exit_now(0),
+        Err(_) => sys::exit_now(1),
+    }
+}
+
+/// TCP sockets of this network namespace: IPv4, and IPv6 if there is such.
+pub fn sockets() -> Vec<OwnedFd> {
+    let families = [AddressFamily::Inet, AddressFamily::Inet6];
+    families
+        .into_iter()
+        .filter_map(|family| {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            socket(family, SockType::Stream, flags, None).ok()
+        })
+        .collect()
+}
