@@ -14,30 +14,27 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 /// Kubectl with SPDY or WebSocket, for the server at `address`; `None` where it is not installed.
-async fn kubectl(address: SocketAddr, websocket: bool, arguments: &[&str]) -> Option<Command> {
+async fn kubectl(address: SocketAddr, websocket: bool, arguments: &[&str]) -> Option<(Command, tempfile::TempDir)> {
     let installed = Command::new("kubectl").args(["version", "--client"]).output().await;
     if installed.is_err() {
         println!("skipped: kubectl is not installed");
         return None;
     }
-    let home = std::env::temp_dir();
+    let home = tempfile::tempdir().unwrap();
     let mut command = Command::new("kubectl");
     command
-        .env("HOME", home)
+        .env("HOME", home.path())
         .env("KUBECONFIG", "/dev/null")
         .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websocket.to_string())
         .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websocket.to_string())
         .arg(format!("--server=http://{address}"))
-        .arg(format!(
-            "--cache-dir={}",
-            std::env::temp_dir().join(format!("kubectl-{address}")).display()
-        ))
+        .arg(format!("--cache-dir={}", home.path().display()))
         .args(arguments)
         .kill_on_drop(true)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    Some(command)
+    Some((command, home))
 }
 
 async fn servers(tasks: &Tasks) -> Vec<(SocketAddr, bool)> {
@@ -60,7 +57,7 @@ async fn in_time<F: Future>(test: F) -> F::Output {
 async fn kubectl_exec_gets_output_and_exit_code() {
     let tasks = Tasks::new();
     for (address, websocket) in servers(&tasks).await {
-        let Some(mut command) = kubectl(address, websocket, &["exec", "p", "--", "exit7"]).await else {
+        let Some((mut command, _home)) = kubectl(address, websocket, &["exec", "p", "--", "exit7"]).await else {
             return;
         };
         let output = in_time(command.output()).await.unwrap();
@@ -78,7 +75,7 @@ async fn kubectl_exec_gets_output_and_exit_code() {
 async fn kubectl_exec_copies_megabytes_through_cat() {
     let tasks = Tasks::new();
     for (address, websocket) in servers(&tasks).await {
-        let Some(mut command) = kubectl(address, websocket, &["exec", "-i", "p", "--", "cat"]).await else {
+        let Some((mut command, _home)) = kubectl(address, websocket, &["exec", "-i", "p", "--", "cat"]).await else {
             return;
         };
         let sent: Vec<u8> = (0..4u32 << 20).map(|n| (n / 5).to_le_bytes()[0]).collect();
@@ -104,7 +101,8 @@ async fn kubectl_exec_copies_megabytes_through_cat() {
 async fn kubectl_forwards_ports() {
     let tasks = Tasks::new();
     for (address, websocket) in servers(&tasks).await {
-        let Some(mut command) = kubectl(address, websocket, &["port-forward", "pod/p", ":80", ":81"]).await else {
+        let Some((mut command, _home)) = kubectl(address, websocket, &["port-forward", "pod/p", ":80", ":81"]).await
+        else {
             return;
         };
         let mut child = command.spawn().unwrap();
