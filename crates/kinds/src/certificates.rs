@@ -1,14 +1,17 @@
 //! `certificates.k8s.io/v1`: CertificateSigningRequests.
 
+use base64::Engine;
 use jiff::Timestamp;
-use sampan_api::Object;
+use sampan_api::field::{Error, Errors, Path};
+use sampan_api::{Object, names as api};
 use serde_json::Value;
 
+use crate::checks::{self, Rule};
 use crate::core::text_field;
 use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, cell, cell_or, human, name, text};
 use crate::rules::{RULES, Rules, keep_all_but};
-use crate::spec::{Column, Resource, SelectableField};
+use crate::spec::{Column, Part, Resource, SelectableField};
 use crate::table::{row, status, view};
 use crate::tree;
 
@@ -33,9 +36,191 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 
 static REQUEST: Rules = Rules {
     defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
+    name: |_, _| Vec::new(),
     view: prepare_view,
+    // What is asked for is fixed once asked.
+    update: |part, new, old| {
+        if part == Part::Main {
+            tree::carry(new, old, "spec");
+        }
+    },
+    validate,
+    validate_update,
     ..RULES
 };
+
+const USAGES: &[&str] = &[
+    "signing",
+    "digital signature",
+    "content commitment",
+    "key encipherment",
+    "key agreement",
+    "data encipherment",
+    "cert sign",
+    "crl sign",
+    "encipher only",
+    "decipher only",
+    "any",
+    "server auth",
+    "client auth",
+    "code signing",
+    "email protection",
+    "s/mime",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "timestamping",
+    "ocsp signing",
+    "microsoft sgc",
+    "netscape sgc",
+];
+
+/// The signature inside the request is checked by whoever signs it; here it only has to be one.
+fn validate(request: &Object, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let text = tree::text(request, "spec.request");
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .unwrap_or_default();
+    let pem = String::from_utf8_lossy(&decoded);
+    if !pem.contains("-----BEGIN CERTIFICATE REQUEST-----") && !pem.contains("-----BEGIN NEW CERTIFICATE REQUEST-----")
+    {
+        errors.push(Error::invalid(
+            &path.child("request"),
+            text,
+            "PEM block type must be CERTIFICATE REQUEST",
+        ));
+    }
+    let usages = tree::items(request, "spec.usages");
+    let at = path.child("usages");
+    if usages.is_empty() {
+        errors.push(Error::required(&at, ""));
+    }
+    for (index, usage) in usages.iter().enumerate() {
+        if !USAGES.iter().any(|known| usage == known) {
+            errors.push(Error::not_supported(&at.index(index), usage.clone(), USAGES));
+        }
+        if usages.iter().take(index).any(|earlier| earlier == usage) {
+            errors.push(Error::duplicate(&at.index(index), usage.clone()));
+        }
+    }
+    let signer = tree::text(request, "spec.signerName");
+    let at = path.child("signerName");
+    if signer == "kubernetes.io/legacy-unknown" {
+        errors.push(Error::invalid(
+            &at,
+            signer,
+            "the legacy signerName is not allowed via this API version",
+        ));
+    } else {
+        signer_name(signer, &at, errors);
+    }
+    if let Some(seconds) = tree::opt_int(request, "spec.expirationSeconds").filter(|seconds| *seconds < 600) {
+        errors.push(Error::invalid(
+            &path.child("expirationSeconds"),
+            seconds,
+            "may not specify a duration less than 600 seconds (10 minutes)",
+        ));
+    }
+}
+
+/// `example.com/name`
+fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
+    if name.is_empty() {
+        errors.push(Error::required(path, ""));
+        return;
+    }
+    let [domain, _] = name.split('/').collect::<Vec<_>>()[..] else {
+        errors.push(Error::invalid(
+            path,
+            name,
+            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
+        ));
+        return;
+    };
+    for label in domain.split('.') {
+        if let Some(message) = api::dns1123_label(label).first() {
+            errors.push(Error::invalid(
+                path,
+                domain,
+                format!("validating label {label:?}: {message}"),
+            ));
+            break;
+        }
+    }
+    if !domain.contains('.') {
+        errors.push(Error::invalid(
+            path,
+            domain,
+            "should be a domain with at least two segments separated by dots",
+        ));
+    }
+}
+
+/// Decisions are made once, and a certificate is issued once.
+fn validate_update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    if part == Part::Main {
+        return;
+    }
+    let path = Path::new("status");
+    let at = path.child("conditions");
+    let now = tree::items(new, "status.conditions");
+    let count = |conditions: &[Value], kind: &str| {
+        conditions
+            .iter()
+            .filter(|condition| tree::text(condition, "type") == kind)
+            .count()
+    };
+    for kind in ["Approved", "Denied", "Failed"] {
+        if count(now, kind) < count(tree::items(old, "status.conditions"), kind) {
+            let why = format!("updates may not remove a condition of type {kind:?}");
+            errors.push(Error::forbidden(&at, why));
+        }
+    }
+    for (index, condition) in now.iter().enumerate() {
+        let path = at.index(index);
+        let kind = tree::text(condition, "type");
+        let allowed: &[&str] = match kind {
+            "Approved" | "Denied" | "Failed" => &["True"],
+            _ => &["False", "True", "Unknown"],
+        };
+        checks::run_at(
+            &[("type", Rule::Required("")), ("status", Rule::Required(""))],
+            condition,
+            &path,
+            None,
+            errors,
+        );
+        let status = tree::text(condition, "status");
+        if !status.is_empty() && !allowed.contains(&status) {
+            errors.push(Error::not_supported(&path.child("status"), status, allowed));
+        }
+        if now
+            .iter()
+            .take(index)
+            .any(|earlier| tree::text(earlier, "type") == kind)
+        {
+            errors.push(Error::duplicate(&path.child("type"), kind));
+        }
+    }
+    if count(now, "Approved") > 0 && count(now, "Denied") > 0 {
+        errors.push(Error::invalid(
+            &at,
+            "Denied",
+            "Approved and Denied conditions are mutually exclusive",
+        ));
+    }
+    let (certificate, before) = (
+        tree::text(new, "status.certificate"),
+        tree::text(old, "status.certificate"),
+    );
+    if certificate != before && !before.is_empty() {
+        errors.push(Error::forbidden(
+            &path.child("certificate"),
+            "updates may not modify existing certificate content",
+        ));
+    }
+}
 
 /// `approval` writes only the decisions, `status` everything else of the status.
 fn prepare_view(view: &str, new: &mut Object, old: &Object) -> bool {

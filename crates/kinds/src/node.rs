@@ -1,13 +1,17 @@
 //! `node.k8s.io/v1`: RuntimeClasses.
 
 use jiff::Timestamp;
-use sampan_api::Object;
+use sampan_api::field::{Errors, Path};
+use sampan_api::{Object, names as api};
 use serde_json::Value;
 
+use crate::checks::Rule;
+use crate::pod_spec::{quantities, resources, scheduling};
 use crate::print::{AGE, NAME, age, cell, name, text};
 use crate::rules::{RULES, Rules, Status};
 use crate::spec::{Column, Resource};
 use crate::table::row;
+use crate::tree;
 
 pub(crate) static RESOURCES: &[Resource] = &[Resource {
     namespaced: false,
@@ -25,10 +29,32 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 
 static RUNTIME_CLASS: Rules = Rules {
     status: Status::Plain,
+    default: |class| quantities::canonical_at(class, &["overhead.podFixed"]),
     create_on_update: true,
     unconditional_update: false,
+    checks: &[
+        ("handler", Rule::RequiredNamed(api::dns1123_label)),
+        ("handler", Rule::Immutable),
+    ],
+    validate,
     ..RULES
 };
+
+fn validate(class: &Object, errors: &mut Errors) {
+    if let Some(overhead) = tree::map(class, "overhead.podFixed") {
+        let path = Path::new("overhead").child("limits");
+        resources::list(overhead, &path, resources::container_name, errors);
+    }
+    let path = Path::new("scheduling");
+    if let Some(selector) = tree::get(class, "scheduling.nodeSelector") {
+        errors.extend(api::validate_labels(selector, &path.child("nodeSelector")));
+    }
+    scheduling::tolerations(
+        tree::items(class, "scheduling.tolerations"),
+        &path.child("tolerations"),
+        errors,
+    );
+}
 
 const COLUMNS: &[Column] = &[NAME, text("Handler", "The runtime's own name for it."), AGE];
 

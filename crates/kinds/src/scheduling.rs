@@ -2,12 +2,14 @@
 
 use jiff::Timestamp;
 use sampan_api::Object;
+use sampan_api::field::{Error, Errors, Path};
 use serde_json::Value;
 
+use crate::checks::Rule;
 use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, boolean, cell, count, integer, name, text};
 use crate::rules::{RULES, Rules, Status};
-use crate::spec::{Column, Resource};
+use crate::spec::{Column, Part, Resource};
 use crate::table::row;
 use crate::tree;
 
@@ -30,8 +32,60 @@ static PRIORITY_CLASS: Rules = Rules {
     generation: true,
     status: Status::Plain,
     defaults: &[("preemptionPolicy", Fill::Text("PreemptLowerPriority"))],
+    checks: &[
+        (
+            "preemptionPolicy",
+            Rule::RequiredOneOf(&["PreemptLowerPriority", "Never"]),
+        ),
+        ("preemptionPolicy", Rule::Immutable),
+    ],
+    validate,
+    validate_update,
     ..RULES
 };
+
+/// What users may ask for at most; above it is the system's.
+const HIGHEST_USER_PRIORITY: i64 = 1_000_000_000;
+
+/// The classes every cluster has: name and value.
+const SYSTEM_CLASSES: [(&str, i64); 2] = [
+    ("system-node-critical", 2_000_001_000),
+    ("system-cluster-critical", 2_000_000_000),
+];
+
+fn validate(class: &Object, errors: &mut Errors) {
+    let (name, value) = (tree::text(class, "metadata.name"), tree::int(class, "value"));
+    if name.starts_with("system-") {
+        let why = match SYSTEM_CLASSES.iter().find(|(known, _)| *known == name) {
+            None => format!("{name} is not a known system priority class"),
+            Some((_, wanted)) if *wanted != value => {
+                format!("value of {name} PriorityClass must be {wanted}")
+            }
+            Some(_) if tree::flag(class, "globalDefault") => {
+                format!("globalDefault of {name} PriorityClass must be false")
+            }
+            Some(_) => return,
+        };
+        errors.push(Error::forbidden(
+            &Path::new("metadata").child("name"),
+            format!("priority class names with 'system-' prefix are reserved for system use only. error: {why}"),
+        ));
+    } else if value > HIGHEST_USER_PRIORITY {
+        errors.push(Error::forbidden(
+            &Path::new("value"),
+            format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"),
+        ));
+    }
+}
+
+fn validate_update(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    if tree::int(new, "value") != tree::int(old, "value") {
+        errors.push(Error::forbidden(
+            &Path::new("value"),
+            "may not be changed in an update.",
+        ));
+    }
+}
 
 const COLUMNS: &[Column] = &[
     NAME,

@@ -2,6 +2,7 @@
 
 mod print;
 mod strategies;
+mod validate;
 
 use crate::spec::Resource;
 use crate::table::{row, status};

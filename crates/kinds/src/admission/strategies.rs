@@ -1,5 +1,6 @@
 //! The rules of webhooks and admission policies.
 
+use super::validate;
 use crate::defaults::{Default, Fill};
 use crate::rules::{RULES, Rules, Status};
 
@@ -12,12 +13,16 @@ const ADMISSION: Rules = Rules {
 
 pub(super) static MUTATING_POLICY: Rules = Rules {
     defaults: POLICY_DEFAULTS,
+    checks: validate::POLICY,
+    validate: validate::mutating_policy,
     ..ADMISSION
 };
 
 pub(super) static VALIDATING_POLICY: Rules = Rules {
     status: Status::Reserved,
     defaults: POLICY_DEFAULTS,
+    checks: validate::POLICY,
+    validate: validate::validating_policy,
     ..ADMISSION
 };
 
@@ -40,6 +45,8 @@ pub(super) static BINDING: Rules = Rules {
         ("spec.matchResources.resourceRules[].scope", Fill::Text("*")),
         ("spec.matchResources.excludeResourceRules[].scope", Fill::Text("*")),
     ],
+    checks: validate::BINDING,
+    validate: validate::binding,
     ..ADMISSION
 };
 
@@ -48,11 +55,13 @@ pub(super) static MUTATING_WEBHOOK: Rules = Rules {
     default: |configuration| {
         crate::defaults::apply(&[("webhooks[].reinvocationPolicy", Fill::Text("Never"))], configuration);
     },
+    validate: validate::webhooks,
     ..ADMISSION
 };
 
 pub(super) static VALIDATING_WEBHOOK: Rules = Rules {
     defaults: WEBHOOK_DEFAULTS,
+    validate: validate::webhooks,
     ..ADMISSION
 };
 

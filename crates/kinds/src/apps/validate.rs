@@ -73,7 +73,7 @@ pub(crate) fn lasting_template(object: &Object, path: &Path, kind: &str, errors:
 }
 
 /// A count or a percentage; its number, 0 when it is neither.
-fn int_or_percent(value: Option<&Value>, path: &Path, errors: &mut Errors) -> i64 {
+pub(crate) fn int_or_percent(value: Option<&Value>, path: &Path, errors: &mut Errors) -> i64 {
     match value {
         Some(Value::String(text)) => {
             let wrong = api::percent(text);
@@ -94,7 +94,7 @@ fn int_or_percent(value: Option<&Value>, path: &Path, errors: &mut Errors) -> i6
     }
 }
 
-fn at_most_all(value: Option<&Value>, path: &Path, errors: &mut Errors) {
+pub(crate) fn at_most_all(value: Option<&Value>, path: &Path, errors: &mut Errors) {
     if let Some(text) = value.and_then(Value::as_str)
         && let Some(number) = text.strip_suffix('%').and_then(|number| number.parse::<i64>().ok())
         && number > 100

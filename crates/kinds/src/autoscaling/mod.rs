@@ -3,6 +3,7 @@
 mod convert;
 mod print;
 mod strategy;
+mod validate;
 
 use crate::spec::Resource;
 use crate::table::{row, status};

@@ -15,6 +15,8 @@ pub(super) static RULES: Rules = Rules {
         ("status.desiredReplicas", Fill::Int(0)),
     ],
     default,
+    validate: super::validate::autoscaler,
+    validate_update: super::validate::update,
     ..PLAIN
 };
 

@@ -377,8 +377,8 @@ fn template_update(new: &Object, old: &Object, errors: &mut Errors) {
     let now = tree::get(new, "spec.template").unwrap_or(&nothing);
     let mut was = tree::get(old, "spec.template").cloned().unwrap_or_default();
     let suspended = tree::flag(old, "spec.suspend");
-    let directives = suspended && tree::get(old, "status.startTime").is_none()
-        || suspended && is_true(old, "status.conditions", "Suspended");
+    let at_rest = tree::get(old, "status.startTime").is_none() || is_true(old, "status.conditions", "Suspended");
+    let directives = suspended && at_rest;
     if directives {
         for field in [
             "spec.affinity.nodeAffinity",

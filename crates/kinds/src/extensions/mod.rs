@@ -1,6 +1,7 @@
 //! How the API is extended: `apiextensions.k8s.io/v1` CustomResourceDefinitions and `apiregistration.k8s.io/v1` APIServices.
 
 mod strategies;
+mod validate;
 
 use jiff::Timestamp;
 use sampan_api::Object;

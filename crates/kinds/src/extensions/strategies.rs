@@ -3,6 +3,7 @@
 use sampan_api::Object;
 use serde_json::Value;
 
+use super::validate;
 use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules};
@@ -27,6 +28,9 @@ pub(super) static DEFINITION: Rules = Rules {
             remember_storage_version(new);
         }
     },
+    validate: validate::definition,
+    validate_create: validate::definition_create,
+    validate_update: validate::definition_update,
     ..RULES
 };
 
@@ -38,6 +42,8 @@ pub(super) static API_SERVICE: Rules = Rules {
         ("spec.service.port", Fill::Int(443)),
         ("status", Fill::Map),
     ],
+    validate: validate::api_service,
+    validate_create: validate::api_service_create,
     ..RULES
 };
 

@@ -3,6 +3,7 @@
 mod print;
 pub(crate) use print::default_name;
 mod strategies;
+pub(crate) mod validate;
 
 use crate::spec::Resource;
 use crate::table::{row, status};

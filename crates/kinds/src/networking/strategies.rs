@@ -2,6 +2,8 @@
 
 use sampan_api::Object;
 
+use super::validate;
+use crate::checks::Rule;
 use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules, Status};
@@ -11,6 +13,8 @@ pub(super) static INGRESS_CLASS: Rules = Rules {
     generation: true,
     status: Status::Plain,
     defaults: &[("spec", Fill::Map), ("spec.parameters.scope", Fill::Text("Cluster"))],
+    checks: &[("spec.controller", Rule::Immutable)],
+    validate: validate::ingress_class,
     ..RULES
 };
 pub(super) static INGRESS: Rules = Rules {
@@ -20,11 +24,15 @@ pub(super) static INGRESS: Rules = Rules {
         ("status", Fill::Map),
         ("status.loadBalancer", Fill::Map),
     ],
+    validate: validate::ingress,
+    validate_create: validate::ingress_create,
+    validate_update: validate::ingress_update,
     ..RULES
 };
 pub(super) static IP_ADDRESS: Rules = Rules {
     name: names::ip_address,
     status: Status::Plain,
+    checks: validate::IP_ADDRESS,
     ..RULES
 };
 pub(super) static NETWORK_POLICY: Rules = Rules {
@@ -37,9 +45,15 @@ pub(super) static NETWORK_POLICY: Rules = Rules {
         ("spec.egress[].ports[].protocol", Fill::Text("TCP")),
     ],
     default: default_policy_types,
+    validate: validate::network_policy,
     ..RULES
 };
-pub(super) static SERVICE_CIDR: Rules = Rules { ..RULES };
+pub(super) static SERVICE_CIDR: Rules = Rules {
+    defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
+    validate: validate::service_cidr,
+    validate_update: validate::service_cidr_update,
+    ..RULES
+};
 
 /// A policy is about ingress, and about egress too when it has egress rules.
 fn default_policy_types(policy: &mut Object) {

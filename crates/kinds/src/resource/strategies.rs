@@ -1,6 +1,10 @@
 //! The rules of the resource allocation kinds.
 
+use sampan_api::names as api;
+
+use crate::checks::Rule;
 use crate::defaults::{Default, Fill};
+use crate::names;
 use crate::rules::{RULES, Rules, Status};
 
 pub(super) static DEVICE_CLASS: Rules = Rules {
@@ -10,6 +14,18 @@ pub(super) static DEVICE_CLASS: Rules = Rules {
 };
 pub(super) static CLAIM: Rules = Rules {
     defaults: CLAIM_DEFAULTS,
+    checks: &[
+        ("spec.devices.requests[].name", Rule::RequiredNamed(api::dns1123_label)),
+        (
+            "spec.devices.requests[].exactly.deviceClassName",
+            Rule::RequiredNamed(names::whole_subdomain),
+        ),
+        (
+            "spec.devices.requests[].exactly.allocationMode",
+            Rule::OneOf(&["All", "ExactCount"]),
+        ),
+        ("spec", Rule::Immutable),
+    ],
     ..RULES
 };
 
@@ -59,11 +75,19 @@ pub(super) static CLAIM_TEMPLATE: Rules = Rules {
             Fill::NonZero(1),
         ),
     ],
+    checks: &[("spec", Rule::Immutable)],
     ..RULES
 };
 
 pub(super) static SLICE: Rules = Rules {
     generation: true,
     status: Status::Plain,
+    checks: &[
+        ("spec.driver", Rule::RequiredNamed(names::whole_subdomain)),
+        ("spec.pool.name", Rule::Required("")),
+        ("spec.nodeName", Rule::Immutable),
+        ("spec.driver", Rule::Immutable),
+        ("spec.pool.name", Rule::Immutable),
+    ],
     ..RULES
 };

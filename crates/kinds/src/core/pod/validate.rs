@@ -471,7 +471,8 @@ mod tests {
 
     #[test]
     fn wrong_pods_are_refused_in_upstreams_words() {
-        let cases: Vec<(Vec<(&str, Value)>, Vec<&str>)> = vec![
+        type Case<'a> = (Vec<(&'a str, Value)>, Vec<&'a str>);
+        let cases: Vec<Case<'_>> = vec![
             (vec![("containers", json!([]))], vec!["spec.containers: Required value"]),
             (
                 vec![("containers/0/name", json!("A"))],

@@ -48,14 +48,12 @@ fn default(service: &mut Object) {
         "None" => {
             tree::remove(service, "spec.sessionAffinityConfig");
         }
-        "ClientIP" => {
-            if tree::get(service, "spec.sessionAffinityConfig.clientIP.timeoutSeconds").is_none() {
-                tree::set(
-                    service,
-                    "spec.sessionAffinityConfig",
-                    json!({"clientIP": {"timeoutSeconds": 10800}}),
-                );
-            }
+        "ClientIP" if tree::get(service, "spec.sessionAffinityConfig.clientIP.timeoutSeconds").is_none() => {
+            tree::set(
+                service,
+                "spec.sessionAffinityConfig",
+                json!({"clientIP": {"timeoutSeconds": 10800}}),
+            );
         }
         _ => {}
     }

@@ -332,7 +332,7 @@ fn main_update(new: &Object, old: &Object, errors: &mut Errors) {
     let path = Path::new("spec");
     let external = kind(new) == "ExternalName" || kind(old) == "ExternalName";
     let (headless, was_headless) = (is_headless(new), is_headless(old));
-    if !external && !(headless && was_headless) {
+    if !(external || headless && was_headless) {
         fixed_list(
             new,
             old,
