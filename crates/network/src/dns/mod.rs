@@ -185,8 +185,20 @@ impl Dns {
 }
 
 fn bind(address: SocketAddr) -> io::Result<(std::net::UdpSocket, std::net::TcpListener)> {
-    let datagrams = std::net::UdpSocket::bind(address)?;
-    let streams = std::net::TcpListener::bind(datagrams.local_addr()?)?;
+    let both = || {
+        let datagrams = std::net::UdpSocket::bind(address)?;
+        let streams = std::net::TcpListener::bind(datagrams.local_addr()?)?;
+        Ok((datagrams, streams))
+    };
+    // "Any port" must be free for both protocols, which the kernel does not look for.
+    let mut bound: io::Result<_> = both();
+    for _ in 0..8 {
+        if address.port() != 0 || bound.is_ok() {
+            break;
+        }
+        bound = both();
+    }
+    let (datagrams, streams) = bound?;
     datagrams.set_nonblocking(true)?;
     streams.set_nonblocking(true)?;
     Ok((datagrams, streams))

@@ -204,8 +204,9 @@ struct Running {
 }
 
 async fn resolver() -> SocketAddr {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let streams = std::net::TcpListener::bind(socket.local_addr().unwrap()).unwrap();
+    let (socket, streams) = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket.set_nonblocking(false).unwrap();
+    streams.set_nonblocking(false).unwrap();
     let at = socket.local_addr().unwrap();
     let answer = |bytes: &[u8]| {
         let question = Message::from_vec(bytes).unwrap();

@@ -342,6 +342,15 @@ impl Rule {
         let fully_random = 16;
         self.expression("masq", Attrs::new().be32(1, fully_random))
     }
+    /// Goes on only with packets of TCP.
+    pub fn is_tcp(self) -> Self {
+        self.load_protocol(0).compare(0, true, &[6])
+    }
+    /// Answers with a reset of TCP. Unlike ICMP's answers the kernel does not ration these.
+    pub fn reset(self) -> Self {
+        let tcp_reset = 1;
+        self.expression("reject", Attrs::new().be32(1, tcp_reset).u8(2, 0))
+    }
     /// Answers that the port is unreachable.
     pub fn reject(self) -> Self {
         let (icmp, port_unreachable) = (0, 3);

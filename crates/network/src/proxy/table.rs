@@ -325,6 +325,7 @@ impl Table {
         }
         t.add_set(CLUSTER_IPS, &set(&[show::ADDRESS], SetData::None));
         t.add_chain(REJECT);
+        t.add_rule(REJECT, Rule::new().is_tcp().reset());
         t.add_rule(REJECT, Rule::new().reject());
 
         let by_address = || Rule::new().load_destination(0).load_protocol(1).load_port(2);
@@ -368,7 +369,7 @@ impl Table {
                     .new_connection()
                     .load_destination(0)
                     .in_set(CLUSTER_IPS)
-                    .reject(),
+                    .verdict(&Verdict::Goto(REJECT.to_owned())),
             );
         }
     }
