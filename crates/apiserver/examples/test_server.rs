@@ -9,7 +9,11 @@ async fn main() -> Result<(), sampan_apiserver::testing::AnyError> {
     let begun = Instant::now();
     let server = TestServer::start().await?;
     println!("{}", server.kubeconfig()?.display());
-    println!("ready after {:?}, store revision {}", begun.elapsed(), server.plane.registry().cache.revision());
+    println!(
+        "ready after {:?}, store revision {}",
+        begun.elapsed(),
+        server.plane.registry().cache.revision()
+    );
     tokio::signal::ctrl_c().await?;
     server.stop().await;
     Ok(())

@@ -148,7 +148,10 @@ impl Entry {
     pub fn attributes(&self, fields: &[SelectableField]) -> &Attributes {
         self.attributes.get_or_init(|| {
             if fields.is_empty() {
-                Attributes { labels: labels(self.as_slice()), fields: Vec::new() }
+                Attributes {
+                    labels: labels(self.as_slice()),
+                    fields: Vec::new(),
+                }
             } else {
                 Attributes::of(&self.object(), fields)
             }
@@ -162,7 +165,10 @@ impl Entry {
 
 impl Attributes {
     fn of(object: &Object, fields: &[SelectableField]) -> Self {
-        Attributes { labels: labels_of(object), fields: fields.iter().map(|field| (field.read)(object)).collect() }
+        Attributes {
+            labels: labels_of(object),
+            fields: fields.iter().map(|field| (field.read)(object)).collect(),
+        }
     }
 }
 

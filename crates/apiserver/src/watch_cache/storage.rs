@@ -129,7 +129,10 @@ impl Storage {
         for entry in state.index.iter() {
             let object = entry.object();
             entry.learn(&object, &self.fields);
-            hook(&Change::new(entry.revision(), ChangeType::Added, entry.clone(), None), &object);
+            hook(
+                &Change::new(entry.revision(), ChangeType::Added, entry.clone(), None),
+                &object,
+            );
         }
         if self.hook.set(hook).is_err() {
             tracing::error!(prefix = self.prefix, "a storage has two hooks; the second is ignored");
