@@ -357,6 +357,7 @@ impl<'a> Walker<'a> {
 
     fn custom_struct(&mut self, below: &'a Struct, value: &mut Value) -> Result<(), TypeError> {
         let Value::Object(map) = value else {
+            untyped(value);
             return Ok(());
         };
         let mut failed = None;

@@ -14,6 +14,7 @@
 //! it always resolves.
 
 mod builtin;
+pub mod structural;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

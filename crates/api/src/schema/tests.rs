@@ -137,3 +137,103 @@ fn descriptions_stand_beside_their_fields() {
     let quantity = texts.definition("io.k8s.apimachinery.pkg.api.resource.Quantity");
     assert!(quantity.expect("text").contains('\n'));
 }
+
+#[test]
+fn custom_kinds_are_the_same_model() {
+    use serde_json::json;
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "metadata": {"type": "object"},
+            "spec": {
+                "type": "object", "required": ["name"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "count": {"type": "integer", "format": "int32", "default": 3, "nullable": true},
+                    "ratio": {"type": "number"},
+                    "port": {"x-kubernetes-int-or-string": true},
+                    "ports": {
+                        "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port"],
+                        "items": {"type": "object", "properties": {"port": {"type": "integer"}}},
+                    },
+                    "tags": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+                    "labels": {"type": "object", "x-kubernetes-map-type": "atomic", "additionalProperties": {"type": "string"}},
+                    "any": {"x-kubernetes-preserve-unknown-fields": true},
+                    "template": {"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true},
+                    "nothing": {"type": "object"},
+                },
+            },
+        },
+    });
+    let ty = structural::of_kind(&schema).expect("structural");
+    let names: Vec<&str> = ty
+        .as_struct()
+        .expect("a struct")
+        .fields
+        .iter()
+        .map(|field| field.name.as_ref())
+        .collect();
+    assert_eq!(names, ["apiVersion", "kind", "metadata", "spec"]);
+    assert!(matches!(ty.child("metadata"), Some(Type::Def(_))));
+    let spec = ty.child("spec").and_then(Type::as_struct).expect("a struct");
+    let field = |name: &str| spec.field(name).unwrap_or_else(|| panic!("{name}"));
+    assert!(field("name").required && field("count").nullable);
+    assert_eq!(field("count").default.as_deref(), Some(&json!(3)));
+    assert_eq!(field("port").ty, Type::IntOrString);
+    assert_eq!(
+        field("ports").ty.as_list().map(|list| (list.kind, list.keys.len())),
+        Some((ListKind::Map, 1))
+    );
+    assert!(field("labels").is_atomic() && !field("ports").is_atomic());
+    assert!(
+        field("template")
+            .ty
+            .as_struct()
+            .is_some_and(|own| own.embedded && own.preserve_unknown)
+    );
+    let mut object = json!({
+        "apiVersion": "x/v1", "kind": "X", "metadata": {"name": "x", "creationTimestamp": null},
+        "spec": {
+            "name": "n", "count": null, "ports": [{"port": 1, "more": 2}], "any": [1.0, {"a": 1}],
+            "template": {"kind": "Y", "metadata": {"name": "y"}, "spec": {"z": 1}},
+            "nothing": {"a": 1}, "labels": {"a": "b"}, "extra": true,
+        },
+        "extra": 1,
+    });
+    let findings = crate::codec::check(&ty, &mut object).expect("fits");
+    assert_eq!(
+        findings.unknown,
+        ["extra", "spec.extra", "spec.nothing.a", "spec.ports[0].more"]
+    );
+    assert_eq!(
+        object,
+        json!({
+            "apiVersion": "x/v1", "kind": "X", "metadata": {"name": "x"},
+            "spec": {
+                "name": "n", "count": null, "ports": [{"port": 1}], "any": [1, {"a": 1}],
+                "template": {"kind": "Y", "metadata": {"name": "y"}, "spec": {"z": 1}},
+                "nothing": {}, "labels": {"a": "b"},
+            },
+        })
+    );
+    for (schema, words) in [
+        (
+            json!({"type": "array", "items": {"type": "string"}}),
+            "the schema of a kind must be an object",
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {}}}),
+            "a: a structural schema must state a type",
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "array"}}}),
+            "a: an array must state its items",
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "what"}}}),
+            "a: unknown type \"what\"",
+        ),
+    ] {
+        assert_eq!(structural::of_kind(&schema).expect_err("refused").to_string(), words);
+    }
+}

@@ -70,11 +70,19 @@ impl<'a> Node<'a> {
                 };
             }
         };
+        // Values of another shape than their type's (only untyped ones can have one) are single things.
+        let fields = |fields| {
+            if value.is_object() || value.is_null() {
+                View::Fields(fields)
+            } else {
+                View::Atom
+            }
+        };
         match ty {
             Type::List(list) if list.kind != ListKind::Atomic => View::Items(list),
-            Type::Map(map) if !self.atomic.unwrap_or(map.atomic) => View::Fields(Fields::Map(&map.values)),
+            Type::Map(map) if !self.atomic.unwrap_or(map.atomic) => fields(Fields::Map(&map.values)),
             Type::Def(_) | Type::Struct(_) => match ty.as_struct() {
-                Some(below) if !self.atomic.unwrap_or(below.atomic) => View::Fields(Fields::Struct(below)),
+                Some(below) if !self.atomic.unwrap_or(below.atomic) => fields(Fields::Struct(below)),
                 _ => View::Atom,
             },
             _ => View::Atom,
