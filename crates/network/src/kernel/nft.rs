@@ -343,7 +343,7 @@ impl Rule {
         self.expression("masq", Attrs::new().be32(1, fully_random))
     }
     /// Goes on only with packets of TCP.
-    pub fn is_tcp(self) -> Self {
+    pub fn only_tcp(self) -> Self {
         self.load_protocol(0).compare(0, true, &[6])
     }
     /// Answers with a reset of TCP. Unlike ICMP's answers the kernel does not ration these.

@@ -325,7 +325,7 @@ impl Table {
         }
         t.add_set(CLUSTER_IPS, &set(&[show::ADDRESS], SetData::None));
         t.add_chain(REJECT);
-        t.add_rule(REJECT, Rule::new().is_tcp().reset());
+        t.add_rule(REJECT, Rule::new().only_tcp().reset());
         t.add_rule(REJECT, Rule::new().reject());
 
         let by_address = || Rule::new().load_destination(0).load_protocol(1).load_port(2);
