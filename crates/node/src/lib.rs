@@ -34,7 +34,7 @@ mod worker;
 
 pub use config::{Housekeeping, NodeConfig};
 pub use network::{FakeNetworking, NetworkError, NetworkRequest, PodNetworkStatus, PodNetworking};
-pub use node::{Node, NodeError};
+pub use node::{Node, NodeError, ServerTls};
 pub use pod::files::ClusterDns;
 
 /// The scheme of container ids in statuses (`sampan://…`) and of the runtime's version.

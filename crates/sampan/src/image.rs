@@ -5,16 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use sampan_runtime::embedded::user_of_image;
 use sampan_runtime::images::{ImageStore, Reference, Registry, RegistryConfig};
 use sampan_runtime::{Image, PullProgressFn, RegistryAuth};
 
 use crate::cli::{Image as Command, ImageCommand};
-use crate::print;
+use crate::{options, print};
 
 type Result = std::result::Result<(), Box<dyn std::error::Error>>;
 
 pub async fn run(command: Command) -> Result {
-    let root = command.data_dir.join("runtime/images");
+    let root = options::runtime_dir(&command.data_dir).join("images");
     let store = Arc::new(
         ImageStore::open(&root).map_err(|error| format!("cannot open the image store {}: {error}", root.display()))?,
     );
@@ -62,8 +63,7 @@ pub async fn run(command: Command) -> Result {
 
 /// A container of the server that uses the image, if any.
 fn user_of(data_dir: &Path, image_id: &str) -> Option<String> {
-    let _ = (data_dir, image_id);
-    None
+    user_of_image(&options::runtime_dir(data_dir), image_id)
 }
 
 fn announce(id: &str, store: &ImageStore) -> Result {

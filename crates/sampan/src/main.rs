@@ -18,6 +18,11 @@ use cli::{Cli, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // A shim is this program again, before anything of the server exists in it.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|argument| argument == "shim") {
+        return sampan_runtime::shim_main(arguments);
+    }
     let cli = Cli::parse();
     start_logging(&cli.log);
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {

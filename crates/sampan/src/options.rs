@@ -273,8 +273,9 @@ impl Settings {
     pub fn admin_kubeconfig(&self) -> PathBuf {
         self.data_dir.join("admin.kubeconfig")
     }
-    pub fn image_dir(&self) -> PathBuf {
-        self.data_dir.join("runtime/images")
+    /// Images, sandboxes, containers.
+    pub fn runtime_dir(&self) -> PathBuf {
+        runtime_dir(&self.data_dir)
     }
     pub fn cluster_cidr(&self) -> IpNet {
         IpNet::V4(self.pod_cidr)
@@ -299,6 +300,11 @@ impl Settings {
         };
         format!("https://{}", SocketAddr::new(address, self.listen.port()))
     }
+}
+
+/// Where the container runtime of a data directory keeps its things.
+pub fn runtime_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("runtime")
 }
 
 /// What defaults are taken from.

@@ -102,7 +102,7 @@ fn slice(node: &str, listener: Ipv4Addr) -> EndpointSlice {
             ..ObjectMeta::default()
         },
         address_type: "IPv4".into(),
-        endpoints: vec![Endpoint {
+        endpoints: Some(vec![Endpoint {
             addresses: vec![listener.to_string()],
             conditions: Some(EndpointConditions {
                 ready: Some(true),
@@ -111,7 +111,7 @@ fn slice(node: &str, listener: Ipv4Addr) -> EndpointSlice {
             }),
             node_name: Some(node.into()),
             ..Endpoint::default()
-        }],
+        }]),
         ports: Some(PORTS.into_iter().map(port).collect()),
     }
 }

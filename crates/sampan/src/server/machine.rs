@@ -1,47 +1,63 @@
 //! What needs the machine: node, pod network, service proxy and DNS.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sampan_auth::UserInfo;
 use sampan_client::Informers;
 use sampan_network::{Dns, DnsConfig, Host, PodNetwork, PodNetworkConfig, Proxy, ProxyConfig};
+use sampan_node::{ClusterDns, Node, NodeConfig, ServerTls};
+use sampan_pki::tls::{self, ClientVerifier};
+use sampan_runtime::embedded::{Config as RuntimeConfig, Embedded};
 use sampan_tasks::{OnExit, Tasks};
 use tokio::sync::watch;
 
 use super::{Result, Server, dns, network};
 use crate::options::{Role, Settings};
 
-/// What needs the machine: node, pod network, proxy, DNS.
+/// Starts what is enabled.
 pub(super) async fn start(server: &Server) -> Result<()> {
-    let settings = &self.settings;
-    let netns_dir = netns_dir(settings);
-    let (adapter, network) = network::NodeNetwork::new(netns_dir);
+    let settings = &server.settings;
     if settings.runs(Role::Node) {
-        self.start_node(adapter).await?;
-        let work = network_parts(
-            self.settings.clone(),
-            self.informers.clone(),
-            self.tasks.clone(),
-            self.dns_client(),
-            network,
-        );
-        self.tasks.spawn_until_drain("pod-network", OnExit::Expected, work);
+        let (adapter, network) = network::NodeNetwork::new(netns_dir(settings));
+        start_node(server, adapter).await?;
+        let dns_client = settings
+            .runs(Role::Dns)
+            .then(|| server.client(UserInfo::new("system:sampan:dns", ["system:masters"])));
+        let work =
+            network_parts(settings.clone(), server.informers.clone(), server.tasks.clone(), dns_client, network);
+        server.tasks.spawn_until_drain("pod-network", OnExit::Expected, work);
     }
     if settings.runs(Role::Proxy) {
         let config = proxy_config(settings);
         Proxy::prepare(&config).await?;
-        let proxy = Proxy::new(config, &self.informers);
-        self.tasks
-            .spawn("service-proxy", OnExit::Critical, proxy.run(self.tasks.drain()));
+        let proxy = Proxy::new(config, &server.informers);
+        server.tasks.spawn("service-proxy", OnExit::Critical, proxy.run(server.tasks.drain()));
     }
     Ok(())
 }
 
-fn dns_client(&self) -> Option<kube::Client> {
-    let enabled = self.settings.runs(Role::Dns);
-    enabled.then(|| self.client(UserInfo::new("system:sampan:dns", ["system:masters"])))
+/// The container runtime and the node's agent on it.
+async fn start_node(server: &Server, network: network::NodeNetwork) -> Result<()> {
+    let (settings, pki) = (&server.settings, &server.pki);
+    let runtime = Embedded::open(runtime_config(settings), &server.tasks).await?;
+    let mut config = NodeConfig::new(settings.node_name.clone(), vec![settings.node_ip], settings.data_dir.join("node"));
+    config.port = settings.node_port;
+    config.cluster_dns =
+        ClusterDns { servers: vec![settings.dns_service().to_string()], domain: settings.cluster_domain.clone() };
+    let identity = pki.node_serving(&settings.node_name, &[settings.node_ip])?;
+    let tls = ServerTls { config: tls::strict_server_config(&identity, &ClientVerifier::new(pki.ca())?)? };
+    let client = server.client(UserInfo::node(&settings.node_name));
+    Node::start(config, client, &server.informers, runtime, Arc::new(network), Some(tls), &server.tasks).await?;
+    Ok(())
+}
+
+fn runtime_config(settings: &Settings) -> RuntimeConfig {
+    let mut config = RuntimeConfig::new(settings.runtime_dir(), settings.data_dir.join("run"));
+    config.registries.insecure = settings.insecure_registries.iter().cloned().collect();
+    config
 }
 
 fn netns_dir(settings: &Settings) -> PathBuf {
@@ -116,10 +132,12 @@ async fn start_dns(
 
 /// Removes what a server left on this machine; its data stays.
 pub async fn cleanup(settings: &Settings) -> Result<()> {
+    let tasks = Tasks::new();
+    let runtime = Embedded::open(runtime_config(settings), &tasks).await?;
+    runtime.cleanup().await?;
+    tasks.shutdown(Duration::from_secs(5)).await;
     // The range only says which rules and links are ours; those are found by name.
     let config = pod_network_config(settings, ipnet::Ipv4Net::new_assert(settings.pod_cidr.network(), 24));
-    let root = settings.data_dir.clone();
-    sampan_runtime::embedded::cleanup(&runtime_config(&root)).await?;
     tokio::task::spawn_blocking(move || sampan_network::cleanup(&config)).await??;
     Ok(())
 }
