@@ -5,6 +5,7 @@
 //! refused or failed write leaks nothing.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
@@ -229,8 +230,8 @@ impl Services {
             };
             match address {
                 Ok(address) => {
-                    if !taken.addresses.contains_key(&address) {
-                        taken.addresses.insert(address, reserved.path.clone());
+                    if let Entry::Vacant(free) = taken.addresses.entry(address) {
+                        free.insert(reserved.path.clone());
                         reserved.new.addresses.push(address);
                     }
                     spec.insert("clusterIP".into(), address.to_string().into());

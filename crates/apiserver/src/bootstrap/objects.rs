@@ -97,6 +97,9 @@ fn priority_classes() -> Vec<Object> {
 const FLOW: &str = "flowcontrol.apiserver.k8s.io/v1";
 const AUTO_UPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 
+/// Name, shares, lendable percent, and queues with hand size and length (none: reject when full).
+type Level = (&'static str, i64, i64, Option<(i64, i64, i64)>);
+
 fn flow_control() -> Vec<Object> {
     let mut objects = Vec::new();
     objects.push(json!({
@@ -104,8 +107,7 @@ fn flow_control() -> Vec<Object> {
         "metadata": {"name": "exempt", "annotations": {AUTO_UPDATE: "true"}},
         "spec": {"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}},
     }));
-    // Name, shares, lendable percent, and queues (none: reject when full).
-    let levels: [(&str, i64, i64, Option<(i64, i64, i64)>); 6] = [
+    let levels: [Level; 6] = [
         ("system", 30, 33, Some((64, 6, 50))),
         ("node-high", 40, 25, Some((64, 6, 50))),
         ("leader-election", 10, 0, Some((16, 4, 50))),

@@ -60,13 +60,13 @@ impl RequestInfo {
             parts.remove(0);
             old_watch = true;
         }
-        if parts.first() == Some(&"namespaces") {
-            if let Some(namespace) = parts.get(1) {
-                info.namespace = decode(namespace, false);
-                // /namespaces/N/status and /namespaces/N/finalize belong to the namespace itself.
-                if parts.len() > 2 && !matches!(parts[2], "status" | "finalize") {
-                    parts.drain(..2);
-                }
+        if parts.first() == Some(&"namespaces")
+            && let Some(namespace) = parts.get(1)
+        {
+            info.namespace = decode(namespace, false);
+            // /namespaces/N/status and /namespaces/N/finalize belong to the namespace itself.
+            if parts.get(2).is_some_and(|part| !matches!(*part, "status" | "finalize")) {
+                parts.drain(..2);
             }
         }
         let mut parts = parts.into_iter();
