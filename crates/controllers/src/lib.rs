@@ -18,6 +18,7 @@ mod deployment;
 mod discovery;
 mod endpoints;
 mod gc;
+mod history;
 mod job;
 mod namespace;
 mod nodeipam;
@@ -27,6 +28,7 @@ mod pods;
 mod replicaset;
 mod rootca;
 mod serviceaccount;
+mod statefulset;
 mod tainteviction;
 #[cfg(test)]
 mod testing;
@@ -58,6 +60,7 @@ pub const TABLE: &[Row] = &[
         "replication-controller",
         replicaset::start_replication_controllers,
     ),
+    row("statefulset-controller", "statefulset-controller", statefulset::start),
     row("job-controller", "job-controller", job::start),
     row("node-lifecycle-controller", "node-controller", nodelifecycle::start),
     row("taint-eviction-controller", "node-controller", tainteviction::start),

@@ -205,11 +205,6 @@ pub(crate) fn api_message(error: &kube::Error) -> String {
     }
 }
 
-/// The whole seconds between two API times.
-pub(crate) fn seconds_since(time: Option<&Time>, now: Timestamp) -> i64 {
-    time.map_or(0, |time| now.duration_since(time.0).as_secs())
-}
-
 /// A tokio delay out of a time difference; never negative.
 pub(crate) fn delay(duration: SignedDuration) -> std::time::Duration {
     std::time::Duration::try_from(duration).unwrap_or_default()

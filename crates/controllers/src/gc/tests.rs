@@ -169,9 +169,10 @@ async fn what_exists_at_the_start_is_looked_at() {
     api.create(&owned("ns", "old", &[&never]));
     let owner = api.create(&owned("ns", "owner", &[]));
     api.create(&owned("ns", "kept", &[&owner]));
-    let mut secret = Secret::default();
-    secret.metadata = owned("ns", "secret", &[&owner]).metadata;
-    api.create(&secret);
+    api.create(&Secret {
+        metadata: owned("ns", "secret", &[&owner]).metadata,
+        ..Default::default()
+    });
     let cluster = Cluster::with(api, &["garbage-collector-controller"], |_| {});
     gone(&cluster.api, &["old"]).await;
     settle().await;

@@ -1,0 +1,402 @@
+//! The controllers on the real API server, each under its own identity: authorization, validation, defaulting and
+//! concurrency are the ones of a cluster. Only the node is played.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Client, Resource, ResourceExt};
+use sampan_apiserver::testing::TestServer;
+use sampan_auth::UserInfo;
+use sampan_client::{Change, Informers, Key, WorkQueue, run_controller};
+use sampan_controllers::{Config, Controllers};
+use sampan_tasks::OnExit;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+struct Cluster {
+    server: TestServer,
+    admin: Client,
+}
+
+/// Waits for something to become true; longer than any machine should need.
+async fn eventually<T, F, Fut>(what: &str, mut check: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Option<T>>,
+{
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = check().await {
+            return value;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        // RUST_LOG shows what went on; a second test in the process finds it set up already.
+        let _set = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        let server = TestServer::start().await.unwrap();
+        let admin = sampan_client::connect(server.connect());
+        let plane = Arc::clone(&server.plane);
+        let client_for = move |name: &str| {
+            let groups = [
+                "system:serviceaccounts",
+                "system:serviceaccounts:kube-system",
+                "system:authenticated",
+            ];
+            sampan_client::connect(plane.connect(UserInfo::new(name, groups)))
+        };
+        let manager = UserInfo::new("system:kube-controller-manager", ["system:authenticated"]);
+        let informers = Informers::new(sampan_client::connect(server.plane.connect(manager)), &server.tasks);
+        let config = Config {
+            root_ca: Some(server.pki.ca_pem().to_owned()),
+            ..Config::default()
+        };
+        Controllers::start(config, client_for, &informers, &server.tasks).unwrap();
+        let cluster = Cluster { server, admin };
+        cluster.play_node();
+        cluster
+    }
+
+    /// Binds every Pod, runs it, and ends it when asked to.
+    fn play_node(&self) {
+        let informers = Informers::new(self.admin.clone(), &self.server.tasks);
+        let pods = informers.of::<Pod>();
+        let queue: WorkQueue<Key> = WorkQueue::default();
+        let changed = queue.clone();
+        pods.on_change(move |change| {
+            if !matches!(change, Change::Deleted(_)) {
+                changed.add(Key::of(change.object().as_ref()));
+            }
+        });
+        let (client, drain) = (self.admin.clone(), self.server.tasks.drain());
+        self.server.tasks.spawn("played node", OnExit::Expected, async move {
+            let sync = |key: Key| {
+                let (pods, client) = (pods.clone(), client.clone());
+                async move {
+                    let Some(pod) = pods.get_key(&key) else {
+                        return Ok(());
+                    };
+                    play(&Api::namespaced(client, &key.namespace), &pod).await
+                }
+            };
+            run_controller("played node", queue, 8, sync, drain).await;
+        });
+    }
+
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.admin.clone(), namespace)
+    }
+
+    async fn make<K>(&self, namespace: &str, object: Value) -> K
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + Serialize
+            + DeserializeOwned,
+    {
+        let object: K = serde_json::from_value(object).unwrap();
+        self.api(namespace)
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap()
+    }
+
+    async fn namespace(&self, name: &str) {
+        let api: Api<Namespace> = Api::all(self.admin.clone());
+        let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+        api.create(&PostParams::default(), &namespace).await.unwrap();
+        eventually("the default service account", || async {
+            self.api::<ServiceAccount>(name).get_opt("default").await.unwrap()
+        })
+        .await;
+    }
+
+    async fn pods(&self, namespace: &str) -> Vec<Pod> {
+        let list = self.api::<Pod>(namespace).list(&Default::default()).await;
+        list.unwrap().items
+    }
+}
+
+async fn play(api: &Api<Pod>, pod: &Pod) -> kube::Result<()> {
+    let name = pod.name_any();
+    let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
+    if pod.metadata.deletion_timestamp.is_some() {
+        let params = DeleteParams::default().grace_period(0);
+        sampan_client::or_absent(api.delete(&name, &params).await)?;
+        return Ok(());
+    }
+    if !bound {
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": "played"},
+        });
+        let done: kube::Result<Value> = api
+            .create_subresource("binding", &name, &PostParams::default(), &binding)
+            .await
+            .or_else(|error| match error {
+                kube::Error::SerdeError(_) => Ok(Value::Null),
+                other => Err(other),
+            });
+        return sampan_client::or_absent(done).map(|_| ());
+    }
+    if phase.as_deref() == Some("Pending") {
+        let ends = pod.labels().contains_key("ends");
+        let phase = if ends { "Succeeded" } else { "Running" };
+        let status = json!({"status": {
+            "phase": phase, "podIP": "10.9.9.9", "podIPs": [{"ip": "10.9.9.9"}],
+            "conditions": [{"type": "Ready", "status": if ends { "False" } else { "True" },
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+        }});
+        let patched = api
+            .patch_status(&name, &PatchParams::default(), &Patch::Strategic(status))
+            .await;
+        sampan_client::or_absent(patched)?;
+    }
+    Ok(())
+}
+
+fn deployment(replicas: i32, image: &str) -> Value {
+    json!({
+        "metadata": {"name": "web"},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "c", "image": image, "ports": [{"containerPort": 8080, "name": "http"}]}]},
+            },
+        },
+    })
+}
+
+async fn rolled_out(cluster: &Cluster, namespace: &str, replicas: i32) -> Deployment {
+    eventually("rolled out", || async {
+        let deployment = cluster.api::<Deployment>(namespace).get("web").await.unwrap();
+        let status = deployment.status.clone()?;
+        let done = status.observed_generation == deployment.metadata.generation
+            && status.updated_replicas == Some(replicas)
+            && status.replicas == Some(replicas)
+            && status.available_replicas == Some(replicas);
+        done.then_some(deployment)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_from_birth_to_death() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("demo").await;
+    eventually("the root CA", || async {
+        cluster
+            .api::<ConfigMap>("demo")
+            .get_opt("kube-root-ca.crt")
+            .await
+            .unwrap()
+    })
+    .await;
+    cluster.make::<Deployment>("demo", deployment(3, "one")).await;
+    rolled_out(&cluster, "demo", 3).await;
+    let service = json!({
+        "metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]},
+    });
+    cluster.make::<Service>("demo", service).await;
+    eventually("endpoints", || async {
+        let slices = cluster
+            .api::<EndpointSlice>("demo")
+            .list(&Default::default())
+            .await
+            .unwrap();
+        let ready = slices
+            .items
+            .iter()
+            .flat_map(|slice| slice.endpoints.iter().flatten())
+            .filter(|e| e.conditions.as_ref().is_some_and(|c| c.ready == Some(true)))
+            .count();
+        let legacy = cluster.api::<Endpoints>("demo").get_opt("web").await.unwrap()?;
+        let addresses = legacy.subsets?.first()?.addresses.as_ref()?.len();
+        (ready == 3 && addresses >= 1).then_some(())
+    })
+    .await;
+
+    // Roll on, roll back.
+    let api = cluster.api::<Deployment>("demo");
+    let image = |image: &str| {
+        Patch::Strategic(json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}}))
+    };
+    for (name, revision) in [("two", "2"), ("one", "3")] {
+        api.patch("web", &PatchParams::default(), &image(name)).await.unwrap();
+        let now = rolled_out(&cluster, "demo", 3).await;
+        assert_eq!(now.annotations()["deployment.kubernetes.io/revision"], revision);
+    }
+    assert_eq!(
+        cluster
+            .api::<ReplicaSet>("demo")
+            .list(&Default::default())
+            .await
+            .unwrap()
+            .items
+            .len(),
+        2
+    );
+
+    // Scale through the subresource, as kubectl does.
+    api.patch_scale(
+        "web",
+        &PatchParams::default(),
+        &Patch::Merge(json!({"spec": {"replicas": 5}})),
+    )
+    .await
+    .unwrap();
+    rolled_out(&cluster, "demo", 5).await;
+
+    api.delete("web", &DeleteParams::foreground()).await.unwrap();
+    eventually("everything is gone", || async {
+        let left = cluster.pods("demo").await.len()
+            + usize::from(api.get_opt("web").await.unwrap().is_some())
+            + cluster
+                .api::<ReplicaSet>("demo")
+                .list(&Default::default())
+                .await
+                .unwrap()
+                .items
+                .len();
+        (left == 0).then_some(())
+    })
+    .await;
+    cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_run_and_are_counted() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("batch").await;
+    let job = |name: &str, mode: &str| {
+        json!({
+            "metadata": {"name": name},
+            "spec": {
+                "completions": 6, "parallelism": 3, "completionMode": mode,
+                "template": {
+                    "metadata": {"labels": {"ends": "well"}},
+                    "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]},
+                },
+            },
+        })
+    };
+    for (name, mode) in [("plain", "NonIndexed"), ("indexed", "Indexed")] {
+        cluster.make::<Job>("batch", job(name, mode)).await;
+        let status = eventually("complete", || async {
+            let status = cluster.api::<Job>("batch").get(name).await.unwrap().status?;
+            let complete = status
+                .conditions
+                .iter()
+                .flatten()
+                .any(|c| c.type_ == "Complete" && c.status == "True");
+            complete.then_some(status)
+        })
+        .await;
+        assert_eq!((status.succeeded, status.failed.unwrap_or(0)), (Some(6), 0), "{name}");
+        if mode == "Indexed" {
+            assert_eq!(status.completed_indexes.as_deref(), Some("0-5"));
+        }
+    }
+    let pods = cluster.pods("batch").await;
+    assert_eq!(pods.len(), 12);
+    assert!(pods.iter().all(|pod| pod.finalizers().is_empty()));
+    cluster
+        .api::<Job>("batch")
+        .delete("plain", &DeleteParams::background())
+        .await
+        .unwrap();
+    eventually("its Pods are gone", || async {
+        (cluster.pods("batch").await.len() == 6).then_some(())
+    })
+    .await;
+    cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn namespaces_end_with_all_they_hold() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("doomed").await;
+    cluster.make::<Deployment>("doomed", deployment(2, "one")).await;
+    rolled_out(&cluster, "doomed", 2).await;
+    cluster
+        .make::<Secret>("doomed", json!({"metadata": {"name": "s"}}))
+        .await;
+    let api: Api<Namespace> = Api::all(cluster.admin.clone());
+    api.delete("doomed", &DeleteParams::default()).await.unwrap();
+    eventually("it is gone", || async {
+        api.get_opt("doomed").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    assert!(cluster.pods("doomed").await.is_empty());
+    cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_get_ranges_and_taints() {
+    let cluster = Cluster::start().await;
+    let api: Api<Node> = Api::all(cluster.admin.clone());
+    let node = |name: &str| serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+    let mut ranges = Vec::new();
+    for name in ["a", "b"] {
+        api.create(&PostParams::default(), &node(name)).await.unwrap();
+        let range = eventually("a range", || async { api.get(name).await.unwrap().spec?.pod_cidr }).await;
+        ranges.push(range);
+    }
+    ranges.sort();
+    assert_eq!(ranges, ["10.244.0.0/24", "10.244.1.0/24"]);
+    let ready =
+        |status: &str| Patch::Strategic(json!({"status": {"conditions": [{"type": "Ready", "status": status}]}}));
+    let taints = || async {
+        let spec = api.get("a").await.unwrap().spec.unwrap_or_default();
+        let taints = spec.taints.unwrap_or_default();
+        taints
+            .iter()
+            .map(|taint| format!("{}:{}", taint.key, taint.effect))
+            .collect::<Vec<_>>()
+    };
+    api.patch_status("b", &PatchParams::default(), &ready("True"))
+        .await
+        .unwrap();
+    api.patch_status("a", &PatchParams::default(), &ready("True"))
+        .await
+        .unwrap();
+    eventually("no taints", || async { taints().await.is_empty().then_some(()) }).await;
+    api.patch_status("a", &PatchParams::default(), &ready("False"))
+        .await
+        .unwrap();
+    eventually("not ready", || async {
+        let mut found = taints().await;
+        found.sort();
+        (found
+            == [
+                "node.kubernetes.io/not-ready:NoExecute",
+                "node.kubernetes.io/not-ready:NoSchedule",
+            ])
+        .then_some(())
+    })
+    .await;
+    cluster.server.stop().await;
+}
