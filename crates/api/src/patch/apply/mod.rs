@@ -10,7 +10,8 @@
 //! Defaults and strategy come after [`apply`], as with any patch.
 //!
 //! Different from upstream: entries of another version of the same kind are read as if they were of this one
-//! (their paths are nearly always the same); a new co-owner's entry always has a time.
+//! (their paths are nearly always the same); a new co-owner's entry always has a time; quantities are compared by
+//! what they mean, so that `cpu: 0.5` is no conflict with a stored `500m`.
 
 #![allow(clippy::result_large_err)]
 
@@ -360,7 +361,7 @@ fn merge_in(
     if let Some(own) = managers.get_mut(&manager) {
         own.fields = own.fields.difference(&strip());
         let same = last.is_some_and(|last| last.fields == own.fields && last.api_version == own.api_version);
-        if !same || new != *old || own.time.is_empty() {
+        if !same || !comparison.is_empty() || own.time.is_empty() {
             own.time = context.now.into();
         }
     }

@@ -338,6 +338,39 @@ fn applying_twice_changes_nothing() {
 }
 
 #[test]
+fn quantities_are_compared_by_meaning() {
+    let with = |cpu: &str| {
+        format!("{{template: {{spec: {{containers: [{{name: c, resources: {{limits: {{cpu: {cpu}}}}}}}]}}}}}}")
+    };
+    let ty = deployment();
+    let reset = FieldSet::default();
+    let first = apply(context(&ty, &reset, "a", NOW), None, &config(&with("500m")), false).expect("applied");
+    let again = apply(
+        context(&ty, &reset, "a", LATER),
+        Some(&first),
+        &config(&with("0.5")),
+        false,
+    )
+    .expect("applied");
+    assert_eq!(entries(&again), entries(&first));
+    assert_eq!(again["metadata"]["managedFields"][0]["time"], NOW);
+    apply(
+        context(&ty, &reset, "b", LATER),
+        Some(&first),
+        &config(&with("0.5")),
+        false,
+    )
+    .expect("agreed");
+    apply(
+        context(&ty, &reset, "b", LATER),
+        Some(&first),
+        &config(&with("0.6")),
+        false,
+    )
+    .expect_err("a conflict");
+}
+
+#[test]
 fn kubectl_takes_over_from_client_side_apply() {
     let ty = deployment();
     let reset = FieldSet::default();

@@ -7,6 +7,7 @@
 use serde_json::{Map, Value};
 
 use super::set::{Element, FieldSet, Path, show};
+use crate::quantity::Quantity;
 use crate::schema::{self, List, ListKind, Struct, Type};
 
 /// A type where a field may say more than the type itself.
@@ -87,6 +88,16 @@ impl<'a> Node<'a> {
             },
             _ => View::Atom,
         }
+    }
+
+    /// Whether two values of this type mean the same: a configuration may say `0.5` where the object says `500m`.
+    fn same(self, left: &Value, right: &Value) -> bool {
+        if left == right {
+            return true;
+        }
+        let quantity = |value| Quantity::from_value(value).ok();
+        matches!(self.ty, Kind::Typed(Type::Quantity))
+            && quantity(left).is_some_and(|left| quantity(right).is_some_and(|right| left == right))
     }
 
     /// The node below a path element.
@@ -402,7 +413,7 @@ fn compare_at(node: Node<'_>, left: Option<&Value>, right: Option<&Value>, path:
     let leaf = |out: &mut Comparison, path: &[Element]| match (left, right) {
         (None, _) => out.added.insert(path),
         (_, None) => out.removed.insert(path),
-        (Some(left), Some(right)) if left != right => out.modified.insert(path),
+        (Some(left), Some(right)) if !node.same(left, right) => out.modified.insert(path),
         _ => {}
     };
     let empty = left.is_none_or(is_empty) && right.is_none_or(is_empty);
