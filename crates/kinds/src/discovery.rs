@@ -17,6 +17,7 @@ use crate::rules::{RULES, Rules, Status};
 use crate::spec::{Column, Resource};
 use crate::table::row;
 use crate::tree;
+use crate::warnings;
 
 pub(crate) static RESOURCES: &[Resource] = &[Resource {
     columns: COLUMNS,
@@ -53,6 +54,7 @@ static SLICE: Rules = Rules {
         ("ports[].appProtocol", Rule::Named(api::qualified_name)),
     ],
     validate,
+    warnings: warnings::endpoint_slice,
     ..RULES
 };
 

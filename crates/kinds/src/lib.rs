@@ -42,6 +42,7 @@ mod spec;
 mod storage;
 mod table;
 mod tree;
+mod warnings;
 
 pub use spec::*;
 

@@ -12,6 +12,7 @@ use crate::rules::{RULES, Rules, Status};
 use crate::spec::{Column, Resource};
 use crate::table::row;
 use crate::tree;
+use crate::warnings;
 
 pub(crate) static RESOURCES: &[Resource] = &[Resource {
     namespaced: false,
@@ -37,6 +38,7 @@ static RUNTIME_CLASS: Rules = Rules {
         ("handler", Rule::Immutable),
     ],
     validate,
+    warnings: warnings::runtime_class,
     ..RULES
 };
 

@@ -9,7 +9,7 @@ use sampan_api::{Object, field};
 use crate::checks::{self, Check};
 use crate::defaults::{self, Default};
 use crate::spec::{Part, Propagation, Strategy, keep_other_parts};
-use crate::{names, pod_spec, tree};
+use crate::{names, pod_spec, tree, warnings};
 
 /// Who writes `status`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -141,7 +141,19 @@ impl Strategy for Rules {
     }
 
     fn warnings(&self, object: &Object) -> Vec<String> {
-        (self.warnings)(object)
+        let mut warnings = (self.warnings)(object);
+        // Pods are mostly updated by controllers: only who makes one is told.
+        if self.pod_spec == "spec" && warnings::is_new(object) {
+            warnings.extend(pod_spec::warnings::of(object, &field::Path::default()));
+        } else if let Some(template) = self.pod_spec.strip_suffix(".spec")
+            && let Some(pod) = tree::get(object, template)
+        {
+            let path = template
+                .split('.')
+                .fold(field::Path::default(), |path, name| path.child(name));
+            warnings.extend(pod_spec::warnings::of(pod, &path));
+        }
+        warnings
     }
 
     fn graceful_deletion(&self, object: &Object, asked: Option<i64>) -> Option<i64> {

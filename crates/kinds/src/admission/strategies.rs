@@ -3,11 +3,13 @@
 use super::validate;
 use crate::defaults::{Default, Fill};
 use crate::rules::{RULES, Rules, Status};
+use crate::warnings;
 
 const ADMISSION: Rules = Rules {
     generation: true,
     status: Status::Plain,
     unconditional_update: false,
+    warnings: warnings::static_name,
     ..RULES
 };
 

@@ -9,6 +9,7 @@ use crate::names;
 use crate::rules::{RULES, Rules, Status};
 use crate::spec::Part;
 use crate::tree;
+use crate::warnings;
 
 const TEMPLATE: &str = "spec.template.spec";
 
@@ -84,6 +85,7 @@ pub(super) static DEPLOYMENT: Rules = Rules {
     checks: validate::COUNTS,
     validate: validate::deployment,
     validate_update: validate::fixed_selector,
+    warnings: warnings::name_in_pods,
     ..RULES
 };
 
@@ -124,6 +126,7 @@ pub(super) static REPLICA_SET: Rules = Rules {
     checks: validate::COUNTS,
     validate: validate::replica_set,
     validate_update: validate::fixed_selector,
+    warnings: warnings::name_in_pods,
     ..RULES
 };
 
@@ -136,6 +139,7 @@ pub(super) static STATEFUL_SET: Rules = Rules {
     validate: validate::stateful_set,
     validate_create: validate::stateful_set_create,
     validate_update: validate::stateful_set_update,
+    warnings: warnings::stateful_set,
     ..RULES
 };
 

@@ -3,6 +3,7 @@
 use crate::defaults::Fill;
 use crate::rules::{RULES as PLAIN, Rules};
 use crate::tree;
+use crate::warnings;
 
 pub(super) static RULES: Rules = Rules {
     generation: true,
@@ -28,5 +29,6 @@ pub(super) static RULES: Rules = Rules {
     },
     validate: super::validate::cron_job,
     validate_create: super::validate::cron_job_create,
+    warnings: warnings::cron_job,
     ..PLAIN
 };

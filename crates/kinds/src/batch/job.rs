@@ -7,6 +7,7 @@ use crate::defaults::{Default, Fill};
 use crate::rules::{RULES as PLAIN, Rules};
 use crate::spec::Propagation;
 use crate::tree;
+use crate::warnings;
 
 pub(super) static RULES: Rules = Rules {
     generation: true,
@@ -17,6 +18,7 @@ pub(super) static RULES: Rules = Rules {
     validate: super::validate::job,
     validate_update: super::validate::job_update,
     propagation: Propagation::Orphan,
+    warnings: warnings::job,
     ..PLAIN
 };
 

@@ -15,6 +15,7 @@ use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
 use crate::rules::{RULES as PLAIN, Rules, Status};
 use crate::spec::{Column, Part};
 use crate::tree;
+use crate::warnings;
 
 pub(crate) static RULES: Rules = Rules {
     status: Status::FromCreator,
@@ -22,6 +23,7 @@ pub(crate) static RULES: Rules = Rules {
     default,
     validate,
     validate_update,
+    warnings: warnings::node,
     ..PLAIN
 };
 

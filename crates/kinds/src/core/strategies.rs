@@ -11,6 +11,7 @@ use crate::pod_spec::quantities;
 use crate::rules::{RULES, Rules, Status, keep_all_but};
 use crate::spec::Part;
 use crate::tree;
+use crate::warnings;
 
 pub(super) static CONFIG_MAP: Rules = Rules {
     status: Status::Plain,
@@ -24,6 +25,7 @@ pub(super) static ENDPOINTS: Rules = Rules {
     create_on_update: true,
     defaults: &[("subsets[].ports[].protocol", Fill::Text("TCP"))],
     validate: validate::endpoints,
+    warnings: warnings::endpoints,
     ..RULES
 };
 
@@ -94,6 +96,7 @@ pub(super) static REPLICATION_CONTROLLER: Rules = Rules {
     ],
     validate: validate::replication_controller,
     validate_update: validate::replication_controller_update,
+    warnings: warnings::name_in_pods,
     ..RULES
 };
 

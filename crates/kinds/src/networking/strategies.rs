@@ -8,6 +8,7 @@ use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules, Status};
 use crate::tree;
+use crate::warnings;
 
 pub(super) static INGRESS_CLASS: Rules = Rules {
     generation: true,
@@ -27,6 +28,7 @@ pub(super) static INGRESS: Rules = Rules {
     validate: validate::ingress,
     validate_create: validate::ingress_create,
     validate_update: validate::ingress_update,
+    warnings: warnings::ingress,
     ..RULES
 };
 pub(super) static IP_ADDRESS: Rules = Rules {
@@ -46,6 +48,7 @@ pub(super) static NETWORK_POLICY: Rules = Rules {
     ],
     default: default_policy_types,
     validate: validate::network_policy,
+    warnings: warnings::network_policy,
     ..RULES
 };
 pub(super) static SERVICE_CIDR: Rules = Rules {

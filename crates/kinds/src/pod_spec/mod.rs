@@ -1,4 +1,4 @@
-//! What every kind with Pods in it shares: defaults and validation of a PodSpec.
+//! What every kind with Pods in it shares: defaults, validation and warnings of a PodSpec.
 
 mod containers;
 mod defaults;
@@ -9,6 +9,7 @@ pub(crate) mod scheduling;
 mod security;
 pub(crate) mod validate;
 mod volumes;
+pub(crate) mod warnings;
 
 pub(crate) use containers::image_spaces;
 pub(crate) use defaults::default;

@@ -9,6 +9,7 @@ use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules, Status};
 use crate::tree;
+use crate::warnings;
 
 pub(super) static CSI_DRIVER: Rules = Rules {
     defaults: &[
@@ -36,6 +37,7 @@ pub(super) static CSI_DRIVER: Rules = Rules {
         ("spec.attachRequired", Rule::Immutable),
         ("spec.volumeLifecycleModes", Rule::Immutable),
     ],
+    warnings: warnings::csi_driver,
     ..RULES
 };
 pub(super) static CSI_NODE: Rules = Rules {
@@ -65,6 +67,7 @@ pub(super) static CSI_STORAGE_CAPACITY: Rules = Rules {
             }
         }
     },
+    warnings: warnings::storage_capacity,
     ..RULES
 };
 pub(super) static STORAGE_CLASS: Rules = Rules {
@@ -85,6 +88,7 @@ pub(super) static STORAGE_CLASS: Rules = Rules {
         ("reclaimPolicy", Rule::Immutable),
         ("volumeBindingMode", Rule::Immutable),
     ],
+    warnings: warnings::storage_class,
     ..RULES
 };
 pub(super) static VOLUME_ATTACHMENT: Rules = Rules {

@@ -11,6 +11,7 @@ use crate::defaults::Fill;
 use crate::rules::{RULES as PLAIN, Rules};
 use crate::spec::SelectableField;
 use crate::tree;
+use crate::warnings;
 
 pub(crate) static RULES: Rules = Rules {
     generation: true,
@@ -22,6 +23,7 @@ pub(crate) static RULES: Rules = Rules {
     grace: change::grace,
     validate_create: validate::create,
     validate_update: validate::update,
+    warnings: warnings::pod,
     ..PLAIN
 };
 

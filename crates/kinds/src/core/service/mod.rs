@@ -8,6 +8,7 @@
 mod change;
 pub(crate) mod print;
 mod validate;
+mod warnings;
 
 use sampan_api::Object;
 use serde_json::{Value, json};
@@ -40,6 +41,7 @@ pub(crate) static RULES: Rules = Rules {
     update: change::prepare_update,
     validate: validate::service,
     validate_update: validate::update,
+    warnings: warnings::of,
     ..PLAIN
 };
 

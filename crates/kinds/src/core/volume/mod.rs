@@ -14,6 +14,7 @@ use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
 use crate::rules::{RULES as PLAIN, Rules};
 use crate::spec::Column;
 use crate::tree;
+use crate::warnings;
 
 pub(crate) static RULES: Rules = Rules {
     defaults: &[
@@ -38,6 +39,7 @@ pub(crate) static RULES: Rules = Rules {
     default: |volume| quantities::canonical_at(volume, &["spec.capacity"]),
     validate: validate::volume,
     validate_update: validate::volume_update,
+    warnings: warnings::volume,
     ..PLAIN
 };
 
@@ -62,6 +64,7 @@ pub(crate) static CLAIM_RULES: Rules = Rules {
     },
     validate: validate::claim,
     validate_update: validate::claim_update,
+    warnings: warnings::claim,
     ..PLAIN
 };
 
