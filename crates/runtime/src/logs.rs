@@ -272,7 +272,9 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(log().as_bytes()).unwrap();
         let mut out = Vec::new();
-        read(file.path(), &options, std::future::pending(), &mut out).await.unwrap();
+        read(file.path(), &options, std::future::pending(), &mut out)
+            .await
+            .unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -284,13 +286,41 @@ mod tests {
         let table = [
             (LogOptions { tail: Some(0), ..all() }, ""),
             (LogOptions { tail: Some(3), ..all() }, "four\n\n"),
-            (LogOptions { tail: Some(100), ..all() }, "one\ntwo\nthree-four\n\n"),
-            (LogOptions { since, ..all() }, "two\nthree-four\n\n"),
-            (LogOptions { limit_bytes: Some(6), ..all() }, "one\ntw"),
-            (LogOptions { limit_bytes: Some(0), ..all() }, ""),
-            (LogOptions { stream: Some(Stream::Stderr), ..all() }, "two\n"),
             (
-                LogOptions { timestamps: true, stream: Some(Stream::Stderr), ..all() },
+                LogOptions {
+                    tail: Some(100),
+                    ..all()
+                },
+                "one\ntwo\nthree-four\n\n",
+            ),
+            (LogOptions { since, ..all() }, "two\nthree-four\n\n"),
+            (
+                LogOptions {
+                    limit_bytes: Some(6),
+                    ..all()
+                },
+                "one\ntw",
+            ),
+            (
+                LogOptions {
+                    limit_bytes: Some(0),
+                    ..all()
+                },
+                "",
+            ),
+            (
+                LogOptions {
+                    stream: Some(Stream::Stderr),
+                    ..all()
+                },
+                "two\n",
+            ),
+            (
+                LogOptions {
+                    timestamps: true,
+                    stream: Some(Stream::Stderr),
+                    ..all()
+                },
                 "2026-01-01T00:00:02.000000000Z two\n",
             ),
         ];

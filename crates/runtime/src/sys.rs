@@ -13,9 +13,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use nix::unistd::Pid;
 
 use crate::caps::Capability;
@@ -138,8 +136,7 @@ pub fn set_mount(fd: BorrowedFd<'_>, change: MountChange) -> Result<()> {
 /// Marks every descriptor from 3 up to be closed by `execve`.
 pub fn close_on_exec_from_3() -> Result<()> {
     // SAFETY: no memory is involved.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Errno::result(result).map(drop)
 }
 
@@ -166,14 +163,7 @@ pub fn load_filter(program: &[Instruction]) -> Result<()> {
         filter: program.as_ptr().cast_mut(),
     };
     // SAFETY: the kernel copies the program during the call and does not write to it.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            0,
-            &raw const header,
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header) };
     Errno::result(result).map(drop)
 }
 
@@ -198,7 +188,9 @@ pub fn set_capabilities(set: impl IntoIterator<Item = Capability>) -> Result<()>
         permitted: u32,
         inheritable: u32,
     }
-    let bits = set.into_iter().fold(0_u64, |bits, capability| bits | (1 << capability.0));
+    let bits = set
+        .into_iter()
+        .fold(0_u64, |bits, capability| bits | (1 << capability.0));
     let half = |bits: u32| Data {
         effective: bits,
         permitted: bits,
@@ -265,8 +257,7 @@ pub fn loopback_up() -> Result<()> {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the request lives through the call.
-    let result =
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
     Errno::result(result).map(drop)
 }
 
@@ -280,16 +271,11 @@ pub fn send_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
 }
 
 /// Receives bytes and descriptors from a Unix socket.
-pub fn receive_fds(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    fds: &mut Vec<OwnedFd>,
-) -> Result<usize> {
+pub fn receive_fds(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize> {
     let mut space = nix::cmsg_space!([RawFd; 16]);
     let mut slices = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message =
-        recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(received) = control {
             for fd in received {
@@ -364,9 +350,7 @@ pub fn attach_device_program(group: BorrowedFd<'_>, program: &[Bpf]) -> Result<(
     };
     // SAFETY: the attribute begins as the kernel lays it out, the rest is zero as it demands; the
     // instructions and the license live through the call.
-    let fd = owned(unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>())
-    })?;
+    let fd = owned(unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) })?;
     let attach = Attach {
         target: group.as_raw_fd().cast_unsigned(),
         program: fd.as_raw_fd().cast_unsigned(),
@@ -374,9 +358,7 @@ pub fn attach_device_program(group: BorrowedFd<'_>, program: &[Bpf]) -> Result<(
         flags: ALLOW_MULTI,
     };
     // SAFETY: as above; the group keeps the program when our descriptor is closed.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>())
-    };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
     Errno::result(result).map(drop)
 }
 

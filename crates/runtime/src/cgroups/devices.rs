@@ -33,9 +33,7 @@ impl DeviceRule {
     /// What every container may: make any node, use the harmless ones and terminals.
     pub fn usual() -> Vec<Self> {
         let mut rules = vec![Self::new('c', None, None, "m"), Self::new('b', None, None, "m")];
-        for (major, minor) in
-            [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)]
-        {
+        for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
             rules.push(Self::new('c', Some(major), Some(minor), "rwm"));
         }
         rules.push(Self::new('c', Some(136), None, "rwm"));
@@ -62,8 +60,7 @@ impl Cgroups {
             }
             CgroupVersion::V2 => {
                 let group = File::open(&dir).map_err(at(&dir))?;
-                sys::attach_device_program(group.as_fd(), &program(rules))
-                    .map_err(|errno| at(&dir)(errno.into()))
+                sys::attach_device_program(group.as_fd(), &program(rules)).map_err(|errno| at(&dir)(errno.into()))
             }
         }
     }

@@ -138,7 +138,11 @@ impl Cgroups {
             if let Some(both) = both
                 && dir.join("memory.swap.max").exists()
             {
-                let swap = if both < 0 || memory < 0 { -1 } else { (both - memory).max(0) };
+                let swap = if both < 0 || memory < 0 {
+                    -1
+                } else {
+                    (both - memory).max(0)
+                };
                 write("memory.swap.max", or_max(swap))?;
             }
         }

@@ -26,8 +26,9 @@ pub use stats::Usage;
 use crate::types::CgroupVersion;
 
 /// Controllers containers are accounted by.
-const V1_CONTROLLERS: [&str; 8] =
-    ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "blkio", "hugetlb"];
+const V1_CONTROLLERS: [&str; 8] = [
+    "cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "blkio", "hugetlb",
+];
 const V2_CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"];
 
 /// What went wrong with which file.
@@ -113,9 +114,7 @@ impl Cgroups {
             });
         }
         let root = v2.ok_or_else(|| {
-            CgroupError::Unusable(
-                "no control groups are mounted; mount cgroup2 at /sys/fs/cgroup".into(),
-            )
+            CgroupError::Unusable("no control groups are mounted; mount cgroup2 at /sys/fs/cgroup".into())
         })?;
         Ok(Self {
             version: CgroupVersion::V2,
@@ -170,7 +169,8 @@ impl Cgroups {
 
     /// Whether the group exists.
     pub fn exists(&self, group: &str) -> bool {
-        self.dir("memory", group).is_ok_and(|dir| dir.is_some_and(|dir| dir.is_dir()))
+        self.dir("memory", group)
+            .is_ok_and(|dir| dir.is_some_and(|dir| dir.is_dir()))
     }
 
     /// Makes the group and those above it, ready to hold processes and limits.

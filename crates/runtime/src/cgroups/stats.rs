@@ -37,7 +37,9 @@ impl Cgroups {
     }
 
     fn usage_v1(&self, group: &str) -> Result<Usage> {
-        let cpu = self.dir("cpuacct", group)?.and_then(|dir| number(&dir.join("cpuacct.usage")));
+        let cpu = self
+            .dir("cpuacct", group)?
+            .and_then(|dir| number(&dir.join("cpuacct.usage")));
         let memory = self.dir("memory", group)?.and_then(|dir| {
             let usage = number(&dir.join("memory.usage_in_bytes"))?;
             let limit = number(&dir.join("memory.limit_in_bytes"));

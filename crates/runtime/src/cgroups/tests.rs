@@ -17,7 +17,11 @@ fn layouts_are_recognized() {
     let hybrid = Cgroups::from_mounts(HYBRID).unwrap();
     assert_eq!(hybrid.version(), CgroupVersion::V1);
     let dirs = hybrid.dirs("/kubepods/podx").unwrap();
-    assert_eq!(dirs.len(), 4, "a directory shared by two controllers counts once: {dirs:?}");
+    assert_eq!(
+        dirs.len(),
+        4,
+        "a directory shared by two controllers counts once: {dirs:?}"
+    );
     let file = hybrid.oom_file("/a").unwrap().unwrap();
     assert_eq!(file, Path::new("/sys/fs/cgroup/memory/a/memory.oom_control"));
 
@@ -54,7 +58,10 @@ fn version_2_limits_and_usage() {
     let (dir, cgroups) = fake_v2();
     cgroups.create("/podx").unwrap();
     let control = fs::read_to_string(dir.path().join("cgroup.subtree_control")).unwrap();
-    assert_eq!(control, "+pids", "each missing controller is enabled by a write of its own");
+    assert_eq!(
+        control, "+pids",
+        "each missing controller is enabled by a write of its own"
+    );
     let group = dir.path().join("podx");
     fs::write(group.join("memory.swap.max"), "max").unwrap();
     let limits = LinuxContainerResources {

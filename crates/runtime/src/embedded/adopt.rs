@@ -12,9 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 
 use super::client::{self, Connection};
-use super::records::{
-    Container, ContainerRecord, Live, RECORD, Sandbox, SandboxLive, SandboxRecord,
-};
+use super::records::{Container, ContainerRecord, Live, RECORD, Sandbox, SandboxLive, SandboxRecord};
 use super::{Embedded, internal};
 use crate::disk::remove_dir;
 use crate::protocol::{Reply, Request};
@@ -95,9 +93,9 @@ impl Embedded {
     fn load_containers(&self) -> Result<()> {
         for (id, dir) in entries(&self.config.root.join("containers"))? {
             let record = spec::read::<ContainerRecord>(&dir.join(RECORD)).ok();
-            let known = record.as_ref().is_some_and(|record| {
-                self.lock().sandboxes.contains_key(&record.sandbox_id)
-            });
+            let known = record
+                .as_ref()
+                .is_some_and(|record| self.lock().sandboxes.contains_key(&record.sandbox_id));
             let Some(record) = record.filter(|_| known) else {
                 tracing::info!(id, "removing the remains of a container");
                 remove_dir(&dir).map_err(internal("remove the remains of a container"))?;

@@ -30,8 +30,7 @@ const MASKED: [&str; 12] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Name and number of what is in every `/dev`.
 const DEVICES: [(&str, u64, u64); 6] = [
     ("null", 1, 3),
@@ -71,7 +70,10 @@ impl Embedded {
         }
         let capabilities = caps::effective(&security.capabilities, security.privileged)?;
         let cwd = [&config.working_dir, &image.config.working_dir];
-        let cwd = cwd.into_iter().find(|dir| !dir.is_empty()).map_or("/", |dir| dir.as_str());
+        let cwd = cwd
+            .into_iter()
+            .find(|dir| !dir.is_empty())
+            .map_or("/", |dir| dir.as_str());
         let process = ProcessSpec {
             args,
             env: environment(sandbox, config, image),
@@ -116,18 +118,17 @@ impl Embedded {
             oom_score_adj: config.linux.resources.oom_score_adj,
             cgroups: CgroupSpec {
                 dirs: groups.iter().map(|(_, dir)| dir.clone()).collect(),
-                oom_file: self.cgroups.oom_file(cgroup).map_err(super::internal("control group"))?,
+                oom_file: self
+                    .cgroups
+                    .oom_file(cgroup)
+                    .map_err(super::internal("control group"))?,
                 v1: if v1 { groups } else { Vec::new() },
             },
-            log_path: (!config.log_path.is_empty())
-                .then(|| sandbox.record.config.log_directory.join(&config.log_path)),
+            log_path: (!config.log_path.is_empty()).then(|| sandbox.record.config.log_directory.join(&config.log_path)),
             stdin: config.stdin,
             stdin_once: config.stdin_once,
         };
-        Ok(Built {
-            spec,
-            mounted_images,
-        })
+        Ok(Built { spec, mounted_images })
     }
 
     /// The image's layers relative to their directory. An image without layers gets an empty one.
@@ -141,11 +142,7 @@ impl Embedded {
         Ok((base.clone(), layers.iter().map(relative).collect()))
     }
 
-    fn mounts(
-        &self,
-        sandbox: &Sandbox,
-        config: &ContainerConfig,
-    ) -> Result<(Vec<MountSpec>, Vec<String>)> {
+    fn mounts(&self, sandbox: &Sandbox, config: &ContainerConfig) -> Result<(Vec<MountSpec>, Vec<String>)> {
         let mut mounts = Vec::new();
         let mut images = Vec::new();
         for mount in &config.mounts {
@@ -246,18 +243,14 @@ fn user(security: &LinuxContainerSecurityContext, image: &Image) -> Result<UserS
     })
 }
 
-fn seccomp(
-    security: &LinuxContainerSecurityContext,
-    capabilities: &BTreeSet<Capability>,
-) -> Result<Option<Filter>> {
+fn seccomp(security: &LinuxContainerSecurityContext, capabilities: &BTreeSet<Capability>) -> Result<Option<Filter>> {
     match &security.seccomp {
         _ if security.privileged => Ok(None),
         SecurityProfile::Unconfined => Ok(None),
         SecurityProfile::RuntimeDefault => Ok(Some(Filter::runtime_default(capabilities))),
         SecurityProfile::Localhost(path) => {
-            let text = fs::read(path).map_err(|error| {
-                RuntimeError::invalid(format!("cannot load seccomp profile {path:?}: {error}"))
-            })?;
+            let text = fs::read(path)
+                .map_err(|error| RuntimeError::invalid(format!("cannot load seccomp profile {path:?}: {error}")))?;
             let filter = Filter::from_json(&text);
             filter
                 .map(Some)
@@ -314,7 +307,14 @@ fn devices_below(host: &Path, inside: &Path, access: &str, found: &mut Vec<Devic
     for entry in fs::read_dir(host).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let (host, inside) = (host.join(&name), inside.join(&name));
-        let own = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/fd"];
+        let own = [
+            "/dev/pts",
+            "/dev/shm",
+            "/dev/mqueue",
+            "/dev/console",
+            "/dev/fd",
+            "/dev/ptmx",
+        ];
         if own.iter().any(|own| inside == Path::new(own)) {
             continue;
         }
@@ -374,7 +374,11 @@ pub fn signal_number(name: &str) -> Result<i32> {
         return Ok(libc::SIGTERM);
     }
     if let Ok(number) = name.parse() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err(unknown()) };
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err(unknown())
+        };
     }
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -385,7 +389,10 @@ pub fn signal_number(name: &str) -> Result<i32> {
     }
     if let Some(rest) = bare.strip_prefix("RTMAX") {
         let less = if rest.is_empty() { Some(0) } else { offset(rest) };
-        return less.filter(|n| (0..=30).contains(n)).map(|n| 64 - n).ok_or_else(unknown);
+        return less
+            .filter(|n| (0..=30).contains(n))
+            .map(|n| 64 - n)
+            .ok_or_else(unknown);
     }
     let signal: nix::sys::signal::Signal = format!("SIG{bare}").parse().map_err(|_| unknown())?;
     Ok(signal as i32)
@@ -397,7 +404,14 @@ mod tests {
 
     #[test]
     fn signals_by_name_and_number() {
-        let table = [("", 15), ("SIGQUIT", 3), ("term", 15), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-1", 63)];
+        let table = [
+            ("", 15),
+            ("SIGQUIT", 3),
+            ("term", 15),
+            ("9", 9),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+        ];
         for (name, number) in table {
             assert_eq!(signal_number(name).unwrap(), number, "{name}");
         }

@@ -80,7 +80,11 @@ impl Connection {
         self.send(request, fds).await.map_err(gone)?;
         match self.receive().await.map_err(gone)? {
             Some(Reply::Error { message, missing }) => {
-                let kind = if missing { ErrorKind::NotFound } else { ErrorKind::Internal };
+                let kind = if missing {
+                    ErrorKind::NotFound
+                } else {
+                    ErrorKind::Internal
+                };
                 Err(RuntimeError::new(kind, message))
             }
             Some(reply) => Ok(reply),

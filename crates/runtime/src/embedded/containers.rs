@@ -149,14 +149,23 @@ impl Embedded {
 
     async fn prepare_cgroup(&self, container: &Arc<Container>) -> Result<()> {
         let (cgroups, group) = (self.cgroups.clone(), container.record.cgroup.clone());
-        let mut limits =
-            container.resources.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut limits = container
+            .resources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         limits.pids_limit = limits.pids_limit.or(Some(DEFAULT_PIDS));
         let (_, rules) = devices(&container.record.config)?;
         blocking(move || {
-            cgroups.create(&group).map_err(internal("make the container's control group"))?;
-            cgroups.limit(&group, &limits).map_err(internal("limit the container"))?;
-            cgroups.restrict_devices(&group, &rules).map_err(internal("restrict devices"))
+            cgroups
+                .create(&group)
+                .map_err(internal("make the container's control group"))?;
+            cgroups
+                .limit(&group, &limits)
+                .map_err(internal("limit the container"))?;
+            cgroups
+                .restrict_devices(&group, &rules)
+                .map_err(internal("restrict devices"))
         })
         .await
     }
@@ -246,9 +255,7 @@ impl Embedded {
         let _busy = container.busy.lock().await;
         let record = &container.record;
         if self.sandbox(&record.sandbox_id).is_ok_and(|sandbox| sandbox.is_ready()) {
-            let request = Request::Forget {
-                id: record.id.clone(),
-            };
+            let request = Request::Forget { id: record.id.clone() };
             if let Err(error) = client::ask(&self.socket(&record.sandbox_id), &request).await {
                 tracing::debug!(%error, "let a shim forget a container");
             }
@@ -256,7 +263,9 @@ impl Embedded {
         let (cgroups, group) = (self.cgroups.clone(), record.cgroup.clone());
         let dir = self.container_dir(&record.id);
         blocking(move || {
-            cgroups.remove(&group).map_err(internal("remove the container's control group"))?;
+            cgroups
+                .remove(&group)
+                .map_err(internal("remove the container's control group"))?;
             // The record first: a directory without one is removed at the next start.
             match fs::remove_file(dir.join(RECORD)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -274,11 +283,7 @@ impl Embedded {
         Ok(())
     }
 
-    pub(super) async fn update(
-        &self,
-        container: &Arc<Container>,
-        change: &LinuxContainerResources,
-    ) -> Result<()> {
+    pub(super) async fn update(&self, container: &Arc<Container>, change: &LinuxContainerResources) -> Result<()> {
         let _busy = container.busy.lock().await;
         if container.state() == ContainerState::Exited {
             return Err(RuntimeError::precondition("the container has ended"));
@@ -286,8 +291,7 @@ impl Embedded {
         if container.state() == ContainerState::Running {
             let (cgroups, group) = (self.cgroups.clone(), container.record.cgroup.clone());
             let change = change.clone();
-            blocking(move || cgroups.limit(&group, &change).map_err(internal("change limits")))
-                .await?;
+            blocking(move || cgroups.limit(&group, &change).map_err(internal("change limits"))).await?;
         }
         let resources = {
             let mut resources = container.resources.lock().unwrap_or_else(PoisonError::into_inner);
@@ -308,7 +312,9 @@ impl Embedded {
         let request = Request::ReopenLog {
             id: container.record.id.clone(),
         };
-        client::ask(&self.socket(&container.record.sandbox_id), &request).await.map(drop)
+        client::ask(&self.socket(&container.record.sandbox_id), &request)
+            .await
+            .map(drop)
     }
 
     pub(super) async fn stats_of(&self, container: &Arc<Container>) -> Result<ContainerStats> {

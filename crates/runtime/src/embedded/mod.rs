@@ -99,9 +99,7 @@ fn new_id() -> String {
 }
 
 /// Runs blocking work off the event loop.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(internal("the operation was broken off"))?
 }
@@ -138,11 +136,11 @@ impl Embedded {
             }
             fs::create_dir_all(dir).map_err(internal(format!("create {}", dir.display())))?;
             let private = fs::Permissions::from_mode(0o711);
-            fs::set_permissions(dir, private)
-                .map_err(internal(format!("protect {}", dir.display())))?;
+            fs::set_permissions(dir, private).map_err(internal(format!("protect {}", dir.display())))?;
         }
         let canonical = |dir: &Path| {
-            dir.canonicalize().map_err(internal(format!("resolve {}", dir.display())))
+            dir.canonicalize()
+                .map_err(internal(format!("resolve {}", dir.display())))
         };
         let config = Config {
             root: canonical(&config.root)?,
@@ -164,7 +162,9 @@ impl Embedded {
             fs::create_dir_all(&dir).map_err(internal(format!("create {}", dir.display())))?;
         }
         let cgroups = Cgroups::detect().map_err(internal("containers cannot run here"))?;
-        cgroups.create(&config.shim_cgroup).map_err(internal("containers cannot run here"))?;
+        cgroups
+            .create(&config.shim_cgroup)
+            .map_err(internal("containers cannot run here"))?;
         let images = Arc::new(ImageStore::open(config.root.join("images"))?);
         images.clean()?;
         let exe = config.exe.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
@@ -198,7 +198,10 @@ impl Embedded {
 
     /// Resolves when the container is not running (any more): what a log reader that follows waits for.
     pub fn exited(&self, container_id: &str) -> impl Future<Output = ()> + Send + 'static {
-        let live = self.container(container_id).ok().map(|container| container.live.subscribe());
+        let live = self
+            .container(container_id)
+            .ok()
+            .map(|container| container.live.subscribe());
         async move {
             if let Some(mut live) = live {
                 // A removed container's sender is gone: that is an end too.
@@ -284,7 +287,9 @@ impl Embedded {
 
     fn pod_uid(&self, sandbox_id: &str) -> String {
         let sandbox = self.sandbox(sandbox_id);
-        sandbox.map(|s| s.record.config.metadata.uid.clone()).unwrap_or_default()
+        sandbox
+            .map(|s| s.record.config.metadata.uid.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -433,11 +438,7 @@ impl Runtime for Embedded {
             .collect())
     }
 
-    async fn update_container_resources(
-        &self,
-        container_id: &str,
-        resources: &LinuxContainerResources,
-    ) -> Result<()> {
+    async fn update_container_resources(&self, container_id: &str, resources: &LinuxContainerResources) -> Result<()> {
         let container = self.container(container_id)?;
         self.update(&container, resources).await
     }
@@ -457,22 +458,12 @@ impl Runtime for Embedded {
         self.sandbox_stats(&sandbox).await
     }
 
-    async fn exec_sync(
-        &self,
-        container_id: &str,
-        command: &[String],
-        timeout: Duration,
-    ) -> Result<ExecOutput> {
+    async fn exec_sync(&self, container_id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput> {
         let container = self.container(container_id)?;
         self.run_command(&container, command, timeout).await
     }
 
-    async fn exec(
-        &self,
-        container_id: &str,
-        request: ExecRequest,
-        streams: Streams,
-    ) -> Result<i32> {
+    async fn exec(&self, container_id: &str, request: ExecRequest, streams: Streams) -> Result<i32> {
         let container = self.container(container_id)?;
         self.run_streams(&container, request, streams).await
     }
@@ -482,12 +473,7 @@ impl Runtime for Embedded {
         self.attach_streams(&container, streams).await
     }
 
-    async fn port_forward(
-        &self,
-        sandbox_id: &str,
-        port: u16,
-        stream: Box<dyn Duplex>,
-    ) -> Result<()> {
+    async fn port_forward(&self, sandbox_id: &str, port: u16, stream: Box<dyn Duplex>) -> Result<()> {
         let sandbox = self.sandbox(sandbox_id)?;
         self.forward(&sandbox, port, stream).await
     }
@@ -503,12 +489,10 @@ impl Runtime for Embedded {
 /// A container that uses an image, by the records on disk: for commands that run beside the server.
 pub fn user_of_image(root: &Path, image_id: &str) -> Option<String> {
     let entries = fs::read_dir(root.join("containers")).ok()?.flatten();
-    let records = entries.filter_map(|entry| {
-        crate::spec::read::<records::ContainerRecord>(&entry.path().join(records::RECORD)).ok()
-    });
-    let mut users = records.filter(|record| {
-        record.image_id == image_id || record.mounted_images.iter().any(|id| id == image_id)
-    });
+    let records = entries
+        .filter_map(|entry| crate::spec::read::<records::ContainerRecord>(&entry.path().join(records::RECORD)).ok());
+    let mut users =
+        records.filter(|record| record.image_id == image_id || record.mounted_images.iter().any(|id| id == image_id));
     users.next().map(|record| record.id)
 }
 

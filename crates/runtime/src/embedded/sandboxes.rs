@@ -121,7 +121,9 @@ impl Embedded {
             let (cgroups, config, dir) = (self.cgroups.clone(), config.clone(), dir.clone());
             let limits = linux.resources.clone();
             move || -> Result<()> {
-                cgroups.create(&cgroup).map_err(internal("make the Pod's control group"))?;
+                cgroups
+                    .create(&cgroup)
+                    .map_err(internal("make the Pod's control group"))?;
                 if let Some(limits) = limits {
                     cgroups.limit(&cgroup, &limits).map_err(internal("limit the Pod"))?;
                 }
@@ -176,7 +178,10 @@ impl Embedded {
         });
         self.lock().sandboxes.insert(id.into(), sandbox.clone());
         let mut connection = client::connect(&socket).await?;
-        connection.send(&Request::Events, &[]).await.map_err(internal("listen to the shim"))?;
+        connection
+            .send(&Request::Events, &[])
+            .await
+            .map_err(internal("listen to the shim"))?;
         self.listen(sandbox, connection);
         Ok(())
     }
@@ -190,7 +195,11 @@ impl Embedded {
             .append(true)
             .open(self.sandbox_dir(id).join("shim.log"))
             .map_err(failed())?;
-        let own = self.config.exe.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+        let own = self
+            .config
+            .exe
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let program = match &self.exe {
             Some(fd) => PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
             None => own,
@@ -350,7 +359,9 @@ impl Embedded {
         };
         let (cgroups, dir) = (self.cgroups.clone(), self.sandbox_dir(id));
         blocking(move || {
-            cgroups.remove(&group).map_err(internal("remove the Pod's control group"))?;
+            cgroups
+                .remove(&group)
+                .map_err(internal("remove the Pod's control group"))?;
             remove_dir(&dir).map_err(internal("remove the sandbox"))
         })
         .await?;
@@ -395,8 +406,7 @@ fn interfaces(pid: u32) -> Vec<NetworkInterfaceUsage> {
     lines
         .filter(|(name, _)| name.trim() != "lo")
         .map(|(name, numbers)| {
-            let numbers: Vec<u64> =
-                numbers.split_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
+            let numbers: Vec<u64> = numbers.split_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
             let number = |index: usize| numbers.get(index).copied().unwrap_or(0);
             NetworkInterfaceUsage {
                 name: name.trim().into(),

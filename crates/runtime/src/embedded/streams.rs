@@ -67,8 +67,7 @@ impl Terminal {
         let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL);
         let flags = flags.map_err(internal("open the terminal"))?;
         let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;
-        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags))
-            .map_err(internal("open the terminal"))?;
+        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(internal("open the terminal"))?;
         sys::watched(fd).map(Self).map_err(internal("open the terminal"))
     }
 
@@ -168,12 +167,7 @@ impl Embedded {
     }
 
     /// Asks the shim for a process; the reply says that it runs.
-    async fn begin(
-        &self,
-        container: &Container,
-        exec: Exec,
-        ends: Ends,
-    ) -> Result<(Connection, Vec<OwnedFd>)> {
+    async fn begin(&self, container: &Container, exec: Exec, ends: Ends) -> Result<(Connection, Vec<OwnedFd>)> {
         let socket = self.running(container)?;
         let mut connection = client::connect(&socket).await?;
         let asked = connection.ask(&Request::Exec(exec), &ends.borrowed()).await;
@@ -261,17 +255,18 @@ impl Embedded {
             let master = master.ok_or_else(|| RuntimeError::internal("exec", "no terminal came"))?;
             return with_terminal(&mut connection, Terminal::new(master)?, streams).await;
         }
-        (exec.stdin, exec.stdout, exec.stderr) =
-            (streams.stdin.is_some(), streams.stdout.is_some(), streams.stderr.is_some());
+        (exec.stdin, exec.stdout, exec.stderr) = (
+            streams.stdin.is_some(),
+            streams.stdout.is_some(),
+            streams.stderr.is_some(),
+        );
         let mut ends = Ends::default();
         let stdin = exec.stdin.then(|| ends.input()).transpose()?;
         let stdout = exec.stdout.then(|| ends.output()).transpose()?;
         let stderr = exec.stderr.then(|| ends.output()).transpose()?;
         let (mut connection, _) = self.begin(container, exec, ends).await?;
         let mut input = pin!(copy(streams.stdin, stdin));
-        let mut output = pin!(async {
-            tokio::join!(copy(stdout, streams.stdout), copy(stderr, streams.stderr))
-        });
+        let mut output = pin!(async { tokio::join!(copy(stdout, streams.stdout), copy(stderr, streams.stderr)) });
         let (mut input_done, mut output_done) = (false, false);
         let exit = {
             let mut exit = pin!(exited(&mut connection));
@@ -289,11 +284,7 @@ impl Embedded {
         Ok(exit.code)
     }
 
-    pub(super) async fn attach_streams(
-        &self,
-        container: &Arc<Container>,
-        mut streams: Streams,
-    ) -> Result<()> {
+    pub(super) async fn attach_streams(&self, container: &Arc<Container>, mut streams: Streams) -> Result<()> {
         let socket = self.running(container)?;
         let config = &container.record.config;
         if !config.stdin {
@@ -303,7 +294,11 @@ impl Embedded {
             streams.stderr = None;
         }
         let mut ends = Ends::default();
-        let wanted = (streams.stdin.is_some(), streams.stdout.is_some(), streams.stderr.is_some());
+        let wanted = (
+            streams.stdin.is_some(),
+            streams.stdout.is_some(),
+            streams.stderr.is_some(),
+        );
         let stdin = wanted.0.then(|| ends.input()).transpose()?;
         let stdout = wanted.1.then(|| ends.output()).transpose()?;
         let stderr = wanted.2.then(|| ends.output()).transpose()?;
@@ -317,9 +312,7 @@ impl Embedded {
         connection.ask(&request, &ends.borrowed()).await?;
         drop(ends);
         let mut input = pin!(copy(streams.stdin, stdin));
-        let mut output = pin!(async {
-            tokio::join!(copy(stdout, streams.stdout), copy(stderr, streams.stderr))
-        });
+        let mut output = pin!(async { tokio::join!(copy(stdout, streams.stdout), copy(stderr, streams.stderr)) });
         let mut resize = streams.resize;
         let (mut input_done, output_done) = (!wanted.0, !(wanted.1 || wanted.2));
         let mut detached = pin!(async {
@@ -356,12 +349,7 @@ impl Embedded {
         Ok(())
     }
 
-    pub(super) async fn forward(
-        &self,
-        sandbox: &Arc<Sandbox>,
-        port: u16,
-        mut stream: Box<dyn Duplex>,
-    ) -> Result<()> {
+    pub(super) async fn forward(&self, sandbox: &Arc<Sandbox>, port: u16, mut stream: Box<dyn Duplex>) -> Result<()> {
         if !sandbox.is_ready() {
             return Err(RuntimeError::precondition("the sandbox is not ready"));
         }
@@ -372,10 +360,7 @@ impl Embedded {
         for (socket, address) in connection.take_fds().into_iter().zip(["127.0.0.1", "::1"]) {
             // Born in the sandbox's network namespace, it connects there whoever uses it.
             let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
-            let address = std::net::SocketAddr::new(
-                address.parse().map_err(internal("address"))?,
-                port,
-            );
+            let address = std::net::SocketAddr::new(address.parse().map_err(internal("address"))?, port);
             match socket.connect(address).await {
                 Ok(stream) => {
                     connected = Some(stream);
@@ -414,11 +399,7 @@ async fn next(resize: &mut Option<mpsc::Receiver<TerminalSize>>) -> TerminalSize
 }
 
 /// Runs a process's terminal until it has ended.
-async fn with_terminal(
-    connection: &mut Connection,
-    terminal: Terminal,
-    streams: Streams,
-) -> Result<i32> {
+async fn with_terminal(connection: &mut Connection, terminal: Terminal, streams: Streams) -> Result<i32> {
     let Streams {
         stdin,
         stdout,

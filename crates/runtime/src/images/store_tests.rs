@@ -47,7 +47,7 @@ fn both_kinds_of_archive_give_the_same_image_compressed_or_not() {
     ] {
         let ids = import(&store, &archive, None).unwrap();
         let found = store.get(name).unwrap().unwrap();
-        assert_eq!(ids, [found.id.clone()]);
+        assert_eq!(ids, std::slice::from_ref(&found.id));
         assert_eq!((found.uid, found.size), (Some(7), 26));
         assert_eq!(found.config.cmd, ["/bin/app"]);
     }

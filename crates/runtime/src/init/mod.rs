@@ -94,13 +94,7 @@ pub fn container(spec: &ContainerSpec, ns: Namespaces<'_>, channel: &OwnedFd, st
 
 /// Becomes a further process of a container. `mounts` and `cgroup` are its namespaces; the process
 /// namespace was chosen before the clone.
-pub fn join(
-    process: &ProcessSpec,
-    mounts: &OwnedFd,
-    cgroup: Option<&OwnedFd>,
-    channel: &OwnedFd,
-    stdio: Stdio,
-) -> ! {
+pub fn join(process: &ProcessSpec, mounts: &OwnedFd, cgroup: Option<&OwnedFd>, channel: &OwnedFd, stdio: Stdio) -> ! {
     let prepare = || {
         wait_for_go(channel)?;
         prctl::set_dumpable(false).map_err(doing("make the process undumpable"))?;
@@ -148,8 +142,7 @@ fn become_program(
     let word = word.map_err(doing("say who it is"))?;
     if process.tty {
         let master = rootfs::terminal(first)?;
-        sys::send_fds(channel.as_fd(), &word, &[master.as_fd()])
-            .map_err(doing("hand over the terminal"))?;
+        sys::send_fds(channel.as_fd(), &word, &[master.as_fd()]).map_err(doing("hand over the terminal"))?;
     } else {
         sys::send_fds(channel.as_fd(), &word, &[]).map_err(doing("say who it is"))?;
         connect(stdio)?;
@@ -160,7 +153,9 @@ fn become_program(
 
 /// Gives the streams to the user, so that programs can open `/dev/stdout` again.
 fn own_streams(uid: u32) -> Result<()> {
-    let null = nix::sys::stat::stat("/dev/null").map(|stat| stat.st_rdev).unwrap_or_default();
+    let null = nix::sys::stat::stat("/dev/null")
+        .map(|stat| stat.st_rdev)
+        .unwrap_or_default();
     for fd in 0..3 {
         let stream = sys::inherited(fd).map_err(doing("look at a stream"))?;
         let stat = nix::sys::stat::fstat(&stream).map_err(doing("look at a stream"))?;
@@ -181,8 +176,12 @@ fn own_streams(uid: u32) -> Result<()> {
 fn connect(stdio: Stdio) -> Result<()> {
     use nix::fcntl::{OFlag, open};
     let null = || {
-        open(Path::new("/dev/null"), OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
-            .map_err(doing("open /dev/null"))
+        open(
+            Path::new("/dev/null"),
+            OFlag::O_RDWR | OFlag::O_CLOEXEC,
+            nix::sys::stat::Mode::empty(),
+        )
+        .map_err(doing("open /dev/null"))
     };
     let or_null = |fd: Option<OwnedFd>| fd.map_or_else(null, Ok);
     // Taken above 2 first, so that no stream is overwritten before it was copied.

@@ -20,7 +20,11 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Becomes the program.
 pub fn execute(process: &ProcessSpec, identity: &Identity) -> Result<Infallible> {
-    let cwd = if process.cwd.as_os_str().is_empty() { Path::new("/") } else { &process.cwd };
+    let cwd = if process.cwd.as_os_str().is_empty() {
+        Path::new("/")
+    } else {
+        &process.cwd
+    };
     if !cwd.exists() {
         fs::create_dir_all(cwd).map_err(doing(format!("create working directory {}", cwd.display())))?;
     }
@@ -43,9 +47,7 @@ pub fn execute(process: &ProcessSpec, identity: &Identity) -> Result<Infallible>
 /// [`crate::seccomp`] for the filter; the bounding set needs `CAP_SETPCAP`; groups before users.
 fn identify(process: &ProcessSpec, identity: &Identity) -> Result<()> {
     let filter = process.seccomp.as_ref();
-    let load = |filter: &crate::seccomp::Filter| {
-        sys::load_filter(&filter.0).map_err(doing("load the seccomp filter"))
-    };
+    let load = |filter: &crate::seccomp::Filter| sys::load_filter(&filter.0).map_err(doing("load the seccomp filter"));
     if let Some(filter) = filter
         && !process.no_new_privs
     {

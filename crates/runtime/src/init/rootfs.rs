@@ -64,7 +64,11 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
         device_files(&root, rootfs, shm)?;
     }
     if !overridden("/sys") {
-        let flags = if rootfs.privileged { NO_EXTRAS } else { NO_EXTRAS | MsFlags::MS_RDONLY };
+        let flags = if rootfs.privileged {
+            NO_EXTRAS
+        } else {
+            NO_EXTRAS | MsFlags::MS_RDONLY
+        };
         fresh(&root, "/sys", "sysfs", flags, NONE)?;
         if !overridden("/sys/fs/cgroup") {
             control_groups(&root, cgroups, rootfs.privileged)?;
@@ -176,10 +180,16 @@ fn overlay(rootfs: &RootfsSpec, target: &Path) -> Result<()> {
 
 /// Opens `path` inside the root, creating what is missing.
 fn ensure(root: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd> {
-    let relative: PathBuf =
-        path.components().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir)).collect();
+    let relative: PathBuf = path
+        .components()
+        .filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir))
+        .collect();
     let look = |path: &Path| {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
@@ -206,8 +216,7 @@ fn ensure(root: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd> {
 /// Mounts a new file system inside.
 fn fresh(root: &OwnedFd, path: &str, kind: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
     let target = ensure(root, Path::new(path), true)?;
-    mount(Some(kind), &fd_path(&target), Some(kind), flags, data)
-        .map_err(doing(format!("mount {kind} at {path}")))
+    mount(Some(kind), &fd_path(&target), Some(kind), flags, data).map_err(doing(format!("mount {kind} at {path}")))
 }
 
 fn device_files(root: &OwnedFd, rootfs: &RootfsSpec, shm: Option<OwnedFd>) -> Result<()> {
@@ -220,17 +229,14 @@ fn device_files(root: &OwnedFd, rootfs: &RootfsSpec, shm: Option<OwnedFd>) -> Re
     let target = ensure(root, Path::new("/dev/shm"), true)?;
     let shm = match shm {
         Some(shm) => Some(shm),
-        None if rootfs.host_ipc => {
-            Some(sys::open_tree(Path::new("/dev/shm"), false).map_err(doing("take /dev/shm"))?)
-        }
+        None if rootfs.host_ipc => Some(sys::open_tree(Path::new("/dev/shm"), false).map_err(doing("take /dev/shm"))?),
         None => None,
     };
     match shm {
         Some(shm) => sys::move_mount(shm.as_fd(), target.as_fd()).map_err(doing("mount /dev/shm"))?,
         None => {
             let data = Some("mode=1777,size=65536k");
-            mount(Some("shm"), &fd_path(&target), Some("tmpfs"), NO_EXTRAS, data)
-                .map_err(doing("mount /dev/shm"))?;
+            mount(Some("shm"), &fd_path(&target), Some("tmpfs"), NO_EXTRAS, data).map_err(doing("mount /dev/shm"))?;
         }
     }
     for device in &rootfs.devices {
@@ -255,7 +261,11 @@ fn make_device(root: &OwnedFd, device: &DeviceSpec) -> Result<()> {
         return Err(Failure(format!("{}: no such path", what())));
     };
     let dir = ensure(root, dir, true)?;
-    let kind = if device.kind == "b" { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+    let kind = if device.kind == "b" {
+        SFlag::S_IFBLK
+    } else {
+        SFlag::S_IFCHR
+    };
     let number = makedev(device.major, device.minor);
     let old = nix::sys::stat::umask(Mode::empty());
     let made = mknodat(&dir, name, kind, Mode::from_bits_truncate(device.mode), number);
@@ -318,8 +328,7 @@ fn image_tree(rootfs: &RootfsSpec, spec: &MountSpec) -> Result<OwnedFd> {
     options.extend(b":");
     options.extend(rootfs.dir.join("empty").as_os_str().as_bytes());
     let options = Some(OsStr::from_bytes(&options));
-    mount(Some("overlay"), &place, Some("overlay"), MsFlags::MS_RDONLY, options)
-        .map_err(doing(what()))?;
+    mount(Some("overlay"), &place, Some("overlay"), MsFlags::MS_RDONLY, options).map_err(doing(what()))?;
     let base = open_dir(&place)?;
     let tree = if spec.sub_path.as_os_str().is_empty() {
         sys::open_tree(&place, false).map_err(doing(what()))?
@@ -374,8 +383,7 @@ fn mask(path: &Path) -> Result<()> {
     };
     if fstat(&target).map_err(doing(what()))?.st_mode & libc::S_IFMT == libc::S_IFDIR {
         let flags = NO_EXTRAS | MsFlags::MS_RDONLY;
-        mount(Some("tmpfs"), &fd_path(&target), Some("tmpfs"), flags, Some("size=0k"))
-            .map_err(doing(what()))
+        mount(Some("tmpfs"), &fd_path(&target), Some("tmpfs"), flags, Some("size=0k")).map_err(doing(what()))
     } else {
         let null = sys::open_tree(Path::new("/dev/null"), false).map_err(doing(what()))?;
         sys::move_mount(null.as_fd(), target.as_fd()).map_err(doing(what()))
@@ -398,8 +406,7 @@ pub fn terminal(first: bool) -> Result<OwnedFd> {
         let console = console.map_err(doing("make /dev/console"))?;
         let name = std::fs::read_link("/proc/self/fd/0").map_err(doing("name the terminal"))?;
         let tree = sys::open_tree(&name, false).map_err(doing("show the terminal as /dev/console"))?;
-        sys::move_mount(tree.as_fd(), console.as_fd())
-            .map_err(doing("show the terminal as /dev/console"))?;
+        sys::move_mount(tree.as_fd(), console.as_fd()).map_err(doing("show the terminal as /dev/console"))?;
     }
     Ok(master)
 }

@@ -28,7 +28,10 @@ pub fn resolve(spec: &UserSpec) -> Result<Identity> {
 
 /// A file of the container, if it is a plain one: it may be anything the image's maker likes.
 fn read(path: &Path) -> Result<String> {
-    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let opened = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
     let Ok(file) = opened else {
         return Ok(String::new()); // images without users are common
     };
@@ -74,8 +77,11 @@ fn resolve_in(spec: &UserSpec, passwd: &str, group: &str) -> Result<Identity> {
         (_, Ok(gid)) => gid,
         (wanted, Err(_)) => {
             let found = groups().find(|(name, ..)| *name == wanted);
-            let missing =
-                || Failure(format!("unable to find group {wanted}: no matching entries in group file"));
+            let missing = || {
+                Failure(format!(
+                    "unable to find group {wanted}: no matching entries in group file"
+                ))
+            };
             found.ok_or_else(missing)?.1
         }
     };

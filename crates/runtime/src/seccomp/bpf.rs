@@ -95,7 +95,11 @@ fn steps(argument: u32, compare: Compare) -> Vec<Step> {
             (EQUAL, low(v), Next, Fail),
         ],
         Compare::Greater(v) | Compare::AtLeast(v) => {
-            let last = if matches!(compare, Compare::Greater(_)) { GREATER } else { AT_LEAST };
+            let last = if matches!(compare, Compare::Greater(_)) {
+                GREATER
+            } else {
+                AT_LEAST
+            };
             vec![
                 load_high,
                 (GREATER, high(v), Pass, Next),
@@ -105,7 +109,11 @@ fn steps(argument: u32, compare: Compare) -> Vec<Step> {
             ]
         }
         Compare::Less(v) | Compare::AtMost(v) => {
-            let last = if matches!(compare, Compare::Less(_)) { AT_LEAST } else { GREATER };
+            let last = if matches!(compare, Compare::Less(_)) {
+                AT_LEAST
+            } else {
+                GREATER
+            };
             vec![
                 load_high,
                 (GREATER, high(v), Fail, Next),
@@ -123,10 +131,7 @@ fn conditional(rule: &Rule) -> Vec<Instruction> {
     let length: usize = blocks.iter().map(Vec::len).sum();
     // Six arguments of at most six steps: offsets fit a byte with room to spare.
     let byte = |n: usize| u8::try_from(n).unwrap_or(u8::MAX);
-    let mut program = vec![
-        insn(LOAD, NUMBER_OFFSET),
-        jump(EQUAL, rule.number, 0, byte(length + 1)),
-    ];
+    let mut program = vec![insn(LOAD, NUMBER_OFFSET), jump(EQUAL, rule.number, 0, byte(length + 1))];
     let mut position = 0;
     for block in &blocks {
         let end = position + block.len();
@@ -193,7 +198,11 @@ pub fn run(program: &[Instruction], number: u32, args: [u64; 6]) -> u32 {
         ARCH_OFFSET => ARCH,
         other => {
             let argument = args[((other - ARGS_OFFSET) / 8) as usize];
-            if (other - ARGS_OFFSET) % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
+            if (other - ARGS_OFFSET).is_multiple_of(8) {
+                argument as u32
+            } else {
+                (argument >> 32) as u32
+            }
         }
     };
     let (mut at, mut a) = (0, 0_u32);

@@ -219,7 +219,16 @@ mod tests {
         for name in ["read", "openat", "execve", "futex", "clone", "socket", "statx", "mmap"] {
             assert_eq!(call(&none, name, [0; 6]), action::ALLOW, "{name}");
         }
-        for name in ["mount", "unshare", "bpf", "kexec_load", "keyctl", "setns", "reboot", "io_uring_setup"] {
+        for name in [
+            "mount",
+            "unshare",
+            "bpf",
+            "kexec_load",
+            "keyctl",
+            "setns",
+            "reboot",
+            "io_uring_setup",
+        ] {
             assert_eq!(call(&none, name, [0; 6]), refused, "{name}");
         }
         let new_user = [0x1000_0000, 0, 0, 0, 0, 0];

@@ -265,6 +265,20 @@ impl Container {
         true
     }
 
+    /// The connection of an attachment is closed. What was typed before still counts: its input is
+    /// read to its end.
+    pub fn client_gone(&mut self, client: u64) {
+        for attachment in self.attachments.iter_mut().filter(|a| a.client == client) {
+            (attachment.stdout, attachment.stderr) = (None, None);
+        }
+        self.sweep();
+    }
+
+    fn sweep(&mut self) {
+        self.attachments
+            .retain(|a| a.stdin.is_some() || a.stdout.is_some() || a.stderr.is_some());
+    }
+
     /// Whether more input can be taken.
     pub fn wants_input(&self) -> bool {
         self.stdin.is_some() && self.input.len() < MAX_INPUT
@@ -294,6 +308,7 @@ impl Container {
                     self.close_input = true;
                     self.give_input();
                 }
+                self.sweep();
             }
         }
     }

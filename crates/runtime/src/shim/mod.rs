@@ -182,9 +182,7 @@ impl Shim {
                 tokens.push(Token::Starting(id.clone()));
                 fds.push(PollFd::new(starting.channel.as_fd(), read));
             }
-            for (stream, source) in
-                [(Stream::Stdout, &container.stdout), (Stream::Stderr, &container.stderr)]
-            {
+            for (stream, source) in [(Stream::Stdout, &container.stdout), (Stream::Stderr, &container.stderr)] {
                 if let Some(fd) = &source.fd
                     && container.may_read(stream)
                 {
@@ -318,7 +316,7 @@ impl Shim {
                 }
             }
             for container in self.containers.values_mut() {
-                container.attachments.retain(|attachment| attachment.client != id);
+                container.client_gone(id);
             }
         }
     }
@@ -362,7 +360,11 @@ impl Shim {
                 Ok(()) => return,
                 Err(error) => error_reply(error),
             },
-            Request::Kill { id, signal: number, all } => match self.containers.get(&id) {
+            Request::Kill {
+                id,
+                signal: number,
+                all,
+            } => match self.containers.get(&id) {
                 Some(container) if container.exit.is_none() => {
                     if let Some(pid) = container.pid {
                         signal(pid, number);
@@ -379,12 +381,15 @@ impl Shim {
                 Ok(()) => return,
                 Err(reply) => reply,
             },
-            Request::Attach { id, stdin, stdout, stderr } => {
-                match self.attach(client, &id, [stdin, stdout, stderr]) {
-                    Ok(()) => ok(),
-                    Err(reply) => reply,
-                }
-            }
+            Request::Attach {
+                id,
+                stdin,
+                stdout,
+                stderr,
+            } => match self.attach(client, &id, [stdin, stdout, stderr]) {
+                Ok(()) => ok(),
+                Err(reply) => reply,
+            },
             Request::Resize { id, size } => match self.containers.get(&id) {
                 Some(container) => match &container.terminal {
                     Some(terminal) => match sys::resize_terminal(terminal.as_fd(), size) {
@@ -408,7 +413,11 @@ impl Shim {
                 return self.say(client, reply, &sockets);
             }
             Request::Forget { id } => {
-                if self.containers.get(&id).is_some_and(|c| !c.is_running() && c.starting.is_none()) {
+                if self
+                    .containers
+                    .get(&id)
+                    .is_some_and(|c| !c.is_running() && c.starting.is_none())
+                {
                     self.containers.remove(&id);
                 }
                 ok()
@@ -437,8 +446,7 @@ impl Shim {
         let dir = spec::container_dir(&sandbox.spec.containers, id);
         let spec: ContainerSpec = spec::read(&dir.join(file::SPEC))
             .map_err(|error| format!("read the container's specification: {error}"))?;
-        let mut container = Container::new(spec, dir)
-            .map_err(|error| format!("open the container's log: {error}"))?;
+        let mut container = Container::new(spec, dir).map_err(|error| format!("open the container's log: {error}"))?;
         let fail = |what: &str, error: Errno| format!("{what}: {error}");
         let (ours, theirs) = init::channel().map_err(|e| fail("make a channel", e))?;
         let mut stdio = Stdio::default();
@@ -574,7 +582,9 @@ impl Shim {
         let failed = |what: &'static str| move |e: std::io::Error| error_reply(format!("{what}: {e}"));
         let namespace = |name: &str| {
             let opened = std::fs::File::open(format!("/proc/{target}/ns/{name}"));
-            opened.map(OwnedFd::from).map_err(failed("open the container's namespaces"))
+            opened
+                .map(OwnedFd::from)
+                .map_err(failed("open the container's namespaces"))
         };
         let mounts = namespace("mnt")?;
         let pids = namespace("pid")?;
@@ -628,10 +638,7 @@ impl Shim {
             user: starting.user.unwrap_or_default(),
         };
         let fds: Vec<OwnedFd> = starting.terminal.into_iter().collect();
-        let reply = Reply::Started {
-            start,
-            fds: fds.len(),
-        };
+        let reply = Reply::Started { start, fds: fds.len() };
         self.say(client, reply, &fds);
     }
 
@@ -640,7 +647,10 @@ impl Shim {
         if !container.is_running() {
             return Err(error_reply("the container is not running"));
         }
-        let given = self.clients.get_mut(&client).map(|client| std::mem::take(&mut client.fds));
+        let given = self
+            .clients
+            .get_mut(&client)
+            .map(|client| std::mem::take(&mut client.fds));
         let mut given = given.unwrap_or_default().into_iter();
         let mut take = |wanted: bool| {
             let fd = if wanted { given.next() } else { None };
@@ -668,7 +678,9 @@ impl Shim {
             let gone = flags.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL);
             for sink in [&mut attachment.stdout, &mut attachment.stderr] {
                 // Both share a token; a write tells which one is gone.
-                let keep = sink.as_mut().is_none_or(|sink| sink.flush() && !(gone && sink.wants_write()));
+                let keep = sink
+                    .as_mut()
+                    .is_none_or(|sink| sink.flush() && !(gone && sink.wants_write()));
                 let closed = gone && sink.as_ref().is_some_and(|sink| reader_gone(&sink.fd));
                 if !keep || closed {
                     *sink = None;

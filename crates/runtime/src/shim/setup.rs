@@ -47,7 +47,11 @@ impl Sandbox {
     /// The process to look at for the sandbox's namespaces.
     pub fn pid(&self) -> u32 {
         let own = Pid::this();
-        self.pause.as_ref().map_or(own, |pause| pause.pid).as_raw().unsigned_abs()
+        self.pause
+            .as_ref()
+            .map_or(own, |pause| pause.pid)
+            .as_raw()
+            .unsigned_abs()
     }
 }
 
@@ -94,8 +98,7 @@ pub fn set_oom_score(pid: &str, score: i32) {
 /// Enters the sandbox described in `dir`.
 pub fn enter(dir: &Path) -> Result<Sandbox, String> {
     let path = dir.join(file::SANDBOX);
-    let spec: SandboxSpec =
-        spec::read(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    let spec: SandboxSpec = spec::read(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
     for group in &spec.cgroups {
         let procs = group.join("cgroup.procs");
         fs::write(&procs, "0").map_err(|error| format!("enter {}: {error}", procs.display()))?;
@@ -103,7 +106,9 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
     let fail = |what: &'static str| move |error: Errno| format!("{what}: {error}");
     let own = |name: &str| {
         let path = format!("/proc/self/ns/{name}");
-        File::open(&path).map(OwnedFd::from).map_err(|error| format!("{path}: {error}"))
+        File::open(&path)
+            .map(OwnedFd::from)
+            .map_err(|error| format!("{path}: {error}"))
     };
     let (mounts, own_pids) = (own("mnt")?, own("pid")?);
     let mut new = CloneFlags::empty();
@@ -117,11 +122,10 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
     match (&spec.netns, spec.network) {
         (_, NamespaceMode::Node) => {}
         (Some(path), _) => {
-            let namespace = File::open(path)
-                .map_err(|error| format!("open network namespace {}: {error}", path.display()))?;
-            setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|error| {
-                format!("join network namespace {}: {error}", path.display())
-            })?;
+            let namespace =
+                File::open(path).map_err(|error| format!("open network namespace {}: {error}", path.display()))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)
+                .map_err(|error| format!("join network namespace {}: {error}", path.display()))?;
         }
         (None, _) => new |= CloneFlags::CLONE_NEWNET,
     }
@@ -156,11 +160,7 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
 
 /// Clones inside another process namespace. The namespace applies to children only, and is taken
 /// back at once.
-pub fn clone_in(
-    namespace: &OwnedFd,
-    own: &OwnedFd,
-    flags: CloneFlags,
-) -> nix::Result<Option<Pid>> {
+pub fn clone_in(namespace: &OwnedFd, own: &OwnedFd, flags: CloneFlags) -> nix::Result<Option<Pid>> {
     setns(namespace, CloneFlags::CLONE_NEWPID)?;
     let cloned = sys::clone_process(flags);
     if matches!(cloned, Ok(None)) {
@@ -215,12 +215,13 @@ fn shared_memory(dir: &Path, size: u64) -> Result<OwnedFd, String> {
         pivot_root(".", ".")?;
         umount2(".", MntFlags::MNT_DETACH)
     };
-    let (pid, go) = helper(CloneFlags::empty(), prepare)
-        .map_err(|error| format!("make shared memory: {error}"))?;
+    let (pid, go) = helper(CloneFlags::empty(), prepare).map_err(|error| format!("make shared memory: {error}"))?;
     let namespace = File::open(format!("/proc/{pid}/ns/mnt"));
     drop(go);
     waitpid(pid, None).map_err(|error| format!("make shared memory: {error}"))?;
-    namespace.map(OwnedFd::from).map_err(|error| format!("make shared memory: {error}"))
+    namespace
+        .map(OwnedFd::from)
+        .map_err(|error| format!("make shared memory: {error}"))
 }
 
 /// The first process of a shared process namespace: reaps, and ends when told to.

@@ -289,11 +289,15 @@ impl Session<'_> {
         let diff_ids: Arc<Vec<String>> = Arc::new(diff_ids.to_vec());
         let moved = &moved;
         // Collected first: a closure inside the stream would make this future not `Send`.
-        let fetches: Vec<_> = layers.iter().filter(missing).map(|&(index, layer, _)| async move {
-            let mut count = |bytes: u64| moved(&|p: &mut PullProgress| p.bytes_done += bytes);
-            let path = self.blob(store, layer, &mut count).await?;
-            Ok::<_, ImageError>((index, path))
-        }).collect();
+        let fetches: Vec<_> = layers
+            .iter()
+            .filter(missing)
+            .map(|&(index, layer, _)| async move {
+                let mut count = |bytes: u64| moved(&|p: &mut PullProgress| p.bytes_done += bytes);
+                let path = self.blob(store, layer, &mut count).await?;
+                Ok::<_, ImageError>((index, path))
+            })
+            .collect();
         let mut arrived = futures::stream::iter(fetches).buffered(PARALLEL);
         while let Some((index, path)) = arrived.try_next().await? {
             let (store, chain, diff_ids) = (store.clone(), chain.clone(), diff_ids.clone());
