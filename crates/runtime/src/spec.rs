@@ -87,6 +87,8 @@ pub struct RootfsSpec {
     /// The container's directory: has `upper`, `work` and `rootfs`.
     pub dir: PathBuf,
     pub readonly: bool,
+    /// Paths the image declares as volumes: they stay writable when the root is not.
+    pub volumes: Vec<PathBuf>,
     /// Writable `/sys` and `/proc`, all devices.
     pub privileged: bool,
     pub host_network: bool,

@@ -100,6 +100,7 @@ impl Embedded {
             lower,
             dir: dir.into(),
             readonly: security.readonly_rootfs,
+            volumes: volumes(config, image),
             privileged: security.privileged,
             host_network: namespaces.network == NamespaceMode::Node,
             host_ipc: namespaces.ipc == NamespaceMode::Node,
@@ -191,6 +192,15 @@ impl Embedded {
         }
         Ok((mounts, images))
     }
+}
+
+/// Volumes of the image that no mount takes the place of.
+fn volumes(config: &ContainerConfig, image: &Image) -> Vec<PathBuf> {
+    let declared = image.config.volumes.iter().map(PathBuf::from);
+    declared
+        .filter(|path| path.is_absolute() && !path.components().any(|c| c == Component::ParentDir))
+        .filter(|path| !config.mounts.iter().any(|mount| mount.container_path == *path))
+        .collect()
 }
 
 fn environment(sandbox: &Sandbox, config: &ContainerConfig, image: &Image) -> Vec<String> {

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sampan_tasks::Tasks;
 use tokio::sync::mpsc;
@@ -80,7 +81,7 @@ pub struct Embedded {
     registry: Registry,
     cgroups: Cgroups,
     /// The program for shims, on a read-only mount of its own.
-    exe: Option<OwnedFd>,
+    exe: OwnedFd,
     tasks: Tasks,
     state: Mutex<State>,
     subscribers: Mutex<Vec<mpsc::UnboundedSender<ContainerEvent>>>,
@@ -104,28 +105,62 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     done.map_err(internal("the operation was broken off"))?
 }
 
+/// Whether the machine can run containers at all, said before anything is made.
+fn check_machine() -> Result<()> {
+    let no = |why: &str| Err(RuntimeError::precondition(format!("containers cannot run here: {why}")));
+    if !nix::unistd::geteuid().is_root() {
+        return no("the server must run as root");
+    }
+    let kinds = fs::read_to_string("/proc/filesystems").map_err(internal("read /proc/filesystems"))?;
+    let overlay = |kinds: &str| kinds.lines().any(|line| line.trim().ends_with("overlay"));
+    if !overlay(&kinds) {
+        // A module is loaded by its first use, or here.
+        let loaded = std::process::Command::new("modprobe").arg("overlay").status();
+        if !loaded.is_ok_and(|status| status.success()) {
+            return no("the kernel has no overlayfs; load its module with: modprobe overlay");
+        }
+    }
+    for (name, why) in [("net", "network"), ("ipc", "IPC"), ("uts", "UTS"), ("pid", "process")] {
+        if !Path::new("/proc/self/ns").join(name).exists() {
+            return no(&format!("the kernel has no {why} namespaces"));
+        }
+    }
+    match sys::open_tree(Path::new("/"), false) {
+        Ok(tree) => match sys::set_mount(
+            tree.as_fd(),
+            MountChange {
+                nosuid: true,
+                ..MountChange::default()
+            },
+        ) {
+            Err(Errno::ENOSYS) => no("the kernel is too old; Linux 5.12 or newer is needed"),
+            Err(error) => no(&format!("mounts cannot be changed: {error}")),
+            Ok(()) => Ok(()),
+        },
+        Err(Errno::ENOSYS) => no("the kernel is too old; Linux 5.12 or newer is needed"),
+        Err(error) => no(&format!("mounts cannot be made ({error}); CAP_SYS_ADMIN is needed")),
+    }
+}
+
 /// The shim's program on a read-only mount that nobody else sees: a container that gets hold of it
 /// (through `/proc/PID/exe` of a process about to become its own) cannot write to it.
-fn sealed(exe: &Path) -> Option<OwnedFd> {
-    let real = fs::canonicalize(exe).ok()?;
-    let tree = sys::open_tree(&real, false).ok()?;
+fn sealed(exe: &Path) -> Result<OwnedFd> {
+    let failed = || internal::<Errno>("seal the shim's program");
+    let real = fs::canonicalize(exe).map_err(internal("find the shim's program"))?;
+    let tree = sys::open_tree(&real, false).map_err(failed())?;
     let change = MountChange {
         readonly: true,
         nosuid: true,
         ..MountChange::default()
     };
-    match sys::set_mount(tree.as_fd(), change) {
-        Ok(()) => Some(tree),
-        Err(error) => {
-            tracing::warn!(%error, "shims run from the program's own file, which stays writable");
-            None
-        }
-    }
+    sys::set_mount(tree.as_fd(), change).map_err(failed())?;
+    Ok(tree)
 }
 
 impl Embedded {
     /// Opens the engine on its directories and adopts what runs.
     pub async fn open(config: Config, tasks: &Tasks) -> Result<Arc<Self>> {
+        check_machine()?;
         for dir in [&config.root, &config.state] {
             let text = dir.to_string_lossy();
             if text.contains([',', ':', '\\']) {
@@ -170,7 +205,7 @@ impl Embedded {
         let exe = config.exe.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let engine = Arc::new(Self {
             registry: Registry::new(&config.registries)?,
-            exe: sealed(&exe),
+            exe: sealed(&exe)?,
             config,
             images,
             cgroups,

@@ -28,10 +28,8 @@ pub struct SandboxRecord {
     pub id: String,
     pub config: PodSandboxConfig,
     pub created_at: Timestamp,
-    /// Its control group; never empty.
+    /// Its control group; never empty. It goes with the last sandbox that has it.
     pub cgroup: String,
-    /// Whether we made that group, and remove it.
-    pub owns_cgroup: bool,
     pub stopped: bool,
 }
 

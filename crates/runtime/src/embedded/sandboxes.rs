@@ -83,18 +83,11 @@ impl Embedded {
             "" => format!("/sampan/{id}"),
             parent => parent.to_owned(),
         };
-        let owns_cgroup = !self.cgroups.exists(&cgroup)
-            || self
-                .lock()
-                .sandboxes
-                .values()
-                .any(|other| other.record.owns_cgroup && other.record.cgroup == cgroup);
         let record = SandboxRecord {
             id: id.into(),
             config: config.clone(),
             created_at: Timestamp::now(),
             cgroup: cgroup.clone(),
-            owns_cgroup,
             stopped: false,
         };
         let groups = |name: &str| -> Result<Vec<PathBuf>> {
@@ -195,15 +188,7 @@ impl Embedded {
             .append(true)
             .open(self.sandbox_dir(id).join("shim.log"))
             .map_err(failed())?;
-        let own = self
-            .config
-            .exe
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-        let program = match &self.exe {
-            Some(fd) => PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
-            None => own,
-        };
+        let program = format!("/proc/self/fd/{}", self.exe.as_raw_fd());
         let mut command = Command::new(program);
         std::os::unix::process::CommandExt::arg0(&mut command, "sampan");
         command
@@ -353,9 +338,9 @@ impl Embedded {
             let mut others = state.sandboxes.values();
             others.any(|other| other.record.id != *id && other.record.cgroup == sandbox.record.cgroup)
         };
-        let group = match sandbox.record.owns_cgroup && !shared {
-            true => sandbox.record.cgroup.clone(),
-            false => format!("{}/{id}", sandbox.record.cgroup),
+        let group = match shared {
+            false => sandbox.record.cgroup.clone(),
+            true => format!("{}/{id}", sandbox.record.cgroup),
         };
         let (cgroups, dir) = (self.cgroups.clone(), self.sandbox_dir(id));
         blocking(move || {

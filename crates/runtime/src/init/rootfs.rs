@@ -56,6 +56,11 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
     overlay(rootfs, &target)?;
     let root = open_dir(&target)?;
 
+    if rootfs.readonly {
+        for path in &rootfs.volumes {
+            keep_writable(&root, path)?;
+        }
+    }
     let overridden = |path: &str| rootfs.mounts.iter().any(|m| m.target == Path::new(path));
     if !overridden("/proc") {
         fresh(&root, "/proc", "proc", NO_EXTRAS, NONE)?;
@@ -94,6 +99,14 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
         sys::set_mount(root.as_fd(), change).map_err(doing("make the root read-only"))?;
     }
     Ok(())
+}
+
+/// A mount of its own on a directory of the root: making the root read-only does not reach it.
+fn keep_writable(root: &OwnedFd, path: &Path) -> Result<()> {
+    let what = || format!("keep volume {} writable", path.display());
+    let target = ensure(root, path, true)?;
+    let tree = sys::open_tree(&fd_path(&target), false).map_err(doing(what()))?;
+    sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(what()))
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd> {

@@ -141,6 +141,20 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
         fs::write(&path, value).map_err(|error| format!("set sysctl {name}={value}: {error}"))?;
     }
+    if spec.network != NamespaceMode::Node {
+        // As elsewhere: in a network of its own a Pod needs no privilege for low ports and ping.
+        for (name, value) in [
+            ("ip_unprivileged_port_start", "0"),
+            ("ping_group_range", "0 2147483647"),
+        ] {
+            let path = Path::new("/proc/sys/net/ipv4").join(name);
+            if !spec.sysctls.contains_key(&format!("net.ipv4.{name}"))
+                && let Err(error) = fs::write(&path, value)
+            {
+                eprintln!("{}: {error}", path.display());
+            }
+        }
+    }
     let shm = match spec.ipc {
         NamespaceMode::Node => None,
         _ => Some(shared_memory(dir, spec.shm_size)?),

@@ -93,7 +93,7 @@ pub struct PodSandboxConfig {
 #[serde(default)]
 pub struct LinuxPodSandboxConfig {
     /// Control group of the Pod, as `/kubepods/burstable/pod<uid>`; created if absent, and removed
-    /// with the sandbox if the engine created it.
+    /// with the last sandbox that names it.
     pub cgroup_parent: String,
     /// Kernel parameters of the Pod's namespaces.
     pub sysctls: StringMap,
