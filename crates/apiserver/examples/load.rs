@@ -25,20 +25,33 @@ async fn send(mut service: InProcess, method: &str, path: String, body: String) 
         Err(never) => match never {},
     };
     let code = response.status().as_u16();
-    let size = response.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or(0);
+    let size = response
+        .into_body()
+        .collect()
+        .await
+        .map(|body| body.to_bytes().len())
+        .unwrap_or(0);
     (code, size)
 }
 
 fn cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let at = |index: usize| rest.split(' ').nth(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+    let at = |index: usize| {
+        rest.split(' ')
+            .nth(index)
+            .and_then(|text| text.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     (at(11) + at(12)) / 100.0
 }
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
-    let count = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2000usize);
+    let count = std::env::args()
+        .nth(1)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(2000usize);
     let server = TestServer::start().await?;
     let service = server.connect();
     let filler = "x".repeat(1024);
@@ -50,7 +63,12 @@ async fn main() -> Result<(), AnyError> {
             (cpu() - used) * 1e6 / count as f64
         );
     };
-    for (what, method) in [("create", "POST"), ("get", "GET"), ("patch", "PATCH"), ("delete", "DELETE")] {
+    for (what, method) in [
+        ("create", "POST"),
+        ("get", "GET"),
+        ("patch", "PATCH"),
+        ("delete", "DELETE"),
+    ] {
         let (begun, used) = (Instant::now(), cpu());
         let good = futures::stream::iter(0..count)
             .map(|number| {

@@ -62,7 +62,7 @@ async fn ensure(registry: &Registry, mut object: Object, keep: bool) -> Result<(
     let storage = call.storage()?;
     let options = WriteOptions::default();
     let Some(existing) = storage.get(&row.path(&namespace, &name)) else {
-        row.spec.strategy.default(&mut object);
+        row.default(&mut object);
         return match registry.create(&mut call, object, &options).await {
             Err(refusal) if refusal.reason != "AlreadyExists" => Err(refusal),
             _ => Ok(()),
@@ -89,7 +89,7 @@ async fn ensure(registry: &Registry, mut object: Object, keep: bool) -> Result<(
             wanted[field] = value.clone();
         }
     }
-    row.spec.strategy.default(&mut wanted);
+    row.default(&mut wanted);
     if wanted == existing {
         return Ok(());
     }

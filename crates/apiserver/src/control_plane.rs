@@ -134,6 +134,9 @@ impl ControlPlane {
         bootstrap::run(&plane)
             .await
             .map_err(|refusal| StartError::Bootstrap(refusal.message.clone()))?;
+        crate::custom::start(&plane)
+            .await
+            .map_err(|refusal| StartError::Bootstrap(refusal.message.clone()))?;
         plane.ready.store(true, Ordering::Release);
         let drain = tasks.drain();
         let kept = cache.clone();

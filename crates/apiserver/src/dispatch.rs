@@ -253,7 +253,7 @@ fn too_large() -> Refusal {
 fn decode(call: &mut Call, body: &[u8], options: &WriteOptions) -> Result<Object, Refusal> {
     let row = call.row.clone();
     let mut object = decode_as(call, body, &row, options)?;
-    row.spec.strategy.default(&mut object);
+    row.default(&mut object);
     Ok(object)
 }
 

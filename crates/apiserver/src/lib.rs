@@ -16,6 +16,7 @@ mod bootstrap;
 mod compress;
 mod connect;
 mod control_plane;
+mod custom;
 mod discovery;
 mod dispatch;
 mod flow;

@@ -5,7 +5,7 @@
 
 use http::header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION, VARY};
 use http::{HeaderMap, Response};
-use sampan_api::openapi::{Api, ResourceDesc, SubresourceDesc, v2, v3};
+use sampan_api::openapi::{Api, CustomSchema, ResourceDesc, SubresourceDesc, v2, v3};
 use sampan_api::status::Status;
 use sampan_kinds::SubresourceKind;
 use serde_json::Value;
@@ -135,6 +135,10 @@ fn resource(row: &Row) -> ResourceDesc {
                 }
             })
             .collect(),
-        schema: None,
+        schema: row
+            .custom
+            .as_ref()
+            .and_then(|custom| custom.schema.clone())
+            .map(CustomSchema),
     }
 }

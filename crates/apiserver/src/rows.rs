@@ -5,9 +5,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
+use sampan_api::Object;
 use sampan_api::schema::{self, Type};
 use sampan_kinds::{Resource, Strategy};
 
+use crate::custom::Custom;
 use crate::sync::{read, write};
 use crate::watch_cache::Storage;
 
@@ -24,18 +26,53 @@ pub struct Row {
     pub stored_version: String,
     /// What its objects look like.
     pub ty: Type,
+    /// For resources of a CustomResourceDefinition.
+    pub custom: Option<Arc<Custom>>,
     /// Which field of the storage a selectable field's label reads.
     fields: Vec<(&'static str, usize)>,
 }
 
 impl Row {
     /// The strategy of the stored form.
-    pub fn strategy(&self) -> &'static dyn Strategy {
-        self.stored.strategy
+    pub fn strategy(&self) -> &dyn Strategy {
+        match &self.custom {
+            Some(custom) => &custom.strategy,
+            None => self.stored.strategy,
+        }
+    }
+    /// Fills in defaults of an object in this row's version.
+    pub fn default(&self, object: &mut Object) {
+        match &self.custom {
+            Some(custom) => custom.strategy.default(object),
+            None => self.spec.strategy.default(object),
+        }
     }
     /// Whether replies need conversion from the stored version.
     pub fn converts(&self) -> bool {
-        self.spec.stored_as.is_some()
+        self.spec.stored_as.is_some() || self.custom.as_ref().is_some_and(|custom| custom.converts)
+    }
+    /// Turns an object of this row's version into its stored form.
+    pub fn to_storage(&self, object: &mut Object) {
+        if let Some(conversion) = &self.spec.stored_as {
+            (conversion.to_storage)(object);
+        } else if self.converts() {
+            object["apiVersion"] = self.stored_version.as_str().into();
+        }
+    }
+    /// Turns a stored object into this row's version.
+    pub fn from_storage(&self, object: &mut Object) {
+        if let Some(conversion) = &self.spec.stored_as {
+            (conversion.from_storage)(object);
+        } else if self.converts() {
+            object["apiVersion"] = self.api_version.as_str().into();
+        }
+    }
+    /// The cells of a table row, from the stored form.
+    pub fn cells(&self, object: &Object, now: jiff::Timestamp) -> Vec<serde_json::Value> {
+        match &self.custom {
+            Some(custom) => custom.cells(object, now),
+            None => (self.spec.cells)(object, now),
+        }
     }
     pub fn field(&self, label: &str) -> Option<usize> {
         self.fields
@@ -144,34 +181,17 @@ impl Rows {
         read(&self.0).clone()
     }
 
-    /// Adds rows (or replaces rows of the same group, version and plural).
-    pub fn add(&self, rows: Vec<Arc<Row>>) {
+    /// Puts these rows in place of every row of a group and plural.
+    pub fn replace(&self, group: &str, plural: &str, rows: Vec<Arc<Row>>) {
         let mut table = write(&self.0);
-        let mut all: Vec<_> = table
-            .rows
-            .iter()
-            .filter(|old| {
-                !rows.iter().any(|new| {
-                    (new.spec.group, new.spec.version, new.spec.plural)
-                        == (old.spec.group, old.spec.version, old.spec.plural)
-                })
-            })
-            .cloned()
-            .collect();
-        all.extend(rows);
+        let kept = table.rows.iter().filter(|row| !row.is(group, plural)).cloned();
+        let all = kept.chain(rows).collect();
         *table = Arc::new(Table::new(all));
     }
 
     /// Takes away every row of a group and plural.
     pub fn remove(&self, group: &str, plural: &str) {
-        let mut table = write(&self.0);
-        let kept = table
-            .rows
-            .iter()
-            .filter(|row| !row.is(group, plural))
-            .cloned()
-            .collect();
-        *table = Arc::new(Table::new(kept));
+        self.replace(group, plural, Vec::new());
     }
 }
 
@@ -205,6 +225,7 @@ pub fn row(spec: &'static Resource, resources: &'static [Resource], storage: Opt
         .and_then(|definition| schema.type_of(&definition.name))
         .unwrap_or(Type::Json);
     Row {
+        custom: None,
         api_version: spec.api_version(),
         stored_version: stored.api_version(),
         spec,
@@ -212,5 +233,25 @@ pub fn row(spec: &'static Resource, resources: &'static [Resource], storage: Opt
         storage,
         ty,
         fields,
+    }
+}
+
+/// A row of a custom resource.
+pub fn custom_row(
+    spec: &'static Resource,
+    storage: Arc<Storage>,
+    ty: Type,
+    stored_version: String,
+    custom: Arc<Custom>,
+) -> Row {
+    Row {
+        api_version: spec.api_version(),
+        stored_version,
+        spec,
+        stored: spec,
+        storage: Some(storage),
+        ty,
+        custom: Some(custom),
+        fields: Vec::new(),
     }
 }

@@ -533,3 +533,105 @@ async fn rights_are_asked_for() {
     assert_eq!(mine["status"]["allowed"], false);
     api.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_becomes_a_resource() {
+    let api = Api::start().await;
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let schema = json!({"type": "object", "properties": {
+        "spec": {"type": "object", "required": ["size"], "properties": {
+            "size": {"type": "integer", "minimum": 1}, "color": {"type": "string", "default": "red"}}},
+        "status": {"type": "object", "properties": {"size": {"type": "integer"}}}}});
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "boats.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "boats", "kind": "Boat", "shortNames": ["bt"]},
+            "versions": [
+                {"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema},
+                    "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size"}},
+                    "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}]},
+                {"name": "v1beta1", "served": true, "storage": false, "schema": {"openAPIV3Schema": schema}}]}});
+    let mut events = api.watch(&format!("{definitions}?watch=1")).await;
+    api.post(definitions, definition).await.ok();
+    loop {
+        let event = events.next().await.unwrap();
+        let conditions = event["object"]["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        if conditions
+            .iter()
+            .any(|condition| condition["type"] == "Established" && condition["status"] == "True")
+        {
+            break;
+        }
+    }
+    let path = "/apis/example.com/v1/namespaces/default/boats";
+    let boat = |spec: serde_json::Value| json!({"apiVersion": "example.com/v1", "kind": "Boat", "metadata": {"name": "b"}, "spec": spec});
+    let made = api.post(path, boat(json!({"size": 3, "wings": 2}))).await;
+    assert_eq!(made.headers["warning"], "299 - \"unknown field \\\"spec.wings\\\"\"");
+    assert_eq!(made.ok()["spec"], json!({"size": 3, "color": "red"}));
+    let bad = api.merge(&format!("{path}/b"), json!({"spec": {"size": 0}})).await;
+    assert_eq!(
+        bad.message(),
+        "Boat.example.com \"b\" is invalid: spec.size: Invalid value: 0: spec.size in body should be greater than or equal to 1"
+    );
+    let updated = api
+        .merge(
+            &format!("{path}/b/status"),
+            json!({"status": {"size": 2}, "spec": {"size": 9}}),
+        )
+        .await
+        .ok();
+    assert_eq!(
+        (&updated["spec"]["size"], &updated["status"]["size"]),
+        (&json!(3), &json!(2))
+    );
+    let scaled = api
+        .merge(&format!("{path}/b/scale"), json!({"spec": {"replicas": 5}}))
+        .await
+        .ok();
+    assert_eq!(
+        (&scaled["spec"]["replicas"], &scaled["status"]["replicas"]),
+        (&json!(5), &json!(2))
+    );
+    let older = api
+        .get("/apis/example.com/v1beta1/namespaces/default/boats/b")
+        .await
+        .ok();
+    assert_eq!(
+        (older["apiVersion"].as_str(), &older["spec"]["size"]),
+        (Some("example.com/v1beta1"), &json!(5))
+    );
+    let table = api
+        .send_as("GET", path, "", "application/json;as=Table;v=v1;g=meta.k8s.io", "")
+        .await
+        .ok();
+    assert_eq!(table["rows"][0]["cells"], json!(["b", 5]));
+    let group = api.get("/apis/example.com").await.ok();
+    assert_eq!(group["preferredVersion"]["version"], "v1");
+    assert!(api.get("/openapi/v3").await.ok()["paths"]["apis/example.com/v1"].is_object());
+    let yaml = "application/apply-patch+yaml";
+    let applied = api
+        .send(
+            "PATCH",
+            &format!("{path}/c?fieldManager=me"),
+            yaml,
+            boat(json!({"size": 1})).to_string().replace("\"b\"", "\"c\""),
+        )
+        .await;
+    assert_eq!(applied.code, 201, "{}", applied.body);
+    // With the definition go its objects.
+    api.delete(&format!("{definitions}/boats.example.com")).await.ok();
+    while events.next().await.unwrap()["type"] != "DELETED" {}
+    assert_eq!(api.get(&format!("{definitions}/boats.example.com")).await.code, 404);
+    let mut code = 200;
+    for _ in 0..100 {
+        code = api.get(path).await.code;
+        if code == 404 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(code, 404);
+    api.server.stop().await;
+}

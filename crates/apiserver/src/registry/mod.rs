@@ -173,17 +173,13 @@ impl Registry {
 
     /// The stored object as a tree of the call's version.
     pub(crate) fn in_version(row: &Row, mut object: Object) -> Object {
-        if let Some(conversion) = &row.spec.stored_as {
-            (conversion.from_storage)(&mut object);
-        }
+        row.from_storage(&mut object);
         object
     }
 
     /// An object of the call's version as it is stored.
     pub(crate) fn as_stored(row: &Row, mut object: Object) -> Object {
-        if let Some(conversion) = &row.spec.stored_as {
-            (conversion.to_storage)(&mut object);
-        }
+        row.to_storage(&mut object);
         object
     }
 

@@ -214,7 +214,7 @@ fn settle(call: &mut Call, new: &mut Object, validation: FieldValidation) -> Res
         }
         _ => {}
     }
-    call.row.spec.strategy.default(new);
+    call.row.default(new);
     Ok(())
 }
 

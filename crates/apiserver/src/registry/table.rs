@@ -55,7 +55,7 @@ pub fn line(row: &Row, entry: &Entry, include: Include, version: MetaVersion, no
 
 /// One row, from a stored object's tree.
 pub fn line_of(row: &Row, object: Object, include: Include, version: MetaVersion, now: jiff::Timestamp) -> Value {
-    let cells = (row.spec.cells)(&object, now);
+    let cells = row.cells(&object, now);
     let shown = match include {
         Include::None => Value::Null,
         Include::Metadata => partial(&object, version),
