@@ -3,13 +3,13 @@
 use base64::Engine;
 use jiff::Timestamp;
 use sampan_api::field::{Error, Errors, Path};
-use sampan_api::{Object, names as api};
+use sampan_api::{Object, names as api, time::human_duration};
 use serde_json::Value;
 
 use crate::checks::{self, Rule};
 use crate::core::text_field;
 use crate::defaults::Fill;
-use crate::print::{AGE, NAME, age, cell, cell_or, human, name, text};
+use crate::print::{AGE, NAME, age, cell, cell_or, name, text};
 use crate::rules::{RULES, Rules, keep_all_but};
 use crate::spec::{Column, Part, Resource, SelectableField};
 use crate::table::{row, status, view};
@@ -254,7 +254,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 fn cells(request: &Object, now: Timestamp) -> Vec<Value> {
-    let duration = tree::opt_int(request, "spec.expirationSeconds").map_or_else(|| "<none>".to_owned(), human);
+    let duration = tree::opt_int(request, "spec.expirationSeconds").map_or_else(|| "<none>".to_owned(), human_duration);
     vec![
         name(request),
         age(request, now),

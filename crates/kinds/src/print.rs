@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use sampan_api::Object;
+use sampan_api::time::human_duration;
 use serde_json::Value;
 
 use crate::spec::Column;
@@ -107,7 +108,7 @@ pub(crate) fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
 /// Time since an RFC 3339 time, as people say it; `<unknown>` when it is no time.
 pub(crate) fn since(time: &str, now: Timestamp) -> String {
     match time.parse::<Timestamp>() {
-        Ok(time) => human(now.as_second() - time.as_second()),
+        Ok(time) => human_duration(now.as_second() - time.as_second()),
         Err(_) => "<unknown>".to_owned(),
     }
 }
@@ -115,29 +116,7 @@ pub(crate) fn since(time: &str, now: Timestamp) -> String {
 /// Time between two RFC 3339 times.
 pub(crate) fn between(from: &str, until: &str) -> Option<String> {
     let (from, until) = (from.parse::<Timestamp>().ok()?, until.parse::<Timestamp>().ok()?);
-    Some(human(until.as_second() - from.as_second()))
-}
-
-/// A span as kubectl prints ages: two units where the smaller still says something.
-pub(crate) fn human(seconds: i64) -> String {
-    let two = |whole: i64, unit: char, rest: i64, rest_unit: char| match rest {
-        0 => format!("{whole}{unit}"),
-        _ => format!("{whole}{unit}{rest}{rest_unit}"),
-    };
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    match () {
-        _ if seconds < -1 => "<invalid>".to_owned(),
-        _ if seconds < 0 => "0s".to_owned(),
-        _ if seconds < 120 => format!("{seconds}s"),
-        _ if minutes < 10 => two(minutes, 'm', seconds % 60, 's'),
-        _ if minutes < 180 => format!("{minutes}m"),
-        _ if hours < 8 => two(hours, 'h', minutes % 60, 'm'),
-        _ if hours < 48 => format!("{hours}h"),
-        _ if hours < 24 * 8 => two(hours / 24, 'd', hours % 24, 'h'),
-        _ if hours < 24 * 365 * 2 => format!("{}d", hours / 24),
-        _ if hours < 24 * 365 * 8 => two(hours / 24 / 365, 'y', hours / 24 % 365, 'd'),
-        _ => format!("{}y", hours / 24 / 365),
-    }
+    Some(human_duration(until.as_second() - from.as_second()))
 }
 
 /// `a=b,c=d` or `<none>`.
@@ -225,26 +204,6 @@ pub(crate) fn is_true(object: &Object, conditions: &str, kind: &str) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn spans_read_as_kubectl_prints_them() {
-        for (seconds, text) in [
-            (-5, "<invalid>"),
-            (-1, "0s"),
-            (119, "119s"),
-            (121, "2m1s"),
-            (540, "9m"),
-            (601, "10m"),
-            (3 * 3600 + 60, "3h1m"),
-            (9 * 3600, "9h"),
-            (50 * 3600, "2d2h"),
-            (30 * 86400, "30d"),
-            (800 * 86400, "2y70d"),
-            (4000 * 86400, "10y"),
-        ] {
-            assert_eq!(human(seconds), text);
-        }
-    }
 
     #[test]
     fn selectors_read_as_kubectl_prints_them() {

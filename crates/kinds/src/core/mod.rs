@@ -31,6 +31,7 @@ pub(crate) use text_field;
 pub(crate) static RESOURCES: &[Resource] = &[
     Resource {
         namespaced: true,
+        strategy: &strategies::UNSTORED,
         ..review("", "Binding", "BindingList", "bindings", "binding")
     },
     Resource {
@@ -40,6 +41,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         storage_prefix: "",
         columns: print::COMPONENT_STATUS,
         cells: print::component_status,
+        strategy: &strategies::UNSTORED,
         ..row(
             "",
             "ComponentStatus",

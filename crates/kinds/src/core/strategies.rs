@@ -13,6 +13,12 @@ use crate::spec::Part;
 use crate::tree;
 use crate::warnings;
 
+/// Kinds that are never stored and have no status.
+pub(super) static UNSTORED: Rules = Rules {
+    status: Status::Plain,
+    ..RULES
+};
+
 pub(super) static CONFIG_MAP: Rules = Rules {
     status: Status::Plain,
     validate: validate::config_map,
