@@ -71,7 +71,7 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         user,
     } = incoming;
     let transforms = !row.spec.columns.is_empty() || row.storage.is_some();
-    let media = media::negotiate(&parts.headers, transforms)?;
+    let media = media::negotiate(&parts.headers, transforms, row.custom.is_none())?;
     let mut call = Call {
         row,
         info,

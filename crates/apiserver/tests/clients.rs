@@ -197,3 +197,80 @@ async fn every_document_is_served() {
     }
     api.server.stop().await;
 }
+
+/// Splits a protobuf watch stream and decodes each event's object.
+fn watch_frames(mut bytes: &[u8]) -> Vec<(String, Value)> {
+    let mut events = Vec::new();
+    while bytes.len() > 4 {
+        let (length, rest) = bytes.split_at(4);
+        let length = u32::from_be_bytes(length.try_into().unwrap()) as usize;
+        let (frame, rest) = rest.split_at(length);
+        bytes = rest;
+        let field = |bytes: &[u8]| -> (usize, usize) {
+            // Start and end of a length-delimited field's content.
+            let (mut at, mut size, mut shift) = (1, 0usize, 0);
+            loop {
+                let byte = bytes[at];
+                size |= usize::from(byte & 0x7f) << shift;
+                shift += 7;
+                at += 1;
+                if byte < 0x80 {
+                    return (at, at + size);
+                }
+            }
+        };
+        let (start, end) = field(frame);
+        let kind = String::from_utf8(frame[start..end].to_vec()).unwrap();
+        let object = &frame[end..];
+        let (start, end) = field(object);
+        let raw = &object[start..end];
+        let (start, end) = field(raw);
+        let decoded = sampan_api::codec::protobuf::decode(&raw[start..end], None).unwrap();
+        events.push((kind, decoded));
+    }
+    events
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn protobuf_both_ways() {
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Full};
+    let api = Api::start().await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let protobuf = "application/vnd.kubernetes.protobuf";
+    let body = sampan_api::codec::protobuf::encode(&common::config_map("pb")).unwrap();
+    let ask = async |method: &str, path: &str, accept: &str, body: Vec<u8>| {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", protobuf)
+            .header("accept", accept)
+            .body(Full::new(Bytes::from(body)))
+            .unwrap();
+        let response = api.raw(request).await;
+        let code = response.status().as_u16();
+        let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+        (code, kind, response.into_body().collect().await.unwrap().to_bytes())
+    };
+    let (code, kind, bytes) = ask("POST", path, protobuf, body).await;
+    assert_eq!((code, kind.as_str()), (201, protobuf));
+    let made = sampan_api::codec::protobuf::decode(&bytes, None).unwrap();
+    assert_eq!(made["data"]["key"], "value");
+    let (_, _, bytes) = ask("GET", path, "application/vnd.kubernetes.protobuf,application/json", Vec::new()).await;
+    let list = sampan_api::codec::protobuf::decode(&bytes, None).unwrap();
+    assert_eq!((list["kind"].as_str(), &list["items"][0]["metadata"]["name"]), (Some("ConfigMapList"), &json!("pb")));
+    let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+    let (code, _, bytes) = ask("GET", path, metadata, Vec::new()).await;
+    assert_eq!(code, 200);
+    let list = sampan_api::codec::protobuf::decode(&bytes, None).unwrap();
+    assert_eq!(list["items"][0]["metadata"]["name"], "pb");
+    let (code, kind, bytes) = ask("GET", &format!("{path}?watch=1&timeoutSeconds=1"), protobuf, Vec::new()).await;
+    assert_eq!((code, kind.as_str()), (200, "application/vnd.kubernetes.protobuf;stream=watch"));
+    let events = watch_frames(&bytes);
+    assert_eq!(events[0].0, "ADDED");
+    assert_eq!(events[0].1["metadata"]["name"], "pb");
+    let (code, kind, bytes) = ask("GET", &format!("{path}/none"), protobuf, Vec::new()).await;
+    assert_eq!((code, kind.as_str()), (404, protobuf));
+    assert_eq!(sampan_api::codec::protobuf::decode(&bytes, None).unwrap()["reason"], "NotFound");
+    api.server.stop().await;
+}

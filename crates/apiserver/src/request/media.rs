@@ -133,8 +133,9 @@ pub fn accept_clauses(headers: &HeaderMap) -> Vec<Clause> {
     clauses
 }
 
-/// Chooses the answer's form. `transforms`: whether Table and metadata make sense here.
-pub fn negotiate(headers: &HeaderMap, transforms: bool) -> Result<Media, Refusal> {
+/// Chooses the answer's form. `transforms`: whether Table and metadata make sense here; `protobuf`: whether the
+/// objects have a protobuf form (custom kinds have none).
+pub fn negotiate(headers: &HeaderMap, transforms: bool, protobuf: bool) -> Result<Media, Refusal> {
     let clauses = accept_clauses(headers);
     if clauses.is_empty() {
         return Ok(Media::default());
@@ -162,7 +163,13 @@ pub fn negotiate(headers: &HeaderMap, transforms: bool) -> Result<Media, Refusal
                 }
                 _ => return None,
             };
-            Some(Media { encoding, transform })
+            let possible = encoding != Encoding::Protobuf
+                || match transform {
+                    Transform::None => protobuf,
+                    Transform::Metadata(_) => true,
+                    Transform::Table(_) => false,
+                };
+            possible.then_some(Media { encoding, transform })
         })
         .ok_or_else(|| {
             refuse(Status::not_acceptable(
@@ -178,7 +185,7 @@ mod tests {
     fn ask(accept: &str) -> Result<Media, Refusal> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().unwrap());
-        negotiate(&headers, true)
+        negotiate(&headers, true, true)
     }
 
     #[test]
