@@ -14,6 +14,8 @@ use ipnet::IpNet;
 use sampan_client::{Clock, Informers, Key, Recorder, SystemClock, WorkQueue, run_controller};
 use sampan_tasks::{Drain, OnExit, Tasks};
 
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod discovery;
 mod endpoints;
@@ -61,6 +63,8 @@ pub const TABLE: &[Row] = &[
         replicaset::start_replication_controllers,
     ),
     row("statefulset-controller", "statefulset-controller", statefulset::start),
+    row("daemonset-controller", "daemon-set-controller", daemonset::start),
+    row("cronjob-controller", "cronjob-controller", cronjob::start),
     row("job-controller", "job-controller", job::start),
     row("node-lifecycle-controller", "node-controller", nodelifecycle::start),
     row("taint-eviction-controller", "node-controller", tainteviction::start),

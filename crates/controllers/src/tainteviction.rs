@@ -75,7 +75,8 @@ fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
     taints.filter(|taint| taint.effect == "NoExecute")
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+/// Whether a toleration covers a taint.
+pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let effect = toleration.effect.as_deref().unwrap_or_default();
     let key = toleration.key.as_deref().unwrap_or_default();
     let value = |value: &Option<String>| value.clone().unwrap_or_default();

@@ -46,6 +46,11 @@ impl Cluster {
 
     /// Plays scheduler and node for every Pod: runs it (an image `bad` never gets ready), and ends it when asked to.
     pub(crate) fn run_pods(&self) {
+        self.run_pods_with(|_| "node".to_owned());
+    }
+
+    /// The same, on the node that `place` says.
+    pub(crate) fn run_pods_with(&self, place: impl Fn(&Pod) -> String + Send + 'static) {
         let (api, clock) = (self.api.clone(), self.clock);
         self.informers.of::<Pod>().on_change(move |change| {
             let pod = change.object();
@@ -62,7 +67,8 @@ impl Cluster {
                         .flat_map(|spec| &spec.containers)
                         .any(|c| c.image.as_deref() == Some("bad"));
                     api.change::<Pod>(&namespace, &pod.name_any(), |pod| {
-                        pod.spec.get_or_insert_default().node_name = Some("node".into());
+                        let node = place(pod);
+                        pod.spec.get_or_insert_default().node_name = Some(node);
                         set_ready(pod, !bad, clock.time());
                     });
                 }
