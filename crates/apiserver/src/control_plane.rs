@@ -137,6 +137,7 @@ impl ControlPlane {
         crate::custom::start(&plane)
             .await
             .map_err(|refusal| StartError::Bootstrap(refusal.message.clone()))?;
+        crate::aggregation::start(&plane);
         plane.ready.store(true, Ordering::Release);
         let drain = tasks.drain();
         let kept = cache.clone();

@@ -10,6 +10,7 @@
 //! token, exec and friends, proxy).
 
 pub mod admission;
+mod aggregation;
 mod allocate;
 pub mod body;
 mod bootstrap;

@@ -635,3 +635,26 @@ async fn a_definition_becomes_a_resource() {
     assert_eq!(code, 404);
     api.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn aggregated_roles_follow_their_parts() {
+    let api = Api::start().await;
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let list = api.get(roles).await.ok();
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut events = api
+        .watch(&format!(
+            "{roles}?watch=1&fieldSelector=metadata.name%3Dedit&resourceVersion={version}"
+        ))
+        .await;
+    let part = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": "boats", "labels": {"rbac.authorization.k8s.io/aggregate-to-edit": "true"}},
+        "rules": [{"apiGroups": ["example.com"], "resources": ["boats"], "verbs": ["get"]}]});
+    api.post(roles, part).await.ok();
+    let event = events.next().await.unwrap();
+    assert!(event["object"]["rules"].to_string().contains("boats"));
+    api.delete(&format!("{roles}/boats")).await.ok();
+    let event = events.next().await.unwrap();
+    assert!(!event["object"]["rules"].to_string().contains("boats"));
+    api.server.stop().await;
+}

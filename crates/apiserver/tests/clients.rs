@@ -256,21 +256,36 @@ async fn protobuf_both_ways() {
     assert_eq!((code, kind.as_str()), (201, protobuf));
     let made = sampan_api::codec::protobuf::decode(&bytes, None).unwrap();
     assert_eq!(made["data"]["key"], "value");
-    let (_, _, bytes) = ask("GET", path, "application/vnd.kubernetes.protobuf,application/json", Vec::new()).await;
+    let (_, _, bytes) = ask(
+        "GET",
+        path,
+        "application/vnd.kubernetes.protobuf,application/json",
+        Vec::new(),
+    )
+    .await;
     let list = sampan_api::codec::protobuf::decode(&bytes, None).unwrap();
-    assert_eq!((list["kind"].as_str(), &list["items"][0]["metadata"]["name"]), (Some("ConfigMapList"), &json!("pb")));
+    assert_eq!(
+        (list["kind"].as_str(), &list["items"][0]["metadata"]["name"]),
+        (Some("ConfigMapList"), &json!("pb"))
+    );
     let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
     let (code, _, bytes) = ask("GET", path, metadata, Vec::new()).await;
     assert_eq!(code, 200);
     let list = sampan_api::codec::protobuf::decode(&bytes, None).unwrap();
     assert_eq!(list["items"][0]["metadata"]["name"], "pb");
     let (code, kind, bytes) = ask("GET", &format!("{path}?watch=1&timeoutSeconds=1"), protobuf, Vec::new()).await;
-    assert_eq!((code, kind.as_str()), (200, "application/vnd.kubernetes.protobuf;stream=watch"));
+    assert_eq!(
+        (code, kind.as_str()),
+        (200, "application/vnd.kubernetes.protobuf;stream=watch")
+    );
     let events = watch_frames(&bytes);
     assert_eq!(events[0].0, "ADDED");
     assert_eq!(events[0].1["metadata"]["name"], "pb");
     let (code, kind, bytes) = ask("GET", &format!("{path}/none"), protobuf, Vec::new()).await;
     assert_eq!((code, kind.as_str()), (404, protobuf));
-    assert_eq!(sampan_api::codec::protobuf::decode(&bytes, None).unwrap()["reason"], "NotFound");
+    assert_eq!(
+        sampan_api::codec::protobuf::decode(&bytes, None).unwrap()["reason"],
+        "NotFound"
+    );
     api.server.stop().await;
 }

@@ -18,7 +18,10 @@ const STEPS: usize = 60;
 
 fn index(list: &Value) -> BTreeMap<String, Value> {
     let items = list["items"].as_array().unwrap();
-    items.iter().map(|item| (item["metadata"]["name"].as_str().unwrap().to_owned(), item.clone())).collect()
+    items
+        .iter()
+        .map(|item| (item["metadata"]["name"].as_str().unwrap().to_owned(), item.clone()))
+        .collect()
 }
 
 fn version(object: &Value) -> u64 {
@@ -29,7 +32,10 @@ async fn writer(api: Arc<Api>, writes: Arc<AtomicUsize>) {
     for _ in 0..STEPS {
         let (name, step) = {
             let mut random = rand::rng();
-            (format!("c{}", random.random_range(0..OBJECTS)), random.random_range(0..10))
+            (
+                format!("c{}", random.random_range(0..OBJECTS)),
+                random.random_range(0..10),
+            )
         };
         let path = format!("{CM}/{name}");
         let answer = match step {
@@ -50,7 +56,12 @@ async fn writer(api: Arc<Api>, writes: Arc<AtomicUsize>) {
             }
             _ => api.delete(&path).await,
         };
-        assert!(matches!(answer.code, 200 | 201 | 404 | 409), "{}: {}", answer.code, answer.body);
+        assert!(
+            matches!(answer.code, 200 | 201 | 404 | 409),
+            "{}: {}",
+            answer.code,
+            answer.body
+        );
         if answer.code < 300 {
             writes.fetch_add(1, Ordering::Relaxed);
             // A reply to a write is never ahead of what can be read.
@@ -69,9 +80,21 @@ async fn a_list_and_its_watch_tell_everything() {
         api.post(CM, config_map(&format!("c{number}"))).await.ok();
     }
     let list = api.get(CM).await.ok();
-    let mut plain = api.watch(&format!("{CM}?watch=1&resourceVersion={}", version(&list))).await;
-    let mut labelled = api.watch(&format!("{CM}?watch=1&labelSelector=l%3D1&resourceVersion={}", version(&list))).await;
-    let mut single = api.watch(&format!("{CM}?watch=1&fieldSelector=metadata.name%3Dc1&resourceVersion={}", version(&list))).await;
+    let mut plain = api
+        .watch(&format!("{CM}?watch=1&resourceVersion={}", version(&list)))
+        .await;
+    let mut labelled = api
+        .watch(&format!(
+            "{CM}?watch=1&labelSelector=l%3D1&resourceVersion={}",
+            version(&list)
+        ))
+        .await;
+    let mut single = api
+        .watch(&format!(
+            "{CM}?watch=1&fieldSelector=metadata.name%3Dc1&resourceVersion={}",
+            version(&list)
+        ))
+        .await;
     let writes = Arc::new(AtomicUsize::new(0));
     futures::stream::iter(0..WRITERS)
         .map(|_| writer(api.clone(), writes.clone()))
@@ -110,8 +133,10 @@ async fn a_list_and_its_watch_tell_everything() {
     let now = api.get(CM).await.ok();
     assert_eq!(model, index(&now));
 
-    let mut selected: BTreeMap<String, Value> =
-        index(&list).into_iter().filter(|(_, item)| item["metadata"]["labels"]["l"] == "1").collect();
+    let mut selected: BTreeMap<String, Value> = index(&list)
+        .into_iter()
+        .filter(|(_, item)| item["metadata"]["labels"]["l"] == "1")
+        .collect();
     loop {
         let event = labelled.next().await.expect("the watch stays open");
         let object = event["object"].clone();
@@ -125,7 +150,10 @@ async fn a_list_and_its_watch_tell_everything() {
             break;
         }
     }
-    assert_eq!(selected, index(&api.get(&format!("{CM}?labelSelector=l%3D1")).await.ok()));
+    assert_eq!(
+        selected,
+        index(&api.get(&format!("{CM}?labelSelector=l%3D1")).await.ok())
+    );
     while version(&single.next().await.expect("the watch stays open")["object"]) != last {}
     Arc::into_inner(api).unwrap().server.stop().await;
 }

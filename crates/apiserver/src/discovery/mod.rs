@@ -79,7 +79,8 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
         }
         _ => return Err(refuse(Status::no_such_path())),
     };
-    let encoding = media::negotiate(&incoming.parts.headers, false, false).map_or(Encoding::Json, |media| media.encoding);
+    let encoding =
+        media::negotiate(&incoming.parts.headers, false, false).map_or(Encoding::Json, |media| media.encoding);
     // Discovery documents are small; clients that prefer protobuf take JSON too.
     let encoding = if encoding == Encoding::Protobuf {
         Encoding::Json
