@@ -14,10 +14,12 @@ use ipnet::IpNet;
 use sampan_client::{Clock, Informers, Key, Recorder, SystemClock, WorkQueue, run_controller};
 use sampan_tasks::{Drain, OnExit, Tasks};
 
+mod clusterrole;
 mod cronjob;
 mod daemonset;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoints;
 mod gc;
 mod history;
@@ -79,6 +81,17 @@ pub const TABLE: &[Row] = &[
         ttl::start,
     ),
     row("garbage-collector-controller", "generic-garbage-collector", gc::start),
+    row(
+        "clusterrole-aggregation-controller",
+        "clusterrole-aggregation-controller",
+        clusterrole::start,
+    ),
+    row("disruption-controller", "disruption-controller", disruption::start),
+    row(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring-controller",
+        endpoints::start_mirror,
+    ),
     row("namespace-controller", "namespace-controller", namespace::start),
 ];
 

@@ -3,6 +3,7 @@
 //! Both controllers work per Service on the same view of its Pods ([`backends`]); they differ in how they write it down.
 
 mod legacy;
+mod mirror;
 mod reconcile;
 mod slices;
 
@@ -18,6 +19,7 @@ use sampan_client::{Change, Informer, Key, WorkQueue};
 use crate::pods;
 
 pub(crate) use legacy::start as start_legacy;
+pub(crate) use mirror::start as start_mirror;
 pub(crate) use slices::start as start_slices;
 
 /// One Pod behind a Service.

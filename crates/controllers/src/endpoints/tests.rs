@@ -191,3 +191,39 @@ async fn endpoints_keep_ready_and_not_ready_apart() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn hand_made_endpoints_are_mirrored() {
+    let cluster = Cluster::start(&["endpointslice-mirroring-controller"]);
+    let api = &cluster.api;
+    let make = |addresses: &[&str]| -> Endpoints {
+        let addresses: Vec<_> = addresses.iter().map(|ip| serde_json::json!({"ip": ip})).collect();
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "svc", "namespace": "ns"},
+            "subsets": [{"addresses": addresses, "ports": [{"name": "http", "port": 8080}]}],
+        }))
+        .unwrap()
+    };
+    api.create(&make(&["192.0.2.1", "2001:db8::1"]));
+    api.create(&service(|spec| spec.selector = None));
+    eventually("one slice per family", || async {
+        let mut found: Vec<String> = api
+            .all::<EndpointSlice>()
+            .into_iter()
+            .map(|slice| slice.address_type)
+            .collect();
+        found.sort();
+        (found == ["IPv4", "IPv6"]).then_some(())
+    })
+    .await;
+    api.change::<Endpoints>("ns", "svc", |endpoints| {
+        endpoints.subsets = make(&["192.0.2.9"]).subsets
+    });
+    let found = endpoints(api, "only the new one", |found| found.len() == 1).await;
+    assert_eq!(found[0].addresses, ["192.0.2.9"]);
+    // A Service that selects Pods has slices of its own.
+    api.change::<Service>("ns", "svc", |service| {
+        service.spec.as_mut().unwrap().selector = Some(labels())
+    });
+    endpoints(api, "no mirror", |found| found.is_empty()).await;
+}

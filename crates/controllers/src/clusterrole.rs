@@ -1,0 +1,124 @@
+//! ClusterRoles made of others: their rules are the rules of all roles that their aggregation rule selects.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
+use kube::core::{Selector, SelectorExt};
+use sampan_client::{Informer, Key, WorkQueue, or_absent};
+use serde_json::json;
+
+use crate::{Context, SyncError};
+
+pub(crate) fn start(context: Context) {
+    let roles = context.informers.of::<ClusterRole>();
+    let queue: WorkQueue<Key> = WorkQueue::default();
+    let (changed, known) = (queue.clone(), roles.clone());
+    roles.on_change(move |_| {
+        // Any role may be part of any other: there are few that are made of others, and they are cheap to check.
+        for role in known.list() {
+            if role.aggregation_rule.is_some() {
+                changed.add(Key::of(role.as_ref()));
+            }
+        }
+    });
+    let ready = {
+        let roles = roles.clone();
+        async move { roles.synced().await }
+    };
+    let state = Arc::new((context.client.clone(), roles));
+    context.run(&queue, ready, move |key| {
+        let state = Arc::clone(&state);
+        async move { sync(&state.0, &state.1, &key).await }
+    });
+}
+
+async fn sync(client: &kube::Client, roles: &Informer<ClusterRole>, key: &Key) -> Result<(), SyncError> {
+    let Some(role) = roles.get_key(key) else {
+        return Ok(());
+    };
+    let Some(wanted) = aggregate(&role, &roles.list()) else {
+        return Ok(());
+    };
+    if role.rules.as_deref().unwrap_or_default() == wanted {
+        return Ok(());
+    }
+    let patch = Patch::Merge(json!({
+        "metadata": {"resourceVersion": role.metadata.resource_version},
+        "rules": wanted,
+    }));
+    let api: Api<ClusterRole> = Api::all(client.clone());
+    or_absent(api.patch(&key.name, &PatchParams::default(), &patch).await)?;
+    Ok(())
+}
+
+/// The rules of `role` as its aggregation rule wants them, each once, in the order of the roles' names.
+fn aggregate(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Option<Vec<PolicyRule>> {
+    let selectors: Vec<Selector> = role
+        .aggregation_rule
+        .as_ref()?
+        .cluster_role_selectors
+        .iter()
+        .flatten()
+        .filter_map(|selector| Selector::try_from(selector.clone()).ok())
+        .collect();
+    let mut rules: Vec<PolicyRule> = Vec::new();
+    for selector in &selectors {
+        for other in all {
+            if other.metadata.name == role.metadata.name || !selector.matches(other.labels()) {
+                continue;
+            }
+            for rule in other.rules.iter().flatten() {
+                if !rules.contains(rule) {
+                    rules.push(rule.clone());
+                }
+            }
+        }
+    }
+    Some(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use sampan_client::testing::eventually;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::testing::Cluster;
+
+    #[tokio::test(start_paused = true)]
+    async fn rules_follow_the_parts() {
+        let cluster = Cluster::start(&["clusterrole-aggregation-controller"]);
+        let api = &cluster.api;
+        let make = |value: Value| api.create::<ClusterRole>(&serde_json::from_value(value).unwrap());
+        make(json!({
+            "metadata": {"name": "all"},
+            "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to": "all"}}]},
+            "rules": null,
+        }));
+        let part = |name: &str, resource: &str| {
+            json!({
+                "metadata": {"name": name, "labels": {"to": "all"}},
+                "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}],
+            })
+        };
+        make(part("b", "pods"));
+        make(part("a", "secrets"));
+        make(part("c", "pods"));
+        let resources = || {
+            let role: ClusterRole = api.get("", "all").unwrap();
+            let rules = role.rules.unwrap_or_default();
+            rules
+                .into_iter()
+                .flat_map(|rule| rule.resources.unwrap_or_default())
+                .collect::<Vec<_>>()
+        };
+        eventually("both, once", || async {
+            (resources() == ["secrets", "pods"]).then_some(())
+        })
+        .await;
+        api.remove::<ClusterRole>("", "a");
+        eventually("one is gone", || async { (resources() == ["pods"]).then_some(()) }).await;
+    }
+}
