@@ -36,6 +36,14 @@ impl Default for Housekeeping {
     }
 }
 
+/// The machine's resolver configuration. A stub resolver on loopback is out of reach for Pods: then the servers behind it.
+fn host_resolv_conf() -> PathBuf {
+    let usual = PathBuf::from("/etc/resolv.conf");
+    let behind = PathBuf::from("/run/systemd/resolve/resolv.conf");
+    let stub = std::fs::read_to_string(&usual).is_ok_and(|text| text.contains("nameserver 127.0.0.53"));
+    if stub && behind.exists() { behind } else { usual }
+}
+
 /// The configuration of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -45,6 +53,8 @@ pub struct NodeConfig {
     /// Everything the node keeps is below this.
     pub data_dir: PathBuf,
     pub cluster_dns: ClusterDns,
+    /// The resolver configuration Pods inherit from the machine.
+    pub resolv_conf: PathBuf,
     pub max_pods: u32,
     pub pod_pids_limit: Option<i64>,
     /// Port of the node's server.
@@ -72,6 +82,7 @@ impl NodeConfig {
             addresses,
             data_dir: data_dir.into(),
             cluster_dns: ClusterDns::default(),
+            resolv_conf: host_resolv_conf(),
             max_pods: 110,
             pod_pids_limit: None,
             port: 10250,

@@ -255,8 +255,7 @@ async fn images_that_cannot_be_pulled() {
             .fail("pull_image", RuntimeError::new(ErrorKind::ImagePull, "denied"));
     }
     rig.create("p", json!({"containers": [{"name": "c", "image": "secret:1"}]}));
-    rig.until("p", "error", |pod| waiting(pod, "c").starts_with("ErrImagePull"))
-        .await;
+    rig.event("Failed", "Error: ErrImagePull").await;
     let pod = rig
         .until("p", "back-off", |pod| waiting(pod, "c") == "ImagePullBackOff")
         .await;
@@ -409,7 +408,8 @@ async fn a_restarted_node_adopts_what_runs() {
         rig.runtime.container_named("d").is_none().then_some(())
     })
     .await;
-    assert!(!rig.data.path().join("pods").join(crate::pod::uid(&gone)).exists());
+    let left = rig.data.path().join("pods").join(crate::pod::uid(&gone));
+    eventually("its directory is gone", || async { (!left.exists()).then_some(()) }).await;
     eventually("the network is adopted", || async {
         rig.network.calls().contains(&"adopt p".to_owned()).then_some(())
     })

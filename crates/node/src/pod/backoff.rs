@@ -66,6 +66,11 @@ impl Backoff {
         self.entries.insert(key.to_owned(), Entry { delay, updated: event });
     }
 
+    /// Ends the back-off of all keys that `which` names.
+    pub fn forget(&mut self, which: impl Fn(&str) -> bool) {
+        self.entries.retain(|key, _| !which(key));
+    }
+
     /// Ends the back-off of `key`.
     pub fn reset(&mut self, key: &str) {
         self.entries.remove(key);

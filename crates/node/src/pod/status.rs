@@ -104,6 +104,14 @@ pub fn compute(input: &Input<'_>) -> PodStatus {
         status.reason = Some(verdict.reason.clone());
         status.message = Some(verdict.message.clone()).filter(|text| !text.is_empty());
     }
+    let ends = super::is_terminal_phase(&phase) && !super::is_terminal_phase(old_phase);
+    if ends && input.observed.containers.iter().any(super::observed::may_run) {
+        // Whoever sees a terminal phase may count on everything having stopped.
+        phase = old_phase.to_owned();
+        status.phase = Some(phase.clone());
+        status.reason = input.old.reason.clone();
+        status.message = input.old.message.clone();
+    }
     set_addresses(input, &mut status);
     status.conditions = Some(conditions(input, &init, &regular, &phase));
     let some = |list: Vec<ApiStatus>| (!list.is_empty()).then_some(list);

@@ -12,6 +12,7 @@ use sampan_runtime::logs::{LogOptions, Stream};
 use sampan_runtime::{ContainerEventKind, ContainerFilter, ContainerState, ContainerStatus, Runtime};
 use sampan_tasks::OnExit;
 use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Refusal, Server, value};
 use crate::pod::{self, Observed, label};
@@ -69,12 +70,19 @@ impl Server {
         let previous = matches!(value(query, "previous"), Some("true" | "1"));
         let worker = self.worker(namespace, name)?;
         let record = self.log_record(&worker, container, previous).await?;
-        let (reader, mut writer) = tokio::io::simplex(64 * 1024);
+        let (reader, mut writer) = tokio::io::duplex(64 * 1024);
         let runtime = Arc::clone(&self.manager.cx.runtime);
         let title = format!("log of {}", record.id);
+        let client = CancellationToken::new();
+        let client_left = client.clone();
         self.tasks.spawn_until_drain(title, OnExit::Expected, async move {
             let ended = end_of(runtime, record.id);
-            let read = sampan_runtime::logs::read(&record.log_path, &options, ended, &mut writer).await;
+            let read = sampan_runtime::logs::read(&record.log_path, &options, ended, &mut writer);
+            let read = tokio::select! {
+                read = read => read,
+                // A quiet log must not keep a reader nobody listens to.
+                () = client_left.cancelled() => return,
+            };
             match read {
                 Ok(()) => {}
                 // A container that never wrote has no file; a client that left has no pipe.
@@ -82,7 +90,11 @@ impl Server {
                 Err(error) => tracing::debug!(log = %record.log_path.display(), %error, "a log could not be read"),
             }
         });
-        let frames = ReaderStream::with_capacity(reader, 32 * 1024).map_ok(Frame::data);
+        let guard = client.drop_guard();
+        let frames = ReaderStream::with_capacity(reader, 32 * 1024).map_ok(move |bytes| {
+            let _lives_with_the_body = &guard;
+            Frame::data(bytes)
+        });
         let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
         let kind = http::HeaderValue::from_static("text/plain");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);

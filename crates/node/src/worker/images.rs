@@ -41,6 +41,13 @@ impl Images {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets a Pod that is gone.
+    pub fn forget_pod(&self, uid: &str) {
+        let prefix = format!("{uid}_");
+        self.backoff().forget(|key| key.starts_with(&prefix));
+        self.failures().retain(|key, _| !key.starts_with(&prefix));
+    }
+
     fn forget(&self, key: &str) {
         self.backoff().reset(key);
         self.failures().remove(key);

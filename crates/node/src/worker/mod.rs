@@ -262,7 +262,11 @@ impl Worker {
             };
             observed.messages.insert(record.id.clone(), message);
         }
-        self.lock().messages.clone_from(&observed.messages);
+        let mut memory = self.lock();
+        memory.messages.clone_from(&observed.messages);
+        let known = |id: &String| observed.containers.iter().any(|record| record.id == *id);
+        memory.hooks_run.retain(known);
+        drop(memory);
         Ok(observed)
     }
 
@@ -335,6 +339,10 @@ impl Worker {
             tokio::time::sleep(retry_delay(failures)).await;
         }
         self.cx.sources.unregister(&self.uid);
+        self.cx.images.forget_pod(&self.uid);
+        let prefix = format!("{}/", self.uid);
+        let mut restarts = self.cx.restarts.lock().unwrap_or_else(PoisonError::into_inner);
+        restarts.forget(|key| key.starts_with(&prefix));
     }
 
     async fn sync_until_stopping(self: &Arc<Self>) {
@@ -363,10 +371,14 @@ impl Worker {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                () = self.wake.notified() => {}
-                () = self.stopping.started() => {}
-                () = timer => {}
+            tokio::pin!(timer);
+            loop {
+                tokio::select! {
+                    () = self.wake.notified() => break,
+                    () = self.stopping.started() => break,
+                    () = &mut timer => break,
+                    () = self.changed.notified() => self.publish_now().await,
+                }
             }
         }
     }

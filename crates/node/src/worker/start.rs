@@ -154,7 +154,9 @@ impl Worker {
         container: &Container,
         observed: &Observed,
     ) -> Result<Vec<KeyValue>, String> {
-        self.cx.services.synced().await;
+        if self.stopping.until(self.cx.services.synced()).await.is_none() {
+            return Err("the pod is ending".into());
+        }
         let visible = env::visible_services(pod, &self.cx.services.list());
         let services = env::service_variables(&visible);
         let host_ips = self.cx.config.host_ips();

@@ -174,7 +174,9 @@ impl Worker {
                 );
             }
             let grace = pod::spec(pod).termination_grace_period_seconds.unwrap_or(30);
-            self.kill_all(pod, &observed, grace).await?;
+            let killed = self.stopping.until(self.kill_all(pod, &observed, grace)).await;
+            let Some(killed) = killed else { return Ok(observed) };
+            killed?;
             if !plan.create_sandbox {
                 // Nothing is left to do here: the new status says so.
                 self.poke();
@@ -182,7 +184,9 @@ impl Worker {
             }
         } else {
             for kill in &plan.kill {
-                self.kill_condemned(pod, &observed, kill).await?;
+                let killed = self.stopping.until(self.kill_condemned(pod, &observed, kill)).await;
+                let Some(killed) = killed else { return Ok(observed) };
+                killed?;
             }
         }
         let mut observed = observed;
@@ -245,7 +249,7 @@ impl Worker {
         let node = &self.cx.config;
         let domain = &node.cluster_dns.domain;
         let hostname = files::sandbox_hostname(pod, domain)?;
-        let host_resolver = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
+        let host_resolver = tokio::fs::read_to_string(&node.resolv_conf).await.unwrap_or_default();
         let (dns, notes) = files::dns(pod, &node.cluster_dns, &files::parse_resolv_conf(&host_resolver));
         for note in notes {
             self.event(EventType::Warning, "DNSConfigForming", note);

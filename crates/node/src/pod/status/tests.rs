@@ -299,7 +299,7 @@ fn verdicts_override() {
     let got = compute(&Input {
         pod: &pod,
         old: &PodStatus::default(),
-        observed: &observed(vec![running("a", 0), running("b", 0)]),
+        observed: &observed(vec![exited("a", 0, 137), exited("b", 0, 137)]),
         waiting: &BTreeMap::new(),
         probes: &ProbeResults::default(),
         host_ips: &[],
