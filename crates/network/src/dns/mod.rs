@@ -41,7 +41,7 @@ const IDLE: Duration = Duration::from_secs(10);
 /// The most a datagram carries, whatever the client offers: larger ones are lost in fragments.
 const LARGEST_DATAGRAM: u16 = 1232;
 
-const BY_IP: &str = "ip";
+const BY_IP: &str = "network/ip";
 
 #[derive(Clone, Debug)]
 pub struct DnsConfig {

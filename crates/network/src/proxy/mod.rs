@@ -34,7 +34,7 @@ pub(crate) use table::TABLE;
 /// The label that says which Service a slice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The index of slices by `namespace/service`.
-pub(crate) const BY_SERVICE: &str = "service";
+pub(crate) const BY_SERVICE: &str = "network/service";
 
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
