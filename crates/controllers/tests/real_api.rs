@@ -6,11 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use sampan_apiserver::testing::TestServer;
 use sampan_auth::UserInfo;
@@ -396,6 +400,136 @@ async fn nodes_get_ranges_and_taints() {
                 "node.kubernetes.io/not-ready:NoSchedule",
             ])
         .then_some(())
+    })
+    .await;
+    cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn named_pods_daemons_budgets_and_quiet() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("more").await;
+    let nodes: Api<Node> = Api::all(cluster.admin.clone());
+    let node = serde_json::from_value(json!({"metadata": {"name": "played"}})).unwrap();
+    nodes.create(&PostParams::default(), &node).await.unwrap();
+    let ready = Patch::Strategic(json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}));
+    nodes
+        .patch_status("played", &PatchParams::default(), &ready)
+        .await
+        .unwrap();
+    let template = |app: &str| json!({"metadata": {"labels": {"app": app}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let set = json!({
+        "metadata": {"name": "db"},
+        "spec": {
+            "replicas": 2, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}}, "template": template("db"),
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}],
+        },
+    });
+    cluster.make::<StatefulSet>("more", set).await;
+    let daemon = json!({
+        "metadata": {"name": "d"},
+        "spec": {"selector": {"matchLabels": {"app": "d"}}, "template": template("d")},
+    });
+    cluster.make::<DaemonSet>("more", daemon).await;
+    let budget = json!({
+        "metadata": {"name": "b"},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "db"}}},
+    });
+    cluster.make::<PodDisruptionBudget>("more", budget).await;
+    eventually("the named ones", || async {
+        let status = cluster.api::<StatefulSet>("more").get("db").await.unwrap().status?;
+        (status.ready_replicas == Some(2) && status.current_revision == status.update_revision).then_some(())
+    })
+    .await;
+    let claims = cluster
+        .api::<PersistentVolumeClaim>("more")
+        .list(&Default::default())
+        .await;
+    assert_eq!(claims.unwrap().items.len(), 2);
+    eventually("the daemon", || async {
+        let status = cluster.api::<DaemonSet>("more").get("d").await.unwrap().status?;
+        (status.number_available == Some(1)).then_some(())
+    })
+    .await;
+    eventually("the budget", || async {
+        let status = cluster
+            .api::<PodDisruptionBudget>("more")
+            .get("b")
+            .await
+            .unwrap()
+            .status?;
+        (status.disruptions_allowed == Some(1) && status.current_healthy == Some(2)).then_some(())
+    })
+    .await;
+
+    // Once all is as it should be, nobody writes anything.
+    let version = || async {
+        let list = cluster
+            .api::<ConfigMap>("more")
+            .list(&Default::default())
+            .await
+            .unwrap();
+        list.metadata.resource_version.unwrap()
+    };
+    let mut before = version().await;
+    eventually("quiet for two seconds", || {
+        let last = std::mem::take(&mut before);
+        let version = &version;
+        async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            (version().await == last).then_some(())
+        }
+    })
+    .await;
+    cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn custom_resources_own_and_are_owned() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("custom").await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.admin.clone());
+    let definition = serde_json::from_value(json!({
+        "metadata": {"name": "boats.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "boats", "singular": "boat", "kind": "Boat"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
+        },
+    }))
+    .unwrap();
+    definitions.create(&PostParams::default(), &definition).await.unwrap();
+    let resource = kube::core::ApiResource {
+        group: "example.com".into(),
+        version: "v1".into(),
+        api_version: "example.com/v1".into(),
+        kind: "Boat".into(),
+        plural: "boats".into(),
+    };
+    let boats: Api<DynamicObject> = Api::namespaced_with(cluster.admin.clone(), "custom", &resource);
+    let boat = DynamicObject::new("sampan", &resource);
+    let boat = eventually("the resource is served", || async {
+        boats.create(&PostParams::default(), &boat).await.ok()
+    })
+    .await;
+    let owned = json!({"metadata": {"name": "sail", "ownerReferences": [
+        {"apiVersion": "example.com/v1", "kind": "Boat", "name": "sampan", "uid": boat.metadata.uid}]}});
+    cluster.make::<ConfigMap>("custom", owned).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(
+        cluster
+            .api::<ConfigMap>("custom")
+            .get_opt("sail")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    boats.delete("sampan", &DeleteParams::background()).await.unwrap();
+    eventually("what it owned is gone", || async {
+        let left = cluster.api::<ConfigMap>("custom").get_opt("sail").await.unwrap();
+        left.is_none().then_some(())
     })
     .await;
     cluster.server.stop().await;
