@@ -72,12 +72,17 @@ pub struct Cgroups {
 impl Cgroups {
     /// Looks at what is mounted.
     pub fn detect() -> Result<Self> {
-        let path = Path::new("/proc/self/mountinfo");
-        let table = fs::read_to_string(path).map_err(at(path))?;
-        Self::from_mounts(&table)
+        Self::detect_as(None)
     }
 
-    fn from_mounts(table: &str) -> Result<Self> {
+    /// The same, but insists on a layout where both are mounted.
+    pub fn detect_as(wanted: Option<CgroupVersion>) -> Result<Self> {
+        let path = Path::new("/proc/self/mountinfo");
+        let table = fs::read_to_string(path).map_err(at(path))?;
+        Self::from_mounts(&table, wanted)
+    }
+
+    fn from_mounts(table: &str, wanted: Option<CgroupVersion>) -> Result<Self> {
         let mut v1 = BTreeMap::new();
         let mut v2 = None;
         for line in table.lines() {
@@ -100,7 +105,12 @@ impl Cgroups {
                 _ => {}
             }
         }
-        if v1.contains_key("memory") || v1.contains_key("cpu") {
+        let has_v1 = v1.contains_key("memory") || v1.contains_key("cpu");
+        let version = match has_v1 {
+            true => CgroupVersion::V1,
+            false => CgroupVersion::V2,
+        };
+        if wanted.unwrap_or(version) == CgroupVersion::V1 {
             for needed in ["cpu", "cpuacct", "memory", "pids", "devices"] {
                 if !v1.contains_key(needed) {
                     return Err(CgroupError::Unusable(format!(
@@ -165,6 +175,12 @@ impl Cgroups {
             CgroupVersion::V2 => "memory.events",
         };
         Ok(self.dir("memory", group)?.map(|dir| dir.join(name)))
+    }
+
+    /// Whether processes can be counted and limited in the group.
+    pub fn counts_processes(&self, group: &str) -> bool {
+        self.dir("pids", group)
+            .is_ok_and(|dir| dir.is_some_and(|dir| dir.join("pids.max").exists()))
     }
 
     /// Whether the group exists.

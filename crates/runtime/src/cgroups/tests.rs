@@ -14,7 +14,7 @@ const HYBRID: &str = "\
 
 #[test]
 fn layouts_are_recognized() {
-    let hybrid = Cgroups::from_mounts(HYBRID).unwrap();
+    let hybrid = Cgroups::from_mounts(HYBRID, None).unwrap();
     assert_eq!(hybrid.version(), CgroupVersion::V1);
     let dirs = hybrid.dirs("/kubepods/podx").unwrap();
     assert_eq!(
@@ -26,15 +26,15 @@ fn layouts_are_recognized() {
     assert_eq!(file, Path::new("/sys/fs/cgroup/memory/a/memory.oom_control"));
 
     let unified = "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
-    let unified = Cgroups::from_mounts(unified).unwrap();
+    let unified = Cgroups::from_mounts(unified, None).unwrap();
     assert_eq!(unified.version(), CgroupVersion::V2);
     let dirs = unified.dirs("/a").unwrap();
     assert_eq!(dirs, [(String::new(), PathBuf::from("/sys/fs/cgroup/a"))]);
 
-    let error = Cgroups::from_mounts("").unwrap_err().to_string();
+    let error = Cgroups::from_mounts("", None).unwrap_err().to_string();
     assert!(error.contains("mount cgroup2"), "{error}");
     let no_pids = HYBRID.replace("pids", "rdma");
-    let error = Cgroups::from_mounts(&no_pids).unwrap_err().to_string();
+    let error = Cgroups::from_mounts(&no_pids, None).unwrap_err().to_string();
     assert!(error.contains("controller pids"), "{error}");
     for bad in ["a", "/a/../b", "", "../a"] {
         assert!(hybrid.dirs(bad).is_err(), "{bad:?}");

@@ -120,13 +120,14 @@ impl Embedded {
         let known: Vec<_> = {
             let state = self.lock();
             let ready = state.sandboxes.values().filter(|sandbox| sandbox.is_ready());
-            ready.map(|sandbox| self.socket(&sandbox.record.id)).collect()
+            ready.map(|sandbox| Self::socket_name(&sandbox.record.id)).collect()
         };
-        for (_, path) in entries(&self.config.state)? {
-            let is_socket = path.extension().is_some_and(|extension| extension == "sock");
-            if !is_socket || known.contains(&path) {
+        for (name, _) in entries(&self.config.state)? {
+            if !name.ends_with(".sock") || known.contains(&name) {
                 continue;
             }
+            // By descriptor, as when connecting to any shim.
+            let path = self.socket(name.trim_end_matches(".sock"));
             let shutdown = client::ask(&path, &Request::Shutdown);
             match tokio::time::timeout(PATIENCE, shutdown).await {
                 Ok(Ok(_)) => tracing::info!(?path, "ended a shim without a sandbox"),

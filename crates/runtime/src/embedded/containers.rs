@@ -154,12 +154,14 @@ impl Embedded {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        limits.pids_limit = limits.pids_limit.or(Some(DEFAULT_PIDS));
         let (_, rules) = devices(&container.record.config)?;
         blocking(move || {
             cgroups
                 .create(&group)
                 .map_err(internal("make the container's control group"))?;
+            if cgroups.counts_processes(&group) {
+                limits.pids_limit = limits.pids_limit.or(Some(DEFAULT_PIDS));
+            }
             cgroups
                 .limit(&group, &limits)
                 .map_err(internal("limit the container"))?;

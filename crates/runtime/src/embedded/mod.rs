@@ -20,7 +20,7 @@ mod streams;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -53,6 +53,8 @@ pub struct Config {
     pub registries: RegistryConfig,
     /// Control group the shims live in, apart from the server's.
     pub shim_cgroup: String,
+    /// The control group layout to use on a machine that has both; found out when absent.
+    pub cgroup_version: Option<CgroupVersion>,
 }
 
 impl Config {
@@ -64,6 +66,7 @@ impl Config {
             exe: None,
             registries: RegistryConfig::default(),
             shim_cgroup: "/sampan-shims".into(),
+            cgroup_version: None,
         }
     }
 }
@@ -82,6 +85,8 @@ pub struct Embedded {
     cgroups: Cgroups,
     /// The program for shims, on a read-only mount of its own.
     exe: OwnedFd,
+    /// The directory of the sockets.
+    state_dir: File,
     tasks: Tasks,
     state: Mutex<State>,
     subscribers: Mutex<Vec<mpsc::UnboundedSender<ContainerEvent>>>,
@@ -196,7 +201,7 @@ impl Embedded {
             let dir = config.root.join(name);
             fs::create_dir_all(&dir).map_err(internal(format!("create {}", dir.display())))?;
         }
-        let cgroups = Cgroups::detect().map_err(internal("containers cannot run here"))?;
+        let cgroups = Cgroups::detect_as(config.cgroup_version).map_err(internal("containers cannot run here"))?;
         cgroups
             .create(&config.shim_cgroup)
             .map_err(internal("containers cannot run here"))?;
@@ -206,6 +211,7 @@ impl Embedded {
         let engine = Arc::new(Self {
             registry: Registry::new(&config.registries)?,
             exe: sealed(&exe)?,
+            state_dir: File::open(&config.state).map_err(internal("open the state directory"))?,
             config,
             images,
             cgroups,
@@ -286,10 +292,15 @@ impl Embedded {
         self.config.root.join("containers").join(id)
     }
 
-    /// The socket of a sandbox's shim; short, because socket addresses are.
+    fn socket_name(sandbox_id: &str) -> String {
+        format!("{}.sock", sandbox_id.get(..24).unwrap_or(sandbox_id))
+    }
+
+    /// The socket of a sandbox's shim, by way of a descriptor: socket addresses are short, directory
+    /// names need not be.
     fn socket(&self, sandbox_id: &str) -> PathBuf {
-        let short = sandbox_id.get(..24).unwrap_or(sandbox_id);
-        self.config.state.join(format!("{short}.sock"))
+        let dir = format!("/proc/self/fd/{}", self.state_dir.as_raw_fd());
+        PathBuf::from(dir).join(Self::socket_name(sandbox_id))
     }
 
     fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {

@@ -29,6 +29,8 @@ pub fn execute(process: &ProcessSpec, identity: &Identity) -> Result<Infallible>
         fs::create_dir_all(cwd).map_err(doing(format!("create working directory {}", cwd.display())))?;
     }
     chdir(cwd).map_err(doing(format!("change to working directory {}", cwd.display())))?;
+    // A name like /proc/self/fd/7 could lead out of the container; the kernel then knows no path.
+    nix::unistd::getcwd().map_err(doing("working directory is outside the container"))?;
     if let Some(profile) = &process.apparmor {
         // Of this thread, at the next execve. The older file is for kernels without the newer.
         let text = format!("exec {profile}");

@@ -115,6 +115,11 @@ async fn process_namespaces_are_own_shared_or_the_nodes() {
     let node = world.engine.run_pod_sandbox(&pod).await.unwrap();
     let script = "for n in net pid ipc; do readlink /proc/self/ns/$n; done; sleep 8888 & exit 0";
     let (_, log) = world.script_in(&node, sh("node", script)).await;
+    let left = std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line == b"sleep\x008888\0"
+    });
+    assert_eq!(left.count(), 0, "what it left in the node's namespace goes with it");
     let ns = |name| {
         std::fs::read_link(format!("/proc/self/ns/{name}"))
             .unwrap()
@@ -221,5 +226,103 @@ async fn logs_survive_rotation_long_lines_and_missing_ends() {
         .await
         .unwrap();
     assert_eq!(whole.len(), "second\n".len() + 40_001 + "end\n".len());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn mounts_travel_as_their_propagation_says() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let Some(world) = World::new("propagation").await else {
+        return;
+    };
+    let none: Option<&str> = None;
+    let host = world.dir.path().join("shared");
+    std::fs::create_dir_all(&host).unwrap();
+    mount(Some("tmpfs"), &host, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    mount(none, &host, none, MsFlags::MS_SHARED, none).unwrap();
+    for name in ["from-node", "from-container"] {
+        std::fs::create_dir(host.join(name)).unwrap();
+    }
+    let sandbox = world.sandbox("u1").await;
+    let with = |name: &str, propagation| {
+        let mut config = sh(name, "sleep 1000");
+        config.linux.security_context.privileged = true;
+        config.mounts.push(Mount {
+            container_path: "/h".into(),
+            host_path: host.clone(),
+            propagation,
+            ..Mount::default()
+        });
+        config
+    };
+    let private = world.start(&sandbox, &with("private", MountPropagation::Private)).await;
+    let slave = world
+        .start(&sandbox, &with("slave", MountPropagation::HostToContainer))
+        .await;
+    let both = world
+        .start(&sandbox, &with("both", MountPropagation::Bidirectional))
+        .await;
+    let inner = host.join("from-node");
+    mount(Some("tmpfs"), &inner, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    std::fs::write(inner.join("new"), "").unwrap();
+    for (id, sees) in [(&private, false), (&slave, true), (&both, true)] {
+        let output = world
+            .engine
+            .exec_sync(id, &cmd(&["test", "-e", "/h/from-node/new"]), LONG)
+            .await;
+        assert_eq!(output.unwrap().exit_code == 0, sees, "{id}");
+    }
+    for id in [&private, &slave, &both] {
+        let mounted = cmd(&["mount", "-t", "tmpfs", "x", "/h/from-container"]);
+        let output = world.engine.exec_sync(id, &mounted, LONG).await.unwrap();
+        assert_eq!(output.exit_code, 0, "{}", String::from_utf8_lossy(&output.stderr));
+        let seen = mounts_below(&host).iter().any(|line| line.contains("from-container"));
+        assert_eq!(seen, *id == both);
+    }
+    world.engine.remove_pod_sandbox(&sandbox).await.unwrap();
+    umount2(&host, MntFlags::MNT_DETACH).unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn version_2_control_groups_hold_containers_too() {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    if !mounts.contains(" cgroup2 ") {
+        return println!("skipped: no cgroup2 is mounted");
+    }
+    let Some(world) = World::with("v2", |config| config.cgroup_version = Some(CgroupVersion::V2)).await else {
+        return;
+    };
+    let mut pod = world.pod("u1");
+    pod.linux.namespaces.pid = NamespaceMode::Pod;
+    let sandbox = world.engine.run_pod_sandbox(&pod).await.unwrap();
+    let script = "cat /proc/self/cgroup | grep ^0: ; cat /sys/fs/cgroup/cgroup.procs | wc -l; \
+        mknod /dev/sd b 8 0; cat /dev/sd > /dev/null 2>&1 || echo refused; head -c 3 /dev/zero | wc -c; \
+        mkdir /sys/fs/cgroup/x 2>/dev/null || echo protected; sleep 7777 & sleep 1000";
+    let id = world.start(&sandbox, &sh("main", script)).await;
+    let log = world.engine.container_status(&id).await.unwrap().log_path;
+    eventually("the script has run", || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("protected"))
+    })
+    .await;
+    let log = world.log(&world.engine.container_status(&id).await.unwrap());
+    assert!(
+        log.starts_with("0::/\n"),
+        "its own group is the root of what it sees: {log}"
+    );
+    assert!(log.contains("refused\n3\n"), "{log}");
+    let output = world
+        .engine
+        .exec_sync(&id, &cmd(&["grep", "^0:", "/proc/self/cgroup"]), LONG)
+        .await;
+    assert_eq!(output.unwrap().stdout, b"0::/\n");
+    let stats = world.engine.container_stats(&id).await.unwrap();
+    assert!(stats.cpu.unwrap().usage_core_nano_seconds > 0);
+    world.engine.stop_container(&id, Duration::ZERO).await.unwrap();
+    assert_eq!(world.engine.container_status(&id).await.unwrap().exit_code, Some(137));
+    let other = world.start(&sandbox, &sh("other", "sleep 1000")).await;
+    let output = world.engine.exec_sync(&other, &cmd(&["ps"]), LONG).await.unwrap();
+    let list = String::from_utf8(output.stdout).unwrap();
+    assert!(!list.contains("7777"), "{list}");
     world.end().await;
 }

@@ -45,6 +45,10 @@ pub fn config(dir: &Path, name: &str) -> Config {
 
 impl World {
     pub async fn new(name: &str) -> Option<Self> {
+        Self::with(name, |_| {}).await
+    }
+
+    pub async fn with(name: &str, change: impl FnOnce(&mut Config)) -> Option<Self> {
         if !testing::root_or_skip() {
             return None;
         }
@@ -52,7 +56,9 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let name = format!("{name}-{}", std::process::id());
         let tasks = Tasks::new();
-        let engine = Embedded::open(config(dir.path(), &name), &tasks).await.unwrap();
+        let mut config = config(dir.path(), &name);
+        change(&mut config);
+        let engine = Embedded::open(config, &tasks).await.unwrap();
         let archive = dir.path().join("image.tar");
         std::fs::write(&archive, image.oci_archive(IMAGE)).unwrap();
         engine.import_image(&archive, None).await.unwrap();
@@ -119,7 +125,11 @@ impl World {
         assert_eq!(mounts_below(self.dir.path()), Vec::<String>::new());
         self.tasks.shutdown(Duration::from_secs(5)).await;
         let parent = format!("/sampan-test-{}", self.name);
-        sampan_runtime::cgroups::Cgroups::detect()
+        let version = sampan_runtime::Runtime::status(&**self.engine)
+            .await
+            .unwrap()
+            .cgroup_version;
+        sampan_runtime::cgroups::Cgroups::detect_as(Some(version))
             .unwrap()
             .remove(&parent)
             .unwrap();
