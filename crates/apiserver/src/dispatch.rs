@@ -107,6 +107,9 @@ async fn main(plane: &Arc<ControlPlane>, call: &mut Call, method: &Method, body:
     if call.row.spec.namespaced && call.info.namespace.is_empty() && !matches!(verb.as_str(), "list" | "watch") {
         return Err(call.not_supported());
     }
+    if call.info.name.is_empty() && matches!(verb.as_str(), "get" | "update" | "patch" | "delete") {
+        return Err(call.not_supported());
+    }
     match verb.as_str() {
         "get" => registry.get(call).await,
         "list" => {

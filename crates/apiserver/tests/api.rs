@@ -658,3 +658,43 @@ async fn aggregated_roles_follow_their_parts() {
     assert!(!event["object"]["rules"].to_string().contains("boats"));
     api.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_expire_with_history() {
+    let api = Api::start().await;
+    for number in 0..3 {
+        api.post(CM, config_map(&format!("c{number}"))).await.ok();
+    }
+    let page = api.get(&format!("{CM}?limit=1")).await.ok();
+    let token = page["metadata"]["continue"].as_str().unwrap();
+    api.post(CM, config_map("c1a")).await.ok();
+    let store = api.server.plane.registry().cache.store().clone();
+    store.compact(store.revision()).await.unwrap();
+    let gone = api.get(&format!("{CM}?limit=1&continue={token}")).await;
+    assert_eq!((gone.code, gone.body["reason"].as_str()), (410, Some("Expired")));
+    assert!(
+        gone.message()
+            .starts_with("The provided continue parameter is too old to display a consistent list result.")
+    );
+    // The refusal carries a token that goes on in the present.
+    let token = gone.body["metadata"]["continue"].as_str().unwrap();
+    let rest = api.get(&format!("{CM}?continue={token}")).await.ok();
+    let names: Vec<_> = rest["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["metadata"]["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["c1", "c1a", "c2"]);
+    let version = page["metadata"]["resourceVersion"].as_str().unwrap();
+    let old = api
+        .get(&format!("{CM}?resourceVersion={version}&resourceVersionMatch=Exact"))
+        .await;
+    assert_eq!((old.code, old.body["reason"].as_str()), (410, Some("Expired")));
+    let future = api.get(&format!("{CM}?resourceVersion=999999")).await;
+    assert_eq!(
+        (future.code, future.body["details"]["causes"][0]["reason"].as_str()),
+        (504, Some("ResourceVersionTooLarge"))
+    );
+    api.server.stop().await;
+}

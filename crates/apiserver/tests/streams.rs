@@ -188,3 +188,45 @@ async fn kubectl_exec_reaches_the_command() {
     assert!(String::from_utf8_lossy(&logs.stdout).contains("tailLines=1"));
     Arc::into_inner(api).unwrap().server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_port_is_proxied() {
+    let api = cluster().await;
+    let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    api.server
+        .tasks
+        .spawn_until_drain("fake application", OnExit::Expected, async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(|request: Request<Incoming>| async move {
+                    let moved = request.uri().path() == "/old";
+                    let text = format!("{} {}", request.method(), request.uri());
+                    let response = Response::builder()
+                        .status(if moved { 302 } else { 200 })
+                        .header("location", "/new");
+                    Ok::<_, std::convert::Infallible>(response.body(Full::<Bytes>::from(text)).unwrap())
+                });
+                let _ended = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            }
+        });
+    let ip = json!({"status": {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
+    api.merge("/api/v1/namespaces/default/pods/p/status", ip).await.ok();
+    let base = format!("/api/v1/namespaces/default/pods/p:{port}/proxy");
+    let answer = api.send("PUT", &format!("{base}/a/b?c=d"), "text/plain", "body").await;
+    assert_eq!((answer.code, answer.body.as_str()), (200, Some("PUT /a/b?c=d")));
+    let moved = api.get(&format!("{base}/old")).await;
+    assert_eq!(
+        (moved.code, moved.headers["location"].to_str().unwrap()),
+        (302, format!("{base}/new").as_str())
+    );
+    let bare = api.get(&base).await;
+    assert_eq!(
+        (bare.code, bare.headers["location"].to_str().unwrap()),
+        (301, format!("{base}/").as_str())
+    );
+    let nobody = api.get("/api/v1/namespaces/default/pods/p:1/proxy/").await;
+    assert_eq!(nobody.code, 500);
+    api.server.stop().await;
+}

@@ -185,6 +185,15 @@ impl Registry {
         Ok(Selected::List(list))
     }
 
+    /// The state at a revision of the past, while it is within the history that is kept. Nothing may have changed
+    /// since and the state still be known; it expires all the same, as clients (and tests of them) expect.
+    fn past(&self, storage: &Storage, revision: Revision) -> Option<Snapshot> {
+        if revision < self.cache.store().compacted() {
+            return None;
+        }
+        storage.snapshot_at(revision)
+    }
+
     /// The snapshot a list reads and the path it starts at.
     async fn view(&self, storage: &Storage, filter: &Filter, options: &ListOptions) -> Result<View, Refusal> {
         if !options.continue_token.is_empty() {
@@ -193,7 +202,7 @@ impl Registry {
                 self.cache.caught_up().await;
                 return Ok(View::At(storage.snapshot(self.cache.revision()), token.start));
             }
-            return Ok(match storage.snapshot_at(token.rv as Revision) {
+            return Ok(match self.past(storage, token.rv as Revision) {
                 Some(snapshot) => View::At(snapshot, token.start),
                 None => View::Gone(token.start),
             });
@@ -209,8 +218,8 @@ impl Registry {
                 let exact = options.version_match == VersionMatch::Exact
                     || (options.version_match == VersionMatch::Unset && options.limit > 0);
                 if exact {
-                    return storage
-                        .snapshot_at(revision)
+                    return self
+                        .past(storage, revision)
                         .map(|snapshot| View::At(snapshot, String::new()))
                         .ok_or_else(|| {
                             refuse(Status::expired(format!(
