@@ -120,6 +120,23 @@ async fn a_cut_watch_resumes_and_an_expired_one_lists_again() {
 }
 
 #[tokio::test]
+async fn objects_that_cannot_be_decoded_are_left_out() {
+    let (api, tasks) = (FakeApi::new(), Tasks::new());
+    let bad = || serde_json::json!({"metadata": {"name": "bad", "namespace": "ns"}, "data": 7});
+    api.put_raw::<ConfigMap>("ns", "bad", bad());
+    api.create(&config_map("a"));
+    let maps = Informers::new(api.client("test"), &tasks).of::<ConfigMap>();
+    maps.synced().await;
+    assert_eq!(maps.len(), 1);
+    api.put_raw::<ConfigMap>("ns", "bad", bad());
+    api.create(&config_map("b"));
+    eventually("life goes on", || async { maps.get("ns", "b") }).await;
+    assert_eq!(maps.len_namespace("ns"), 2);
+    api.put_raw::<ConfigMap>("ns", "bad", serde_json::to_value(config_map("bad")).unwrap());
+    eventually("it is good now", || async { maps.get("ns", "bad") }).await;
+}
+
+#[tokio::test]
 async fn metadata_informers_hold_only_what_ownership_needs() {
     let (api, tasks) = (FakeApi::new(), Tasks::new());
     api.create(&config_map("a"));

@@ -259,10 +259,23 @@ impl Context {
     }
 }
 
+/// Queues a key for a change of one of `many` parts. What is made of many parts waits a moment, so that a crowd of changes
+/// is one sync; what is small is served at once.
+pub(crate) fn add_paced(queue: &WorkQueue<Key>, key: Key, many: usize) {
+    if many > CROWD {
+        queue.add_after(key, PACE);
+    } else {
+        queue.add(key);
+    }
+}
+
+const CROWD: usize = 100;
+const PACE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Why a sync did not reach its end; it will be tried again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SyncError {
-    #[error("{0}")]
+    #[error("{}", pods::api_message(.0))]
     Api(#[from] kube::Error),
     #[error("{0}")]
     Other(String),

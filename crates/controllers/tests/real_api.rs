@@ -534,3 +534,22 @@ async fn custom_resources_own_and_are_owned() {
     .await;
     cluster.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kubeconfig_leads_over_the_network() {
+    let server = TestServer::start().await.unwrap();
+    let client = sampan_client::from_kubeconfig(&server.kubeconfig().unwrap())
+        .await
+        .unwrap();
+    let informers = Informers::new(client.clone(), &server.tasks);
+    let namespaces = informers.of::<Namespace>();
+    namespaces.synced().await;
+    assert!(namespaces.get("", "kube-system").is_some());
+    let api: Api<Namespace> = Api::all(client);
+    let namespace = serde_json::from_value(json!({"metadata": {"name": "far"}})).unwrap();
+    api.create(&PostParams::default(), &namespace).await.unwrap();
+    eventually("it is seen", || async { namespaces.get("", "far") }).await;
+    let missing = sampan_client::from_kubeconfig(std::path::Path::new("/nonexistent/kubeconfig")).await;
+    assert!(missing.err().unwrap().to_string().contains("/nonexistent/kubeconfig"));
+    server.stop().await;
+}

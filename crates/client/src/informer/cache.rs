@@ -37,6 +37,10 @@ impl<K: Cached> Cache<K> {
         self.len
     }
 
+    pub(super) fn len_namespace(&self, namespace: &str) -> usize {
+        self.objects.get(namespace).map_or(0, BTreeMap::len)
+    }
+
     pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.objects.get(namespace)?.get(name).cloned()
     }

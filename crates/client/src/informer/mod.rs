@@ -20,7 +20,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
+use futures::FutureExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::core::ApiResource;
 use sampan_tasks::{Drain, OnExit, Tasks};
@@ -250,9 +252,18 @@ impl Informers {
             metadata_only,
         };
         let (shared, stop) = (Arc::clone(&informer.shared), informer.shared.stop.clone());
+        let follow = async move {
+            loop {
+                let run = reflector::run(&source, &shared, transform.as_ref());
+                if AssertUnwindSafe(run).catch_unwind().await.is_err() {
+                    tracing::error!(path = source.path, "an informer panicked, it lists again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        };
         self.tasks
             .spawn(format!("informer {path}"), OnExit::Expected, async move {
-                let _stopped = stop.until(reflector::run(source, shared, transform)).await;
+                let _stopped: Option<std::convert::Infallible> = stop.until(follow).await;
             });
         informer
     }
@@ -303,6 +314,11 @@ impl<K: Cached> Informer<K> {
     /// The objects of one namespace, ordered by name.
     pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         self.read(|cache| cache.iter_namespace(namespace).cloned().collect())
+    }
+
+    /// How many objects of a namespace are cached.
+    pub fn len_namespace(&self, namespace: &str) -> usize {
+        self.read(|cache| cache.len_namespace(namespace))
     }
 
     /// How many objects are cached.

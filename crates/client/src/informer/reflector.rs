@@ -16,7 +16,11 @@ const BACKOFF: Backoff = Backoff {
 };
 
 /// Follows `source` for ever.
-pub(super) async fn run<K: Cached>(source: Source, shared: Arc<Shared<K>>, transform: Option<Transform<K>>) {
+pub(super) async fn run<K: Cached>(
+    source: &Source,
+    shared: &Shared<K>,
+    transform: Option<&Transform<K>>,
+) -> std::convert::Infallible {
     let mut reflector = Reflector {
         source,
         shared,
@@ -34,15 +38,15 @@ pub(super) async fn run<K: Cached>(source: Source, shared: Arc<Shared<K>>, trans
     }
 }
 
-struct Reflector<K> {
-    source: Source,
-    shared: Arc<Shared<K>>,
-    transform: Option<Transform<K>>,
+struct Reflector<'a, K> {
+    source: &'a Source,
+    shared: &'a Shared<K>,
+    transform: Option<&'a Transform<K>>,
     version: String,
     failures: u32,
 }
 
-impl<K: Cached> Reflector<K> {
+impl<K: Cached> Reflector<'_, K> {
     /// Reads everything, then drops from the cache what was not there.
     async fn list(&mut self) -> Result<(), WireError> {
         let known = self.shared.cache.read().unwrap_or_else(PoisonError::into_inner).len();
@@ -142,7 +146,7 @@ impl<K: Cached> Reflector<K> {
 
     fn prepare(&self, object: &mut K) {
         object.slim();
-        if let Some(transform) = &self.transform {
+        if let Some(transform) = self.transform {
             transform(object);
         }
     }

@@ -216,6 +216,12 @@ impl FakeApi {
         serde_json::from_value(stored).expect("the same kind")
     }
 
+    /// Puts any tree where an object of kind `K` should be, however wrong it is.
+    pub fn put_raw<K: kube::Resource<DynamicType = ()>>(&self, namespace: &str, name: &str, object: Value) {
+        let id = (row::<K>().2, namespace.to_owned(), name.to_owned());
+        self.lock().store(id, object);
+    }
+
     /// Removes an object at once, finalizers or not.
     pub fn remove<K: kube::Resource<DynamicType = ()>>(&self, namespace: &str, name: &str) {
         let id = (row::<K>().2, namespace.to_owned(), name.to_owned());

@@ -32,8 +32,8 @@ pub(crate) fn start(context: Context) {
     let queue: WorkQueue<Key> = WorkQueue::default();
     let changed = queue.clone();
     services.on_change(move |change| changed.add(Key::of(change.object().as_ref())));
-    let (changed, known) = (queue.clone(), services.clone());
-    pods.on_change(move |change| wake_services(&changed, &known, change));
+    let (changed, known, all) = (queue.clone(), services.clone(), pods.clone());
+    pods.on_change(move |change| wake_services(&changed, &known, &all, change));
     let changed = queue.clone();
     endpoints.on_change(move |change| {
         // At the start every object of ours is looked at: its Service may have gone while nobody watched.

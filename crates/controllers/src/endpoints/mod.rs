@@ -16,7 +16,7 @@ use kube::ResourceExt;
 use kube::core::{Selector, SelectorExt};
 use sampan_client::{Change, Informer, Key, WorkQueue};
 
-use crate::pods;
+use crate::{add_paced, pods};
 
 pub(crate) use legacy::start as start_legacy;
 pub(crate) use mirror::start as start_mirror;
@@ -152,7 +152,7 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
 }
 
 /// Queues the Services that a change of a Pod may concern.
-fn wake_services(queue: &WorkQueue<Key>, services: &Informer<Service>, change: &Change<Pod>) {
+fn wake_services(queue: &WorkQueue<Key>, services: &Informer<Service>, pods: &Informer<Pod>, change: &Change<Pod>) {
     if let Change::Modified { old, new } = change
         && !matters(old, new)
     {
@@ -165,7 +165,7 @@ fn wake_services(queue: &WorkQueue<Key>, services: &Informer<Service>, change: &
         };
         let selected = |pod: &Pod| selector.matches(pod.labels());
         if selected(change.object()) || change.old().is_some_and(|old| selected(old)) {
-            queue.add(Key::of(service.as_ref()));
+            add_paced(queue, Key::of(service.as_ref()), pods.len_namespace(&namespace));
         }
     }
 }

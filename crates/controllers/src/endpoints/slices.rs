@@ -77,8 +77,8 @@ pub(crate) fn start(context: Context) {
         }
         changed.add(key);
     });
-    let (changed, known) = (queue.clone(), services.clone());
-    pods.on_change(move |change| wake_services(&changed, &known, change));
+    let (changed, known, all) = (queue.clone(), services.clone(), pods.clone());
+    pods.on_change(move |change| wake_services(&changed, &known, &all, change));
     let changed = queue.clone();
     slices.on_change(move |change| {
         for slice in change.old().into_iter().chain([change.object()]) {

@@ -25,7 +25,7 @@ use sampan_client::{
 use serde_json::json;
 
 use crate::pods::{self, BY_OWNER, PodControl};
-use crate::{Context, SyncError};
+use crate::{Context, SyncError, add_paced};
 use policy::Verdict;
 use view::{FINALIZER, View};
 
@@ -168,7 +168,8 @@ impl Controller {
                 if view::is_finished(&job) && !gone {
                     self.release_later(pod);
                 }
-                self.queue.add(Key::of(job.as_ref()));
+                let size = job.spec.as_ref().and_then(|spec| spec.parallelism).unwrap_or(1);
+                add_paced(&self.queue, Key::of(job.as_ref()), usize::try_from(size).unwrap_or(0));
             }
             None if gone => {}
             None => {

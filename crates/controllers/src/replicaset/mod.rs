@@ -20,7 +20,7 @@ use sampan_client::{
 };
 
 use crate::pods::{self, BY_OWNER, PodControl};
-use crate::{Context, SyncError};
+use crate::{Context, SyncError, add_paced};
 use kind::{Condition, Replicated, Status};
 
 /// The most Pods made or deleted in one sync.
@@ -109,7 +109,8 @@ impl<R: Replicated> Controller<R> {
             Change::Deleted(_) | Change::Added(_) => self.deletion_seen(owner.as_ref(), pod),
         }
         if let Some(set) = owner {
-            self.queue.add(Key::of(set.as_ref()));
+            let size = usize::try_from(set.replicas()).unwrap_or(0);
+            add_paced(&self.queue, Key::of(set.as_ref()), size);
         } else if owner::controller_of(&pod.metadata).is_none() && !matches!(change, Change::Deleted(_)) {
             // An orphan: whoever matches it may adopt it.
             for set in self.sets.list_namespace(&pod.namespace().unwrap_or_default()) {
