@@ -147,6 +147,14 @@ pub fn close_from_3() -> Result<()> {
     Errno::result(result).map(drop)
 }
 
+/// Leaves the session keyring of whoever started us for a new, empty one.
+pub fn new_session_keyring() -> Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: no name is passed: an anonymous keyring.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0_usize) };
+    Errno::result(result).map(drop)
+}
+
 /// Loads a system call filter for this process and its children.
 pub fn load_filter(program: &[Instruction]) -> Result<()> {
     let program: Vec<libc::sock_filter> = program

@@ -1,8 +1,9 @@
 //! Sandboxes: starting shims, hearing of exits, stopping, removing.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::client::{self, Connection};
 use super::records::{RECORD, Sandbox, SandboxLive, SandboxRecord};
 use super::{Embedded, blocking, internal, new_id};
 use crate::disk::{remove_dir, write_atomic};
-use crate::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request, encode};
 use crate::runtime::{ErrorKind, Result, RuntimeError};
 use crate::spec::{self, ExitRecord, SandboxSpec, file};
 use crate::types::*;
@@ -39,6 +40,37 @@ fn resolv_conf(dns: &DnsConfig) -> String {
     text
 }
 
+/// A sandbox on its way. If that ends early, by an error or because the caller has gone, nothing of it
+/// stays.
+struct Unfinished {
+    socket: PathBuf,
+    dir: PathBuf,
+    done: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        if let Ok(mut shim) = UnixStream::connect(&self.socket) {
+            let told = encode(&Request::Shutdown).and_then(|frame| shim.write_all(&frame));
+            if let Err(error) = told {
+                tracing::debug!(%error, "end the shim of an unfinished sandbox");
+            }
+        }
+        match fs::remove_file(&self.socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "the socket of an unfinished sandbox stays");
+            }
+            _ => {}
+        }
+        if let Err(error) = remove_dir(&self.dir) {
+            tracing::warn!(%error, "the directory of an unfinished sandbox stays");
+        }
+    }
+}
+
 impl Embedded {
     pub(super) async fn run_sandbox(&self, config: &PodSandboxConfig) -> Result<String> {
         let meta = &config.metadata;
@@ -59,19 +91,13 @@ impl Embedded {
             }
         }
         let id = new_id();
-        let made = self.start_sandbox(&id, config).await;
-        if let Err(error) = made {
-            // Nothing half done stays.
-            let (dir, socket) = (self.sandbox_dir(&id), self.socket(&id));
-            remove_dir(&dir).map_err(internal("remove a failed sandbox"))?;
-            match fs::remove_file(&socket) {
-                Err(gone) if gone.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(error = %gone, "a failed sandbox's socket stays");
-                }
-                _ => {}
-            }
-            return Err(error);
-        }
+        let mut unfinished = Unfinished {
+            socket: self.socket(&id),
+            dir: self.sandbox_dir(&id),
+            done: false,
+        };
+        self.start_sandbox(&id, config).await?;
+        unfinished.done = true;
         self.emit(ContainerEventKind::Created, &id, &id, &meta.uid);
         self.emit(ContainerEventKind::Started, &id, &id, &meta.uid);
         Ok(id)
@@ -169,12 +195,12 @@ impl Embedded {
             }),
             busy: Mutex::default(),
         });
-        self.lock().sandboxes.insert(id.into(), sandbox.clone());
         let mut connection = client::connect(&socket).await?;
         connection
             .send(&Request::Events, &[])
             .await
             .map_err(internal("listen to the shim"))?;
+        self.lock().sandboxes.insert(id.into(), sandbox.clone());
         self.listen(sandbox, connection);
         Ok(())
     }

@@ -31,6 +31,9 @@ const MAX_OUTPUT: u64 = 16 << 20;
 /// How long output may come after the process has ended: what it started may hold its streams.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 
+/// Ctrl-D.
+const END_OF_INPUT: u8 = 4;
+
 /// The far ends of pipes, in the order in which they are sent.
 #[derive(Default)]
 struct Ends(Vec<OwnedFd>);
@@ -411,7 +414,13 @@ async fn with_terminal(connection: &mut Connection, terminal: Terminal, streams:
         let mut buffer = vec![0; 4 << 10];
         loop {
             match stdin.read(&mut buffer).await {
-                Ok(0) => return,
+                Ok(0) => {
+                    // A terminal has no end of input but the key for it: shells nobody types into go.
+                    if let Err(error) = terminal.write_all(&[END_OF_INPUT]).await {
+                        tracing::debug!(%error, "end a terminal's input");
+                    }
+                    return;
+                }
                 Ok(count) => {
                     let bytes = buffer.get(..count).unwrap_or_default();
                     if let Err(error) = terminal.write_all(bytes).await {
@@ -429,7 +438,10 @@ async fn with_terminal(connection: &mut Connection, terminal: Terminal, streams:
             let count = match terminal.read(&mut buffer).await {
                 Ok(0) => break,
                 Ok(count) => count,
-                Err(error) => return tracing::debug!(%error, "read from a terminal"),
+                Err(error) => {
+                    tracing::debug!(%error, "read from a terminal");
+                    break;
+                }
             };
             let Some(out) = &mut stdout else { continue };
             let bytes = buffer.get(..count).unwrap_or_default();
@@ -438,7 +450,8 @@ async fn with_terminal(connection: &mut Connection, terminal: Terminal, streams:
                 failed => failed,
             };
             if let Err(error) = written {
-                return tracing::debug!(%error, "a terminal's client is gone");
+                tracing::debug!(%error, "a terminal's client is gone");
+                return true;
             }
         }
         if let Some(out) = &mut stdout
@@ -446,6 +459,7 @@ async fn with_terminal(connection: &mut Connection, terminal: Terminal, streams:
         {
             tracing::debug!(%error, "close a terminal's output");
         }
+        false
     };
     let (mut input, mut output) = (pin!(input), pin!(output));
     let (mut input_done, mut output_done) = (false, false);
@@ -454,7 +468,16 @@ async fn with_terminal(connection: &mut Connection, terminal: Terminal, streams:
         loop {
             tokio::select! {
                 exit = &mut exit => break exit?,
-                () = &mut output, if !output_done => output_done = true,
+                gone = &mut output, if !output_done => {
+                    if gone {
+                        // Letting go of the terminal hangs up on the process.
+                        return Err(RuntimeError::new(
+                            ErrorKind::Unavailable,
+                            "the client of the terminal is gone",
+                        ));
+                    }
+                    output_done = true;
+                }
                 () = &mut input, if !input_done => input_done = true,
                 size = next(&mut resize) => {
                     if let Err(error) = sys::resize_terminal(terminal.0.get_ref().as_fd(), size) {

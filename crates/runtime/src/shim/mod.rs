@@ -14,6 +14,7 @@
 //! - nothing blocks the loop: every descriptor is non-blocking, every queue bounded;
 //! - `exit.json` is written after the last byte of the log and before the event.
 
+mod client;
 mod container;
 mod output;
 mod setup;
@@ -33,12 +34,13 @@ use nix::sys::socket::accept4;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use self::client::Client;
 use self::container::{Attachment, Container, Starting, nonblocking};
 use self::output::Sink;
 use self::setup::Sandbox;
 use crate::init::{self, Stdio};
 use crate::logs::Stream;
-use crate::protocol::{Exec, Frames, Reply, Request, encode};
+use crate::protocol::{Exec, Frames, Reply, Request};
 use crate::spec::{self, CgroupSpec, ContainerSpec, ExitRecord, StartRecord, file};
 use crate::sys;
 use crate::types::NamespaceMode;
@@ -74,17 +76,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// A connection from the server.
-struct Client {
-    socket: OwnedFd,
-    frames: Frames,
-    fds: Vec<OwnedFd>,
-    out: VecDeque<u8>,
-    events: bool,
-    /// Closed once everything was said.
-    done: bool,
 }
 
 /// A process the server runs in a container.
@@ -809,50 +800,5 @@ fn signal(pid: Pid, number: i32) {
     match sent {
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(error) => eprintln!("signal {number} to {pid}: {error}"),
-    }
-}
-
-impl Client {
-    fn say(&mut self, reply: &Reply, fds: &[OwnedFd]) {
-        let frame = match encode(reply) {
-            Ok(frame) => frame,
-            Err(error) => {
-                eprintln!("encode a reply: {error}");
-                self.done = true;
-                return;
-            }
-        };
-        if fds.is_empty() {
-            self.out.extend(frame);
-            return self.flush();
-        }
-        // Descriptors go with the first byte; they come first on a connection, so there is room.
-        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        self.flush();
-        match sys::send_fds(self.socket.as_fd(), &frame, &borrowed) {
-            Ok(count) => {
-                self.out.extend(frame.get(count..).unwrap_or_default());
-                self.flush();
-            }
-            Err(error) => {
-                eprintln!("send descriptors: {error}");
-                self.done = true;
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        while !self.out.is_empty() {
-            let (front, _) = self.out.as_slices();
-            match sys::send_fds(self.socket.as_fd(), front, &[]) {
-                Ok(count) => drop(self.out.drain(..count)),
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => {}
-                Err(_) => {
-                    self.out.clear();
-                    self.done = true;
-                }
-            }
-        }
     }
 }

@@ -70,6 +70,11 @@ pub fn detach() -> Result<(OwnedFd, SignalFd), String> {
     }
     prctl::set_child_subreaper(true).map_err(fail("become the reaper"))?;
     chdir("/").map_err(fail("leave the directory"))?;
+    match sys::new_session_keyring() {
+        // Kernels without keys have none to protect.
+        Ok(()) | Err(Errno::ENOSYS) => {}
+        Err(error) => return Err(format!("leave the node's keys: {error}")),
+    }
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     let mut blocked = mask;

@@ -298,59 +298,53 @@ fn shims(dir: &Path) -> Vec<u32> {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let line = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
             let is_shim = line.starts_with("sampan\0shim\0") && line.contains(dir);
-            let ppid_is_shim = std::fs::read_to_string(entry.path().join("comm")).ok()?;
-            (is_shim && ppid_is_shim == "sampan-shim\n").then_some(pid)
+            // Its children look the same until they are programs; they have other names or parents.
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let session = stat.rsplit(") ").next()?.split(' ').nth(3)?;
+            (is_shim && session == entry.file_name().to_str()?).then_some(pid)
         })
         .collect()
 }
 
 #[tokio::test]
-async fn a_server_that_dies_at_any_moment_leaves_nothing_unknown() {
+async fn a_server_killed_at_any_moment_leaves_nothing_unknown() {
     let Some(mut world) = World::new("crash").await else {
         return;
     };
     let mut started: Vec<String> = Vec::new();
-    for round in 0..12_u64 {
-        // Work in full swing, broken off after a few milliseconds.
-        let work = async {
-            let pods = (0..4).map(|index| {
-                let engine = Arc::clone(&world.engine);
-                let pod = world.pod(&format!("r{round}-{index}"));
-                async move {
-                    let sandbox = engine.run_pod_sandbox(&pod).await.unwrap();
-                    for name in ["a", "b"] {
-                        let config = sh(name, "while :; do sleep 1; done");
-                        let id = engine.create_container(&sandbox, &config).await.unwrap();
-                        engine.start_container(&id).await.unwrap();
-                    }
-                }
-            });
-            futures::future::join_all(pods).await
-        };
-        let _done_or_broken_off = tokio::time::timeout(Duration::from_millis(round * 7), work).await;
-        let running = ContainerFilter {
-            state: Some(ContainerState::Running),
-            ..ContainerFilter::default()
-        };
-        let known = world.engine.list_containers(&running).await.unwrap();
-        started.extend(known.into_iter().map(|status| status.id));
+    for round in 0..8_u64 {
         world.tasks.shutdown(Duration::from_secs(5)).await;
         drop(world.engine.take());
+        // A server of its own, killed in full swing.
+        let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_sampan-shim"))
+            .arg("churn")
+            .args([
+                world.dir.path().to_str().unwrap(),
+                &world.name,
+                IMAGE,
+                &round.to_string(),
+            ])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(20 + round * 60)).await;
+        server.kill().unwrap();
+        let output = server.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        // Whole lines only: it was killed while it spoke.
+        let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        started.extend(whole.lines().map(str::to_owned));
+
         world.tasks = Tasks::new();
-        let begin = Instant::now();
-        let opened = loop {
-            // Blocking work of the old engine may hold its lock for a moment.
-            let config = config(world.dir.path(), &world.name);
-            match Embedded::open(config, &world.tasks).await {
-                Ok(engine) => break engine,
-                Err(error) => assert!(begin.elapsed() < LONG, "{error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
-        world.engine = Engine(Some(opened));
+        let config = config(world.dir.path(), &world.name);
+        world.engine = Engine(Some(Embedded::open(config, &world.tasks).await.unwrap()));
         for id in &started {
             let status = world.engine.container_status(id).await.unwrap();
-            assert_eq!(status.state, ContainerState::Running, "a running container was lost");
+            assert_eq!(
+                status.state,
+                ContainerState::Running,
+                "an acknowledged container is lost"
+            );
         }
         let ready = PodSandboxFilter {
             state: Some(PodSandboxState::Ready),
@@ -362,6 +356,16 @@ async fn a_server_that_dies_at_any_moment_leaves_nothing_unknown() {
         })
         .await;
     }
+    println!("{} containers survived 8 kills of their server", started.len());
     assert!(started.len() > 4, "the test did start something: {}", started.len());
+    let sandboxes = world
+        .engine
+        .list_pod_sandboxes(&PodSandboxFilter::default())
+        .await
+        .unwrap();
+    for sandbox in sandboxes {
+        world.engine.remove_pod_sandbox(&sandbox.id).await.unwrap();
+    }
+    assert_eq!(shims(world.dir.path()), Vec::<u32>::new());
     world.end().await;
 }

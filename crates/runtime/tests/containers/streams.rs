@@ -186,3 +186,45 @@ async fn ports_are_forwarded_into_the_sandbox() {
     assert!(error.message.contains("localhost:9"), "{error}");
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_terminal_whose_client_leaves_is_hung_up() {
+    let Some(world) = World::new("hangup").await else {
+        return;
+    };
+    let sandbox = world.sandbox("u1").await;
+    let id = world.start(&sandbox, &sh("main", "sleep 1000")).await;
+    let alive = |what: &'static str| {
+        let engine = std::sync::Arc::clone(&world.engine);
+        let id = id.clone();
+        async move {
+            let output = engine.exec_sync(&id, &cmd(&["ps"]), LONG).await.unwrap();
+            String::from_utf8(output.stdout).unwrap().contains(what)
+        }
+    };
+    // One that prints to a client who has gone, and a shell that waits for one.
+    let noisy = cmd(&["sh", "-c", "while :; do echo 4242; sleep 0.1; done"]);
+    for command in [noisy, cmd(&["sh", "-i"])] {
+        let (to, stdin) = duplex(64);
+        let (from, stdout) = duplex(64);
+        let streams = Streams {
+            stdin: Some(Box::new(stdin)),
+            stdout: Some(Box::new(stdout)),
+            ..Streams::default()
+        };
+        let request = ExecRequest { command, tty: true };
+        let leave = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            drop((to, from));
+        };
+        let exec = tokio::time::timeout(LONG, world.engine.exec(&id, request, streams));
+        let (ended, ()) = tokio::join!(exec, leave);
+        let _code_or_hung_up = ended.expect("the session ends");
+    }
+    let start = Instant::now();
+    while alive("4242").await || alive("sh -i").await {
+        assert!(start.elapsed() < LONG, "a process outlives its terminal");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.end().await;
+}
