@@ -36,6 +36,7 @@ static SLICE: Rules = Rules {
     generation: true,
     status: Status::Plain,
     defaults: &[
+        ("endpoints[].conditions", Fill::Map),
         ("ports[].name", Fill::Text("")),
         ("ports[].protocol", Fill::Text("TCP")),
     ],

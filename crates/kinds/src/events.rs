@@ -10,6 +10,6 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
     cells: event::cells,
     fields: event::NEW_FIELDS,
     stored_as: Some(event::CONVERSION),
-    strategy: &event::RULES,
+    strategy: &event::NEW_RULES,
     ..row("events.k8s.io", "Event", "EventList", "events", "event")
 }];

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::text_field;
 use crate::checks::{self, Rule};
+use crate::defaults::Fill;
 use crate::print::{or, since, text};
 use crate::rules::{RULES as PLAIN, Rules, Status};
 use crate::spec::{Column, Conversion, SelectableField};
@@ -15,7 +16,21 @@ use crate::tree;
 pub(crate) static RULES: Rules = Rules {
     status: Status::Plain,
     create_on_update: true,
+    defaults: &[
+        ("involvedObject", Fill::Map),
+        ("source", Fill::Map),
+        ("reportingComponent", Fill::Text("")),
+        ("reportingInstance", Fill::Text("")),
+    ],
     validate,
+    ..PLAIN
+};
+
+/// What an `events.k8s.io` object gets before it is converted; the rest is the rules above.
+pub(crate) static NEW_RULES: Rules = Rules {
+    status: Status::Plain,
+    create_on_update: true,
+    defaults: &[("regarding", Fill::Map), ("deprecatedSource", Fill::Map)],
     ..PLAIN
 };
 

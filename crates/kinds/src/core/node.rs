@@ -27,7 +27,24 @@ pub(crate) static RULES: Rules = Rules {
     ..PLAIN
 };
 
-const DEFAULTS: &[Default] = &[("spec", Fill::Map), ("status", Fill::Map)];
+const DEFAULTS: &[Default] = &[
+    ("spec", Fill::Map),
+    ("status", Fill::Map),
+    ("status.daemonEndpoints", Fill::Map),
+    ("status.daemonEndpoints.kubeletEndpoint", Fill::Map),
+    ("status.daemonEndpoints.kubeletEndpoint.Port", Fill::Int(0)),
+    ("status.nodeInfo", Fill::Map),
+    ("status.nodeInfo.architecture", Fill::Text("")),
+    ("status.nodeInfo.bootID", Fill::Text("")),
+    ("status.nodeInfo.containerRuntimeVersion", Fill::Text("")),
+    ("status.nodeInfo.kernelVersion", Fill::Text("")),
+    ("status.nodeInfo.kubeProxyVersion", Fill::Text("")),
+    ("status.nodeInfo.kubeletVersion", Fill::Text("")),
+    ("status.nodeInfo.machineID", Fill::Text("")),
+    ("status.nodeInfo.operatingSystem", Fill::Text("")),
+    ("status.nodeInfo.osImage", Fill::Text("")),
+    ("status.nodeInfo.systemUUID", Fill::Text("")),
+];
 
 fn default(node: &mut Object) {
     // `podCIDR` and the first of `podCIDRs` say the same; the singular wins, for old clients.

@@ -26,6 +26,8 @@ const SPEC: &[Default] = &[
         "volumes[].projected.sources[].serviceAccountToken.expirationSeconds",
         Fill::Int(3600),
     ),
+    ("volumes[].ephemeral.volumeClaimTemplate.metadata", Fill::Map),
+    ("volumes[].ephemeral.volumeClaimTemplate.spec.resources", Fill::Map),
     (
         "volumes[].ephemeral.volumeClaimTemplate.spec.volumeMode",
         Fill::Text("Filesystem"),

@@ -12,7 +12,7 @@ use crate::defaults::Fill;
 use crate::pod_spec::quantities;
 use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
 use crate::rules::{RULES as PLAIN, Rules};
-use crate::spec::Column;
+use crate::spec::{Column, Part};
 use crate::tree;
 use crate::warnings;
 
@@ -62,11 +62,41 @@ pub(crate) static CLAIM_RULES: Rules = Rules {
             ],
         );
     },
+    create: |claim| normalize_sources(claim, false),
+    update: |part, new, old| {
+        if part == Part::Main {
+            normalize_sources(new, tree::get(old, "spec.dataSource").is_some());
+        }
+    },
     validate: validate::claim,
     validate_update: validate::claim_update,
     warnings: warnings::claim,
     ..PLAIN
 };
+
+/// `dataSource` and `dataSourceRef` say the same; the older field knows claims and snapshots only and, as it always
+/// did, forgets anything else a new claim says there. A source in another namespace is not served.
+fn normalize_sources(claim: &mut Object, had_source: bool) {
+    let namespace = "spec.dataSourceRef.namespace";
+    if !tree::text(claim, namespace).is_empty() {
+        tree::remove(claim, "spec.dataSourceRef");
+    }
+    let known = match tree::text(claim, "spec.dataSource.kind") {
+        "PersistentVolumeClaim" => tree::text(claim, "spec.dataSource.apiGroup").is_empty(),
+        "VolumeSnapshot" => tree::text(claim, "spec.dataSource.apiGroup") == "snapshot.storage.k8s.io",
+        _ => false,
+    };
+    let source = tree::get(claim, "spec.dataSource").cloned();
+    let reference = tree::get(claim, "spec.dataSourceRef").cloned();
+    match (source, reference) {
+        (Some(source), None) if known || had_source => tree::set(claim, "spec.dataSourceRef", source),
+        (Some(_), None) => {
+            tree::remove(claim, "spec.dataSource");
+        }
+        (None, Some(reference)) => tree::set(claim, "spec.dataSource", reference),
+        _ => {}
+    }
+}
 
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 
@@ -174,4 +204,38 @@ fn access_modes(object: &Object, path: &str) -> String {
     .map(|(_, short)| *short)
     .collect::<Vec<_>>()
     .join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::spec::Strategy;
+
+    #[test]
+    fn both_fields_name_the_source() {
+        let claim = json!({"kind": "PersistentVolumeClaim", "name": "c"});
+        let other = json!({"apiGroup": "example.com", "kind": "Thing", "name": "t"});
+        let cases = [
+            (
+                json!({"dataSource": claim}),
+                json!({"dataSource": claim, "dataSourceRef": claim}),
+            ),
+            (json!({"dataSource": other}), json!({})),
+            (
+                json!({"dataSourceRef": other}),
+                json!({"dataSource": other, "dataSourceRef": other}),
+            ),
+            (
+                json!({"dataSourceRef": {"kind": "K", "name": "n", "namespace": "elsewhere"}}),
+                json!({}),
+            ),
+        ];
+        for (spec, expected) in cases {
+            let mut object = json!({"spec": spec});
+            CLAIM_RULES.prepare_create(&mut object);
+            assert_eq!(object["spec"], expected);
+        }
+    }
 }
