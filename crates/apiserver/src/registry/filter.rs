@@ -105,16 +105,16 @@ impl Filter {
             return self.terms.iter().all(|term| term.holds(entry, &[]));
         }
         let attributes = entry.attributes(storage.fields());
-        self.terms.iter().all(|term| term.holds(entry, &attributes.fields)) && self.labels.matches(&attributes.labels)
+        self.terms.iter().all(|term| term.holds(entry, &attributes.fields)) && self.labels.matches(&*attributes.labels)
     }
 }
 
 impl Term {
-    fn holds(&self, entry: &Entry, fields: &[String]) -> bool {
+    fn holds(&self, entry: &Entry, fields: &[Box<str>]) -> bool {
         let value = match self.field {
             Field::Name => entry.name(),
             Field::Namespace => entry.namespace(),
-            Field::At(index) => fields.get(index).map_or("", String::as_str),
+            Field::At(index) => fields.get(index).map_or("", |value| value),
         };
         (value == self.value) != self.negated
     }

@@ -7,6 +7,8 @@
 //!
 //! Labels and selectable fields are read out of the bytes the first time a selector asks.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -49,13 +51,16 @@ impl ChangeType {
     }
 }
 
-/// What selectors look at.
+/// What selectors look at. Kept small: every Pod has one.
 #[derive(Debug, Default)]
 pub struct Attributes {
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// One value per [`SelectableField`] of the storage, in its order.
-    pub fields: Vec<String>,
+    pub fields: Box<[Box<str>]>,
 }
+
+/// Labels and their values.
+pub type Labels = Box<[(Box<str>, Box<str>)]>;
 
 /// An object at one revision. Immutable.
 pub struct Entry {
@@ -150,7 +155,7 @@ impl Entry {
             if fields.is_empty() {
                 Attributes {
                     labels: labels(self.as_slice()),
-                    fields: Vec::new(),
+                    fields: Box::default(),
                 }
             } else {
                 Attributes::of(&self.object(), fields)
@@ -166,13 +171,18 @@ impl Entry {
 impl Attributes {
     fn of(object: &Object, fields: &[SelectableField]) -> Self {
         Attributes {
-            labels: labels_of(object),
-            fields: fields.iter().map(|field| (field.read)(object)).collect(),
+            labels: sampan_api::meta::labels(object)
+                .map(|(key, value)| (key.into(), value.into()))
+                .collect(),
+            fields: fields
+                .iter()
+                .map(|field| (field.read)(object).into_boxed_str())
+                .collect(),
         }
     }
 }
 
-fn labels(bytes: &[u8]) -> BTreeMap<String, String> {
+fn labels(bytes: &[u8]) -> Labels {
     #[derive(Deserialize)]
     struct Probe {
         #[serde(default)]
@@ -187,16 +197,34 @@ fn labels(bytes: &[u8]) -> BTreeMap<String, String> {
         .ok()
         .and_then(|probe| probe.metadata.labels)
         .unwrap_or_default()
+        .into_iter()
+        .map(|(key, value)| (key.into_boxed_str(), value.into_boxed_str()))
+        .collect()
 }
 
-/// The labels of a tree.
-pub fn labels_of(object: &Object) -> BTreeMap<String, String> {
-    let Some(map) = object.pointer("/metadata/labels").and_then(Object::as_object) else {
-        return BTreeMap::new();
-    };
-    map.iter()
-        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-        .collect()
+/// An entry by its path, for ordered sets.
+pub struct ByPath(pub Arc<Entry>);
+
+impl Borrow<str> for ByPath {
+    fn borrow(&self) -> &str {
+        self.0.path()
+    }
+}
+impl PartialEq for ByPath {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.path() == other.0.path()
+    }
+}
+impl Eq for ByPath {}
+impl PartialOrd for ByPath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for ByPath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.path().cmp(other.0.path())
+    }
 }
 
 #[cfg(test)]
@@ -219,7 +247,7 @@ mod tests {
             entry.line(ChangeType::Modified),
             format!("{{\"type\":\"MODIFIED\",\"object\":{text}}}\n")
         );
-        assert_eq!(entry.attributes(&[]).labels.get("a").map(String::as_str), Some("b"));
+        assert_eq!(*entry.attributes(&[]).labels, [("a".into(), "b".into())]);
         let gone = entry.deleted_at(9);
         assert!(
             std::str::from_utf8(gone.as_slice())

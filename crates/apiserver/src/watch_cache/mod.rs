@@ -21,7 +21,7 @@ use sampan_tasks::{OnExit, Tasks};
 use tokio::sync::oneshot;
 
 pub use change::{Change, FormKey};
-pub use entry::{Attributes, ChangeType, Entry, labels_of};
+pub use entry::{Attributes, ChangeType, Entry};
 pub use index::{Index, Iter};
 pub use storage::{HISTORY, Hook, Snapshot, Start, Storage, TooOld, Watch};
 pub use watchers::Scope;

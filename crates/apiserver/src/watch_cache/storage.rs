@@ -6,7 +6,7 @@
 //!   index can be rolled back to any revision from there on;
 //! - snapshots kept for paged lists are bounded in number and age.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use sampan_kinds::SelectableField;
 use sampan_store::{self as store, Revision};
 use tokio::sync::mpsc;
 
+use super::entry::ByPath;
 use super::watchers::{Scope, Watchers};
 use super::{Change, ChangeType, Entry, Index};
 use crate::sync::lock;
@@ -46,7 +47,7 @@ pub struct Storage {
 struct State {
     index: Index,
     /// Objects by the indexed field, then by path.
-    indexed: HashMap<String, BTreeMap<String, Arc<Entry>>>,
+    indexed: HashMap<String, BTreeSet<ByPath>>,
     revision: Revision,
     ring: VecDeque<Arc<Change>>,
     ring_bytes: usize,
@@ -146,7 +147,7 @@ impl Storage {
 
     fn indexed_value<'a>(&self, entry: &'a Entry) -> Option<&'a str> {
         let field = self.indexed_field?;
-        entry.attributes(&self.fields).fields.get(field).map(String::as_str)
+        entry.attributes(&self.fields).fields.get(field).map(|value| &**value)
     }
 
     /// Whether `scope` holds the entry.
@@ -160,13 +161,13 @@ impl Storage {
     /// Sets the starting state: sorted entries as of `revision`, history complete after `history`.
     /// Changes newer than `revision` that were applied meanwhile are kept.
     pub(super) fn load(&self, entries: Vec<Arc<Entry>>, revision: Revision, history: Revision) {
-        let mut indexed: HashMap<String, BTreeMap<String, Arc<Entry>>> = HashMap::new();
+        let mut indexed: HashMap<String, BTreeSet<ByPath>> = HashMap::new();
         for entry in &entries {
             if let Some(value) = self.indexed_value(entry) {
                 indexed
                     .entry(value.to_owned())
                     .or_default()
-                    .insert(entry.path().to_owned(), entry.clone());
+                    .insert(ByPath(entry.clone()));
             }
         }
         let mut state = lock(&self.state);
@@ -282,7 +283,7 @@ impl Storage {
         let entries = state
             .indexed
             .get(value)
-            .map(|entries| entries.values().cloned().collect())
+            .map(|entries| entries.iter().map(|entry| entry.0.clone()).collect())
             .unwrap_or_default();
         Snapshot {
             revision: known.max(state.revision),
@@ -365,7 +366,7 @@ impl Storage {
                             state
                                 .indexed
                                 .get(value)
-                                .map(|all| all.values().cloned().collect())
+                                .map(|all| all.iter().map(|entry| entry.0.clone()).collect())
                                 .unwrap_or_default(),
                         ),
                     },
@@ -431,7 +432,7 @@ impl State {
             self.indexed
                 .entry(value.to_owned())
                 .or_default()
-                .insert(path.to_owned(), change.entry.clone());
+                .replace(ByPath(change.entry.clone()));
         }
         self.revision = change.revision;
         self.push(change.clone());
