@@ -88,7 +88,7 @@ impl Registry {
             }
             return Ok(Reply::Object(201, object));
         }
-        let value = encode(&object);
+        let value = encode(&mut object);
         let key: Arc<str> = storage.key(&path).into();
         let expires = row.stored.storage_prefix == "events";
         let mut renewed = false;
@@ -132,13 +132,17 @@ impl Registry {
 }
 
 /// What goes to the store: the tree without its resourceVersion.
-pub(super) fn encode(object: &Object) -> Bytes {
-    if access::resource_version(object).is_empty() {
-        return Bytes::from(serde_json::to_vec(object).unwrap_or_default());
+pub(super) fn encode(object: &mut Object) -> Bytes {
+    let version = object
+        .get_mut("metadata")
+        .and_then(Object::as_object_mut)
+        .and_then(|metadata| metadata.remove("resourceVersion"));
+    // A tree of maps with text keys always encodes.
+    let bytes = Bytes::from(serde_json::to_vec(object).unwrap_or_default());
+    if let Some(version) = version {
+        access::ensure_metadata(object).insert("resourceVersion".into(), version);
     }
-    let mut object = object.clone();
-    access::ensure_metadata(&mut object).remove("resourceVersion");
-    Bytes::from(serde_json::to_vec(&object).unwrap_or_default())
+    bytes
 }
 
 fn already_exists(call: &Call, name: &str) -> Refusal {

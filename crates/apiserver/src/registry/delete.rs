@@ -68,8 +68,8 @@ impl Registry {
             let name = call.info.name.clone();
             self.validate(call, Operation::Delete, &name, None, Some(&old), options.dry_run)
                 .await?;
-            let plan = plan(&row, &old, options);
-            let op = match &plan {
+            let mut plan = plan(&row, &old, options);
+            let op = match &mut plan {
                 Plan::Pending => return Ok(Reply::Object(200, old)),
                 Plan::Mark(new) if options.dry_run => return Ok(Reply::Object(200, (**new).clone())),
                 Plan::Remove if options.dry_run => return Ok(deleted(&row, old)),

@@ -138,7 +138,8 @@ fn accept_name(_: &str, _: bool) -> Vec<String> {
 
 /// Carries over what no update may change.
 pub fn keep_identity(new: &mut Object, old: &Object) {
-    let old = meta::metadata(old).cloned().unwrap_or_default();
+    let none = Map::new();
+    let old = meta::metadata(old).unwrap_or(&none);
     let metadata = meta::ensure_metadata(new);
     let keep = |metadata: &mut Map<String, Value>, field: &str| {
         if let Some(value) = old.get(field) {

@@ -189,7 +189,6 @@ fn patched(patch: &Patch, old: &Object, call: &Call) -> Result<Object, Refusal> 
 
 /// Checks a patched object against its type, as decoding does, and fills in defaults.
 fn settle(call: &mut Call, new: &mut Object, validation: FieldValidation) -> Result<(), Refusal> {
-    let shown = |new: &Object| new.to_string();
     let kind = sampan_api::meta::kind(new);
     let version = sampan_api::meta::api_version(new);
     if kind != call.row.spec.kind || version != call.row.api_version {
@@ -198,15 +197,17 @@ fn settle(call: &mut Call, new: &mut Object, validation: FieldValidation) -> Res
             call.row.api_version, call.row.spec.kind
         ))));
     }
-    let before = shown(new);
-    let findings = codec::check(&call.row.ty, new).map_err(|error| invalid_patch(&before, &error.to_string()))?;
+    let findings = match codec::check(&call.row.ty, new) {
+        Ok(findings) => findings,
+        Err(error) => return Err(invalid_patch(&new.to_string(), &error.to_string())),
+    };
     let unknown: Vec<String> = findings
         .unknown
         .iter()
         .map(|path| format!("unknown field {path:?}"))
         .collect();
     match validation {
-        FieldValidation::Strict if !unknown.is_empty() => return Err(strict(before.as_bytes(), &unknown)),
+        FieldValidation::Strict if !unknown.is_empty() => return Err(strict(new.to_string().as_bytes(), &unknown)),
         FieldValidation::Warn => {
             for text in unknown {
                 call.warn(text);

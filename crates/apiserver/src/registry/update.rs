@@ -146,7 +146,7 @@ impl Registry {
             if options.dry_run {
                 return Ok(Reply::Object(200, new));
             }
-            let value = encode(&new);
+            let value = encode(&mut new);
             let write = Write {
                 key: old.key.clone(),
                 condition: Condition::ModRevision(old.revision),
@@ -287,7 +287,7 @@ impl Registry {
                 return Ok(Outcome::Done(Reply::Entry(200, entry)));
             }
         }
-        let value = encode(&new);
+        let value = encode(&mut new);
         let op = if gone {
             Op::Delete
         } else {
