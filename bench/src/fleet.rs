@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::client::{Client, JSON, STRATEGIC};
-use crate::workloads::{ignore, spread};
+use crate::workloads::{connect, ignore, spread};
 use crate::{Result, Target};
 
 /// Nodes of one class, to be selected by the label `sampan-bench=CLASS` and tainted against everyone else.
@@ -28,7 +28,8 @@ fn node_name(class: &str, index: usize) -> String {
 
 impl Fleet {
     pub async fn create(&self, target: &Target) -> Result<()> {
-        spread(&target.client, 16, self.nodes, |mut lane, index| async move {
+        let mut lanes = connect(&target.client, 16).await?;
+        spread(&mut lanes, self.nodes, |mut lane, index| async move {
             let name = node_name(self.class, index);
             let resources = json!({"cpu": self.cpu, "memory": "256Gi", "ephemeral-storage": "100Gi", "pods": self.pods.to_string()});
             let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "fake",
@@ -54,7 +55,8 @@ impl Fleet {
     }
 
     pub async fn delete(&self, target: &Target) -> Result<()> {
-        spread(&target.client, 16, self.nodes, |mut lane, index| async move {
+        let mut lanes = connect(&target.client, 16).await?;
+        spread(&mut lanes, self.nodes, |mut lane, index| async move {
             let name = node_name(self.class, index);
             let lease = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
             for path in [format!("/api/v1/nodes/{name}"), lease] {

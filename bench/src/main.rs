@@ -58,6 +58,8 @@ enum Workload {
     Burst(workloads::burst::Args),
     /// Create Pods that fit nowhere, wait until each is told why, and hold them.
     Held(workloads::held::Args),
+    /// Create single Pods of a real image and wait until a real node runs each.
+    Pod(workloads::pod::Args),
     /// Do nothing, and see what that costs.
     Idle(workloads::idle::Args),
 }
@@ -143,6 +145,7 @@ async fn run(cli: Cli) -> Result<()> {
                 Workload::Watch(args) => workloads::watch::run(target, args).await,
                 Workload::Burst(args) => workloads::burst::run(target, args).await,
                 Workload::Held(args) => workloads::held::run(target, args).await,
+                Workload::Pod(args) => workloads::pod::run(target, args).await,
                 Workload::Idle(args) => workloads::idle::run(target, args).await,
             };
             report.add(name, measures.map_err(|error| format!("{name}: {error}"))?);

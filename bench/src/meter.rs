@@ -44,6 +44,16 @@ impl Meter {
         }
     }
 
+    /// Memory in MiB with pages that several processes share counted once: what the processes together take away
+    /// from the machine.
+    pub fn proportional_mib(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for pid in &self.pids {
+            sum += proportional(*pid).map_err(|error| format!("cannot read process {pid}: {error}"))?;
+        }
+        Ok(sum)
+    }
+
     pub fn read(&self) -> Result<Reading> {
         let mut sum = Reading::default();
         for pid in &self.pids {
@@ -54,6 +64,18 @@ impl Meter {
         }
         Ok(sum)
     }
+}
+
+fn proportional(pid: u32) -> io::Result<f64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    Ok(kib(&rollup, "Pss:") / 1024.0)
+}
+
+/// The value of a `KEY   1234 kB` line; nothing counts as none.
+fn kib(text: &str, key: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
+        .unwrap_or(0.0)
 }
 
 fn read_one(pid: u32) -> io::Result<Reading> {
@@ -68,14 +90,9 @@ fn read_one(pid: u32) -> io::Result<Reading> {
             .unwrap_or(0.0)
     };
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
-            .unwrap_or(0.0)
-    };
     Ok(Reading {
         cpu_seconds: (ticks(11) + ticks(12)) / TICKS_PER_SECOND,
-        resident_mib: kib("VmRSS:") / 1024.0,
-        peak_mib: kib("VmHWM:") / 1024.0,
+        resident_mib: kib(&status, "VmRSS:") / 1024.0,
+        peak_mib: kib(&status, "VmHWM:") / 1024.0,
     })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 
-use super::{clear, namespace, pod, spread};
+use super::{batch_pod, clear, connect, namespace, spread};
 use crate::client::JSON;
 use crate::fleet::{Fleet, kubelet};
 use crate::report::{Measure, cost};
@@ -44,14 +44,15 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         .as_str()
         .ok_or("no resourceVersion")?
         .to_owned();
+    let mut lanes = connect(&target.client, 16).await?;
     target.meter.reset_peak();
     let (start, before) = (Instant::now(), target.meter.read()?);
     let creator = async {
-        spread(&target.client, 16, args.pods, |mut lane, index| async move {
+        spread(&mut lanes, args.pods, |mut lane, index| async move {
             lane.count(
                 Method::POST,
                 BASE,
-                Some((JSON, pod(&format!("p{index}"), "1", "burst"))),
+                Some((JSON, batch_pod(&format!("p{index}"), "1", "burst"))),
             )
             .await?;
             Ok(lane)

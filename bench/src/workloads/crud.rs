@@ -5,7 +5,7 @@ use std::time::Instant;
 use http::Method;
 use serde_json::json;
 
-use super::{namespace, spread};
+use super::{connect, namespace, spread};
 use crate::client::{JSON, MERGE};
 use crate::report::{Measure, cost, latencies};
 use crate::{Result, Target};
@@ -30,10 +30,16 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     let data = "x".repeat(args.size);
     let data = &data;
     let mut measures = Vec::new();
-    for verb in ["create", "get", "patch", "delete"] {
+    let mut lanes = connect(&target.client, args.clients).await?;
+    for (verb, many) in [
+        ("create", "creates"),
+        ("get", "gets"),
+        ("patch", "patches"),
+        ("delete", "deletes"),
+    ] {
         target.meter.reset_peak();
         let (start, before) = (Instant::now(), target.meter.read()?);
-        let mut seconds = spread(&target.client, args.clients, args.count, |mut lane, index| async move {
+        let mut seconds = spread(&mut lanes, args.count, |mut lane, index| async move {
             let path = format!("{BASE}/c{index}");
             match verb {
                 "create" => {
@@ -55,7 +61,7 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         })
         .await?;
         let elapsed = start.elapsed().as_secs_f64();
-        measures.push((format!("{verb}s"), args.count as f64 / elapsed, "/s"));
+        measures.push((many.to_owned(), args.count as f64 / elapsed, "/s"));
         measures.extend(latencies(verb, &mut seconds));
         for (name, value, unit) in cost(target, before, Some((verb, args.count as f64)))? {
             measures.push((format!("{verb}: {name}"), value, unit));

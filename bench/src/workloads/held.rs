@@ -7,7 +7,7 @@ use futures::StreamExt;
 use http::Method;
 use serde_json::Value;
 
-use super::{clear, namespace, pod, spread};
+use super::{batch_pod, clear, connect, namespace, spread};
 use crate::client::JSON;
 use crate::fleet::Fleet;
 use crate::report::{Measure, cost};
@@ -46,13 +46,14 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
             .watch(&format!("{BASE}?watch=1&resourceVersion={from}"))
             .await?,
     );
+    let mut lanes = connect(&target.client, 16).await?;
     target.meter.reset_peak();
     let (start, before) = (Instant::now(), target.meter.read()?);
-    let creator = spread(&target.client, 16, args.pods, |mut lane, index| async move {
+    let creator = spread(&mut lanes, args.pods, |mut lane, index| async move {
         lane.count(
             Method::POST,
             BASE,
-            Some((JSON, pod(&format!("p{index}"), "64", "held"))),
+            Some((JSON, batch_pod(&format!("p{index}"), "64", "held"))),
         )
         .await?;
         Ok(lane)

@@ -23,5 +23,12 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
             "s",
         ));
     }
+    if !target.meter.is_blind() {
+        measures.push((
+            "server memory, shared pages once".into(),
+            target.meter.proportional_mib()?,
+            "MiB",
+        ));
+    }
     Ok(measures)
 }

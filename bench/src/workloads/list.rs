@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use http::Method;
 
-use super::{clear, namespace, pod, spread};
+use super::{clear, connect, gated_pod, namespace, spread};
 use crate::client::JSON;
 use crate::report::{Measure, cost, latencies};
 use crate::{Result, Target};
@@ -26,20 +26,18 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     const BASE: &str = "/api/v1/namespaces/bench-list/pods";
     namespace(target, "bench-list").await?;
     clear(target, BASE).await?;
-    spread(&target.client, 16, args.pods, |mut lane, index| async move {
-        lane.count(
-            Method::POST,
-            BASE,
-            Some((JSON, pod(&format!("p{index}"), "1m", "nowhere"))),
-        )
-        .await?;
+    let mut lanes = connect(&target.client, 16).await?;
+    spread(&mut lanes, args.pods, |mut lane, index| async move {
+        lane.count(Method::POST, BASE, Some((JSON, gated_pod(&format!("p{index}")))))
+            .await?;
         Ok(lane)
     })
     .await?;
     let size = target.client.lane().count(Method::GET, BASE, None).await?;
+    let mut lanes = connect(&target.client, args.clients).await?;
     target.meter.reset_peak();
     let (start, before) = (Instant::now(), target.meter.read()?);
-    let mut seconds = spread(&target.client, args.clients, args.lists, |mut lane, _| async move {
+    let mut seconds = spread(&mut lanes, args.lists, |mut lane, _| async move {
         lane.count(Method::GET, BASE, None).await?;
         Ok(lane)
     })

@@ -5,45 +5,57 @@ pub mod crud;
 pub mod held;
 pub mod idle;
 pub mod list;
+pub mod pod;
 pub mod watch;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::{Client, JSON, Lane, Refused};
 use crate::{Result, Target};
 
-/// Runs `step(lane, index)` for every index below `count` on `lanes` connections; returns each step's seconds.
-pub async fn spread<F, Fut>(client: &Client, lanes: usize, count: usize, step: F) -> Result<Vec<f64>>
+/// Connections that are open already, so that no handshake is measured.
+pub async fn connect(client: &Client, count: usize) -> Result<Vec<Lane>> {
+    let lanes = (0..count.max(1)).map(|_| async {
+        let mut lane = client.lane();
+        lane.count(Method::GET, "/version", None).await?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(lane)
+    });
+    try_join_all(lanes).await
+}
+
+/// Runs `step(lane, index)` for every index below `count` on all of `lanes`; returns each step's seconds.
+pub async fn spread<F, Fut>(lanes: &mut Vec<Lane>, count: usize, step: F) -> Result<Vec<f64>>
 where
     F: Fn(Lane, usize) -> Fut,
     Fut: Future<Output = Result<Lane>>,
 {
-    let next = Arc::new(AtomicUsize::new(0));
-    let step = &step;
-    let workers = (0..lanes.max(1)).map(|_| {
-        let (next, mut lane) = (Arc::clone(&next), client.lane());
-        async move {
-            let mut seconds = Vec::new();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= count {
-                    return Ok::<_, Box<dyn std::error::Error + Send + Sync>>(seconds);
-                }
-                let start = Instant::now();
-                lane = step(lane, index).await?;
-                seconds.push(start.elapsed().as_secs_f64());
+    let next = AtomicUsize::new(0);
+    let (next, step) = (&next, &step);
+    let workers = lanes.drain(..).map(|mut lane| async move {
+        let mut seconds = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return Ok::<_, Box<dyn std::error::Error + Send + Sync>>((lane, seconds));
             }
+            let start = Instant::now();
+            lane = step(lane, index).await?;
+            seconds.push(start.elapsed().as_secs_f64());
         }
     });
-    Ok(try_join_all(workers).await?.concat())
+    let mut all = Vec::with_capacity(count);
+    for (lane, seconds) in try_join_all(workers).await? {
+        lanes.push(lane);
+        all.extend(seconds);
+    }
+    Ok(all)
 }
 
 /// A namespace of the workload's own, ready for Pods.
@@ -110,8 +122,19 @@ pub async fn clear(target: &Target, path: &str) -> Result<()> {
 }
 
 /// A Pod as a batch would make it, about 1 KiB.
-pub fn pod(name: &str, cpu: &str, node_class: &str) -> Bytes {
-    let pod = json!({
+pub fn batch_pod(name: &str, cpu: &str, node_class: &str) -> Bytes {
+    pod_tree(name, cpu, node_class).to_string().into()
+}
+
+/// The same, held back from every scheduler, so that nobody touches it after its creation.
+pub fn gated_pod(name: &str) -> Bytes {
+    let mut pod = pod_tree(name, "1m", "nowhere");
+    pod["spec"]["schedulingGates"] = json!([{"name": "sampan.dev/bench"}]);
+    pod.to_string().into()
+}
+
+fn pod_tree(name: &str, cpu: &str, node_class: &str) -> Value {
+    json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "labels": {"app": "bench", "batch": "one"}},
         "spec": {
@@ -122,6 +145,5 @@ pub fn pod(name: &str, cpu: &str, node_class: &str) -> Bytes {
                 "env": [{"name": "STEP", "value": "1"}, {"name": "TOTAL", "value": "3000"}],
                 "resources": {"requests": {"cpu": cpu, "memory": "64Mi"}, "limits": {"memory": "128Mi"}}}],
         },
-    });
-    pod.to_string().into()
+    })
 }
