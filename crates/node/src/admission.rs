@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm
 use sampan_volumes::downward::{millis, units};
 
 use crate::network::host_ports;
+use crate::node_status::Pressure;
 use crate::pod::{self, qos, security};
 
 /// Why a Pod is refused: becomes its status.
@@ -22,6 +23,25 @@ fn refusal(reason: &str, message: impl Into<String>) -> Option<Refusal> {
         reason: reason.to_owned(),
         message: message.into(),
     })
+}
+
+/// Checks whether `pod` may come while something is scarce.
+pub fn check_pressure(pod: &Pod, pressure: Pressure) -> Option<Refusal> {
+    if crate::eviction::is_critical(pod) {
+        return None;
+    }
+    let refuse = |condition: &str| refusal("Evicted", format!("The node had condition: [{condition}]. "));
+    if pressure.disk {
+        return refuse("DiskPressure");
+    }
+    if pressure.pids {
+        return refuse("PIDPressure");
+    }
+    // Pods with requests may still find memory; those without would be the first to go.
+    if pressure.memory && qos::class(pod) == qos::Class::BestEffort {
+        return refuse("MemoryPressure");
+    }
+    None
 }
 
 /// Checks `pod` against the node and the Pods that are active on it already.
@@ -188,6 +208,28 @@ mod tests {
         let small = pod(json!({"containers": []}));
         let got = check(&small, &node, &[&small, &small, &small]).unwrap();
         assert_eq!(got.reason, "OutOfpods");
+    }
+
+    #[test]
+    fn scarcity_keeps_new_pods_away() {
+        let disk = Pressure {
+            disk: true,
+            ..Pressure::default()
+        };
+        let memory = Pressure {
+            memory: true,
+            ..Pressure::default()
+        };
+        let (modest, plain) = (sized("1"), pod(json!({"containers": []})));
+        let critical = pod(json!({"priority": 2_000_001_000, "containers": []}));
+        assert_eq!(
+            check_pressure(&modest, disk).unwrap().message,
+            "The node had condition: [DiskPressure]. "
+        );
+        assert_eq!(check_pressure(&critical, disk), None);
+        assert_eq!(check_pressure(&modest, memory), None);
+        assert!(check_pressure(&plain, memory).is_some());
+        assert_eq!(check_pressure(&plain, Pressure::default()), None);
     }
 
     #[test]

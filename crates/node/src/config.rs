@@ -6,6 +6,33 @@ use std::time::Duration;
 
 use crate::pod::files::ClusterDns;
 
+/// How little may be left before Pods are evicted. A value of 0 switches that signal off.
+#[derive(Clone, Debug)]
+pub struct Eviction {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Percent of the file system of the data directory.
+    pub nodefs: u64,
+    /// Percent of the file system of images.
+    pub imagefs: u64,
+    /// Percent of inodes of either.
+    pub inodes: u64,
+    /// Percent of process ids.
+    pub pids: u64,
+}
+
+impl Default for Eviction {
+    fn default() -> Self {
+        Self {
+            memory: 100 << 20,
+            nodefs: 10,
+            imagefs: 15,
+            inodes: 5,
+            pids: 5,
+        }
+    }
+}
+
 /// Thresholds and bounds of housekeeping.
 #[derive(Clone, Debug)]
 pub struct Housekeeping {
@@ -21,6 +48,7 @@ pub struct Housekeeping {
     pub log_max_files: usize,
     /// How often sizes are looked at. What happens on the disk gives no events.
     pub period: Duration,
+    pub eviction: Eviction,
 }
 
 impl Default for Housekeeping {
@@ -32,6 +60,7 @@ impl Default for Housekeeping {
             log_max_bytes: 10 << 20,
             log_max_files: 5,
             period: Duration::from_secs(10),
+            eviction: Eviction::default(),
         }
     }
 }

@@ -7,9 +7,11 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use sampan_client::EventType;
 use sampan_runtime::PodSandboxFilter;
 use sampan_tasks::Drain;
+use sampan_volumes::downward::units;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::config::Eviction;
 use crate::gc::{self, ImageCollector};
 use crate::machine::{self, Disk, Memory, Pids};
 use crate::manager::Manager;
@@ -42,31 +44,31 @@ fn less_than(part: u64, whole: u64, percent: u64) -> bool {
 }
 
 /// The hard thresholds that are crossed, the most urgent first.
-pub fn shortages(signals: &Signals) -> Vec<Shortage> {
+pub fn shortages(signals: &Signals, limits: &Eviction) -> Vec<Shortage> {
     let mut out = Vec::new();
-    let mut add = |crossed: bool, resource, threshold: &str, available| {
+    let mut add = |crossed: bool, resource, threshold: String, available| {
         if crossed {
             out.push(Shortage {
                 resource,
-                threshold: threshold.to_owned(),
+                threshold,
                 available,
             });
         }
     };
-    let (memory, nodefs, imagefs) = (signals.memory, signals.nodefs, signals.imagefs);
-    let low = memory.total > 0 && memory.available < machine::RESERVED_MEMORY;
-    add(low, "memory", "100Mi", memory.available);
-    let low = less_than(nodefs.available, nodefs.total, 10);
-    add(low, "ephemeral-storage", "10%", nodefs.available);
-    let low = less_than(nodefs.inodes_free, nodefs.inodes, 5);
-    add(low, "inodes", "5%", nodefs.inodes_free);
-    let low = less_than(imagefs.available, imagefs.total, 15);
-    add(low, "ephemeral-storage", "15%", imagefs.available);
-    let low = less_than(imagefs.inodes_free, imagefs.inodes, 5);
-    add(low, "inodes", "5%", imagefs.inodes_free);
+    let percent = |percent: u64| format!("{percent}%");
+    let memory = signals.memory;
+    let low = memory.total > 0 && memory.available < limits.memory;
+    add(low, "memory", format!("{}Mi", limits.memory >> 20), memory.available);
+    for (disk, least) in [(signals.nodefs, limits.nodefs), (signals.imagefs, limits.imagefs)] {
+        let low = less_than(disk.available, disk.total, least);
+        add(low, "ephemeral-storage", percent(least), disk.available);
+        let low = less_than(disk.inodes_free, disk.inodes, limits.inodes);
+        add(low, "inodes", percent(limits.inodes), disk.inodes_free);
+    }
     let pids = signals.pids;
     let left = pids.max.saturating_sub(pids.used);
-    add(less_than(left, pids.max, 5), "pids", "5%", left);
+    let low = less_than(left, pids.max, limits.pids);
+    add(low, "pids", percent(limits.pids), left);
     out
 }
 
@@ -100,6 +102,30 @@ pub fn rank(mut candidates: Vec<(Arc<Pod>, u64)>, resource: &str) -> Vec<(Arc<Po
     candidates
 }
 
+/// The emptyDirs on disk that have a limit: name, bytes, and the limit as written.
+fn limited_empty_dirs(pod: &Pod) -> Vec<(&str, u64, &str)> {
+    let volumes = pod::spec(pod).volumes.iter().flatten();
+    volumes
+        .filter_map(|volume| {
+            let source = volume.empty_dir.as_ref()?;
+            let on_disk = source.medium.as_deref().unwrap_or_default().is_empty();
+            let limit = source.size_limit.as_ref().filter(|_| on_disk)?;
+            let bytes = u64::try_from(units(limit)?).ok().filter(|bytes| *bytes > 0)?;
+            Some((volume.name.as_str(), bytes, limit.0.as_str()))
+        })
+        .collect()
+}
+
+/// The verdict of an eviction.
+fn evicted(message: String) -> Verdict {
+    Verdict {
+        phase: "Failed".into(),
+        reason: "Evicted".into(),
+        message: message.clone(),
+        condition: Some(("DisruptionTarget".into(), "TerminationByKubelet".into(), message)),
+    }
+}
+
 /// Looks at the machine's resources and logs now and then, and acts.
 pub struct Housekeeper {
     pub manager: Arc<Manager>,
@@ -126,6 +152,30 @@ impl Housekeeper {
             }
             round = round.wrapping_add(1);
             self.relieve(&collector, &mut seen).await;
+            self.check_size_limits().await;
+        }
+    }
+
+    /// Ends Pods whose emptyDirs on disk have outgrown their limits. Those in memory are bounded by their mount.
+    async fn check_size_limits(&self) {
+        let cx = &self.manager.cx;
+        for worker in self.manager.pods() {
+            let pod = worker.pod();
+            if !worker.is_active() {
+                continue;
+            }
+            for (volume, limit, shown) in limited_empty_dirs(&pod) {
+                match cx.volumes.empty_dir_usage(&worker.uid, volume).await {
+                    Ok(usage) if usage > limit => {
+                        let message = format!("Usage of EmptyDir volume \"{volume}\" exceeds the limit \"{shown}\". ");
+                        cx.recorder.event(&*pod, EventType::Warning, "Evicted", message.clone());
+                        worker.condemn(evicted(message));
+                        break;
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(volume, %error, "a volume could not be measured"),
+                }
+            }
         }
     }
 
@@ -148,13 +198,14 @@ impl Housekeeper {
     }
 
     async fn relieve(&self, collector: &ImageCollector, seen: &mut [Option<Instant>; 3]) {
-        let mut short = shortages(&self.measure().await);
+        let limits = &self.manager.cx.config.housekeeping.eviction;
+        let mut short = shortages(&self.measure().await, limits);
         if pressure(&short).disk {
             // Everything unused goes before any Pod does; then look again.
             if let Err(error) = collector.collect(&self.manager.cx, u64::MAX).await {
                 tracing::warn!(%error, "images could not be collected");
             }
-            short = shortages(&self.measure().await);
+            short = shortages(&self.measure().await, limits);
         }
         let now = Instant::now();
         let current = pressure(&short);
@@ -227,12 +278,7 @@ impl Housekeeper {
         );
         cx.recorder.event(&*pod, EventType::Warning, "Evicted", message.clone());
         if let Some(worker) = self.manager.worker(pod::uid(&pod)) {
-            worker.condemn(Verdict {
-                phase: "Failed".into(),
-                reason: "Evicted".into(),
-                message: message.clone(),
-                condition: Some(("DisruptionTarget".into(), "TerminationByKubelet".into(), message)),
-            });
+            worker.condemn(evicted(message));
         }
     }
 }
@@ -245,6 +291,7 @@ mod tests {
 
     #[test]
     fn thresholds_are_crossed_one_by_one() {
+        let limits = Eviction::default();
         let gib = 1u64 << 30;
         let disk = |available| Disk {
             total: 100 * gib,
@@ -261,7 +308,7 @@ mod tests {
             imagefs: disk(50 * gib),
             pids: Pids { used: 1, max: 100 },
         };
-        assert!(shortages(&good).is_empty());
+        assert!(shortages(&good, &limits).is_empty());
         for (signals, resource, expected) in [
             (
                 Signals {
@@ -325,7 +372,7 @@ mod tests {
                 },
             ),
         ] {
-            let short = shortages(&signals);
+            let short = shortages(&signals, &limits);
             assert_eq!(short[0].resource, resource);
             assert_eq!(pressure(&short), expected);
         }
@@ -351,5 +398,13 @@ mod tests {
         );
         let names: Vec<&str> = ranked.iter().map(|(pod, _)| pod::name(pod)).collect();
         assert_eq!(names, ["over-much", "over-little", "over-important", "within"]);
+    }
+
+    #[test]
+    fn only_limited_disk_directories_are_measured() {
+        let pod = pod(json!({"containers": [], "volumes": [
+            {"name": "a", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "b", "emptyDir": {}},
+            {"name": "c", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]}));
+        assert_eq!(limited_empty_dirs(&pod), [("a", 1 << 20, "1Mi")]);
     }
 }

@@ -32,7 +32,7 @@ mod sources;
 mod status_writer;
 mod worker;
 
-pub use config::{Housekeeping, NodeConfig};
+pub use config::{Eviction, Housekeeping, NodeConfig};
 pub use network::{FakeNetworking, NetworkError, NetworkRequest, PodNetworkStatus, PodNetworking};
 pub use node::{Node, NodeError, ServerTls};
 pub use pod::files::ClusterDns;

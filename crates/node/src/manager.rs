@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::{Node as ApiNode, Pod};
 use sampan_client::{Change, EventType, Informer};
 use sampan_runtime::{ContainerEvent, ContainerFilter, PodSandboxFilter, PodSandboxStatus};
 use sampan_tasks::OnExit;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::admission;
 use crate::network::NetworkRequest;
+use crate::node_status::Pressure;
 use crate::pod::status::Verdict;
 use crate::pod::{self, label};
 use crate::status_writer::StatusWriter;
@@ -24,16 +25,23 @@ pub struct Manager {
     node: Informer<ApiNode>,
     /// As it was registered: until the informer has seen it.
     registered: OnceLock<ApiNode>,
+    pressure: watch::Receiver<Pressure>,
     workers: Mutex<HashMap<String, Arc<Worker>>>,
 }
 
 impl Manager {
-    pub fn new(cx: Arc<Context>, writer: StatusWriter, node: Informer<ApiNode>) -> Arc<Self> {
+    pub fn new(
+        cx: Arc<Context>,
+        writer: StatusWriter,
+        node: Informer<ApiNode>,
+        pressure: watch::Receiver<Pressure>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             cx,
             writer,
             node,
             registered: OnceLock::new(),
+            pressure,
             workers: Mutex::default(),
         })
     }
@@ -137,7 +145,8 @@ impl Manager {
             .map(|worker| worker.pod())
             .collect();
         let active: Vec<&Pod> = active.iter().map(|pod| &**pod).collect();
-        let refusal = admission::check(pod, &node, &active)?;
+        let pressure = *self.pressure.borrow();
+        let refusal = admission::check_pressure(pod, pressure).or_else(|| admission::check(pod, &node, &active))?;
         self.cx
             .recorder
             .event(pod, EventType::Warning, &refusal.reason, refusal.message.clone());

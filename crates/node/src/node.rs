@@ -107,7 +107,8 @@ impl Node {
         let node_name = format!("metadata.name={}", config.name);
         let node_informer = informers.with::<ApiNode>(Selection::fields(node_name));
         let writer = StatusWriter::new(client.clone());
-        let manager = Manager::new(Arc::clone(&cx), writer, node_informer.clone());
+        let (pressure, pressure_seen) = watch::channel(Pressure::default());
+        let manager = Manager::new(Arc::clone(&cx), writer, node_informer.clone(), pressure_seen.clone());
         *holder.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::downgrade(&manager));
 
         let server_address = match tls {
@@ -130,7 +131,6 @@ impl Node {
                 tasks.drain(),
             ),
         );
-        let (pressure, pressure_seen) = watch::channel(Pressure::default());
         let keeper = NodeKeeper {
             config: config.clone(),
             client,

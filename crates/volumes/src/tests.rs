@@ -179,6 +179,9 @@ async fn empty_dirs_of_every_medium() {
     fs::write(root.join("kept"), "x").unwrap();
     volumes.prepare(&on_disk, &facts).await;
     assert!(root.join("kept").exists());
+    fs::write(root.join("big"), vec![1u8; 1 << 20]).unwrap();
+    let usage = volumes.empty_dir_usage("u-1", "d").await.unwrap();
+    assert!((1 << 20..2 << 20).contains(&usage), "{usage}");
     volumes.teardown("u-1").await.unwrap();
 
     let unknown = pod(json!({}), json!([{"name": "d", "emptyDir": {"medium": "Paper"}}]));

@@ -274,6 +274,12 @@ impl Volumes {
         blocking(move || subpath::bind(&path, &sub_path, &target)).await
     }
 
+    /// How many bytes an emptyDir on disk holds, as the file system counts them.
+    pub async fn empty_dir_usage(&self, uid: &str, volume: &str) -> Result<u64, VolumeError> {
+        let dir = self.volume_dir(uid, "kubernetes.io~empty-dir", volume);
+        blocking(move || disk_usage(&dir)).await
+    }
+
     /// Removes everything of a pod: mounts first, then its directory. Idempotent.
     pub async fn teardown(&self, uid: &str) -> Result<(), VolumeError> {
         if !is_safe_name(uid) {
@@ -357,6 +363,31 @@ fn own_local(path: &Path, fs_group: Option<u32>, read_only: bool, on_mismatch: b
         }
         _ => Ok(()),
     }
+}
+
+/// Bytes in use below `dir`. What containers remove meanwhile does not count.
+fn disk_usage(dir: &Path) -> Result<u64, VolumeError> {
+    use std::os::unix::fs::MetadataExt;
+    let mut total = 0u64;
+    let mut pending = vec![dir.to_path_buf()];
+    while let Some(dir) = pending.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(VolumeError::io("read directory", dir)(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(VolumeError::io("read directory", &dir))?;
+            let Ok(meta) = fs::symlink_metadata(entry.path()) else {
+                continue;
+            };
+            total = total.saturating_add(meta.blocks().saturating_mul(512));
+            if meta.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    Ok(total)
 }
 
 fn mounted_volumes(pod: &Pod) -> BTreeSet<&str> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use sampan_client::EventType;
-use sampan_runtime::{ErrorKind, Image, RegistryAuth, RuntimeError};
+use sampan_runtime::{Image, RegistryAuth, RuntimeError};
 use sampan_volumes::Sources;
 use tokio::sync::Semaphore;
 
@@ -211,13 +211,7 @@ impl Worker {
                 Ok(image)
             }
             Err(error) => {
-                let (reason, message) = match error.kind {
-                    ErrorKind::Unavailable => (
-                        "RegistryUnavailable",
-                        format!("image pull failed for {reference} because the registry is unavailable: {error}"),
-                    ),
-                    _ => ("ErrImagePull", error.to_string()),
-                };
+                let (reason, message) = ("ErrImagePull", error.to_string());
                 self.container_event(
                     container,
                     EventType::Warning,
