@@ -214,6 +214,35 @@ pub fn set_capabilities(set: impl IntoIterator<Item = Capability>) -> Result<()>
     Errno::result(result).map(drop)
 }
 
+/// Lets the kernel reap children by itself.
+pub fn ignore_children() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Overwrites an argument of this process, as the list of processes shows it.
+pub fn replace_argument(old: &str, new: &std::ffi::OsStr) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let field = |number: usize| fields.get(number - 3).and_then(|f| f.trim().parse::<usize>().ok());
+    let (Some(start), Some(end)) = (field(48), field(49)) else {
+        return;
+    };
+    if start == 0 || end <= start || end - start > 1 << 20 {
+        return;
+    }
+    // SAFETY: the kernel says that the arguments' strings lie from `start` to `end`. They are this
+    // process's own writable memory (its stack); it has one thread, and has taken its arguments.
+    let memory =
+        unsafe { std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut::<u8>(start), end - start) };
+    let found = memory.windows(old.len()).position(|window| window == old.as_bytes());
+    let room = found.and_then(|at| memory.get_mut(at..at + old.len()));
+    if let Some(room) = room {
+        let bytes = new.as_bytes().iter().copied().chain(std::iter::repeat(0));
+        room.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    }
+}
+
 /// Every signal back to its default and none blocked: the state programs expect at their start.
 pub fn default_signals() -> Result<()> {
     for signal in 1..=64 {

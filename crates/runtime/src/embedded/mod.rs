@@ -87,6 +87,8 @@ pub struct Embedded {
     exe: OwnedFd,
     /// The directory of the sockets.
     state_dir: File,
+    /// The process shims are forked from, once there is a sandbox.
+    spawner: Mutex<Option<OwnedFd>>,
     tasks: Tasks,
     state: Mutex<State>,
     subscribers: Mutex<Vec<mpsc::UnboundedSender<ContainerEvent>>>,
@@ -216,6 +218,7 @@ impl Embedded {
             images,
             cgroups,
             tasks: tasks.clone(),
+            spawner: Mutex::default(),
             state: Mutex::default(),
             subscribers: Mutex::default(),
             this: OnceLock::new(),

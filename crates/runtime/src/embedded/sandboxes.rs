@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,7 +20,9 @@ use super::{Embedded, blocking, internal, new_id};
 use crate::disk::{remove_dir, write_atomic};
 use crate::protocol::{Reply, Request, encode};
 use crate::runtime::{ErrorKind, Result, RuntimeError};
+use crate::shim::spawner;
 use crate::spec::{self, ExitRecord, SandboxSpec, file};
+use crate::sys;
 use crate::types::*;
 
 const DEFAULT_SHM: u64 = 64 << 20;
@@ -214,20 +217,44 @@ impl Embedded {
             .append(true)
             .open(self.sandbox_dir(id).join("shim.log"))
             .map_err(failed())?;
-        let program = format!("/proc/self/fd/{}", self.exe.as_raw_fd());
-        let mut command = Command::new(program);
+        let fds = [listener.as_fd(), log.as_fd()];
+        let dir = self.sandbox_dir(id);
+        let mut spawner = self.spawner.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has ended (killed, out of memory) is replaced, once.
+        for _ in 0..2 {
+            let socket = match spawner.take() {
+                Some(socket) => socket,
+                None => self.start_spawner()?,
+            };
+            match sys::send_fds(socket.as_fd(), dir.as_os_str().as_bytes(), &fds) {
+                Ok(_) => {
+                    *spawner = Some(socket);
+                    return Ok(());
+                }
+                Err(error) => tracing::warn!(%error, "the spawner of shims is gone"),
+            }
+        }
+        Err(RuntimeError::internal(
+            "start the shim",
+            "its spawner does not stay alive",
+        ))
+    }
+
+    /// Starts the process that shims are copies of; it ends when the returned socket is closed.
+    fn start_spawner(&self) -> Result<OwnedFd> {
+        let (ours, theirs) = crate::init::channel().map_err(internal("start the spawner"))?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.exe.as_raw_fd()));
         std::os::unix::process::CommandExt::arg0(&mut command, "sampan");
         command
-            .arg("shim")
-            .arg(self.sandbox_dir(id))
+            .args(["shim", &spawner::argument()])
             .env_clear()
             .current_dir("/")
-            .stdin(Stdio::from(listener))
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(log));
-        // Not waited for here: dropped children are reaped by tokio, and its end shows on the socket.
-        drop(tokio::process::Command::from(command).spawn().map_err(failed())?);
-        Ok(())
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null());
+        // Not waited for here: dropped children are reaped by tokio.
+        let mut command = tokio::process::Command::from(command);
+        drop(command.spawn().map_err(internal("start the spawner"))?);
+        Ok(ours)
     }
 
     /// Hears of the sandbox's exits until its shim is gone.

@@ -24,7 +24,7 @@ impl Client {
         let frame = match encode(reply) {
             Ok(frame) => frame,
             Err(error) => {
-                eprintln!("encode a reply: {error}");
+                complain!("encode a reply: {error}");
                 self.done = true;
                 return;
             }
@@ -42,7 +42,7 @@ impl Client {
                 self.flush();
             }
             Err(error) => {
-                eprintln!("send descriptors: {error}");
+                complain!("send descriptors: {error}");
                 self.done = true;
             }
         }

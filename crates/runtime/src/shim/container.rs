@@ -217,7 +217,7 @@ impl Container {
             unseen: false,
         };
         if let Err(error) = spec::write(&self.dir.join(file::EXIT), &exit, false) {
-            eprintln!("record the end of container {}: {error}", self.spec.id);
+            complain!("record the end of container {}: {error}", self.spec.id);
         }
         self.exit = Some(exit);
     }

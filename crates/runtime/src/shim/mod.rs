@@ -1,7 +1,7 @@
 //! The shim: one small process per sandbox that holds its namespaces and its containers.
 //!
-//! It is the same executable, started as `shim DIRECTORY` with its listening socket as standard
-//! input. It has one thread and one `poll` loop, knows nothing of Kubernetes, and outlives the server:
+//! It is the same executable, `shim DIRECTORY`, with its listening socket as standard input; usually
+//! not started but forked from the [`spawner`]. It has one thread and one `poll` loop, knows nothing of Kubernetes, and outlives the server:
 //! containers are its children, their output passes through it into the log, and how they end is on
 //! disk before anybody is told.
 //!
@@ -14,10 +14,22 @@
 //! - nothing blocks the loop: every descriptor is non-blocking, every queue bounded;
 //! - `exit.json` is written after the last byte of the log and before the event.
 
+/// Says something in the shim's log. `eprintln!` panics when it cannot write, and a full disk must not
+/// end a shim.
+macro_rules! complain {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        if writeln!(std::io::stderr(), $($text)*).is_err() {
+            // Nobody is left to tell.
+        }
+    }};
+}
+
 mod client;
 mod container;
 mod output;
 mod setup;
+pub(crate) mod spawner;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
@@ -48,13 +60,21 @@ use crate::types::NamespaceMode;
 /// Exit code of a program that could not be started.
 const START_ERROR: i32 = 128;
 
-/// The shim's `main`. `args` are the arguments after `shim`: the sandbox's directory.
+/// The shim's `main`. `args` are the arguments after `shim`: the sandbox's directory, or what makes it
+/// the [`spawner`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let Some(dir) = args.into_iter().next() else {
-        eprintln!("usage: shim DIRECTORY (started by the server, with its socket as standard input)");
+        complain!("usage: shim DIRECTORY (started by the server, with its socket as standard input)");
         return ExitCode::from(2);
     };
     let run = || -> Result<(), String> {
+        let dir = match spawner::is_argument(&dir) {
+            true => match spawner::serve()? {
+                Some(dir) => dir,
+                None => return Ok(()),
+            },
+            false => dir,
+        };
         let (listener, signals) = setup::detach()?;
         let sandbox = setup::enter(Path::new(&dir));
         let mut shim = Shim {
@@ -72,7 +92,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("shim: {error}");
+            complain!("shim: {error}");
             ExitCode::FAILURE
         }
     }
@@ -262,7 +282,7 @@ impl Shim {
                 self.clients.insert(self.next_client, client);
             }
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => {}
-            Err(error) => eprintln!("accept: {error}"),
+            Err(error) => complain!("accept: {error}"),
         }
     }
 
@@ -799,6 +819,6 @@ fn signal(pid: Pid, number: i32) {
     };
     match sent {
         Ok(()) | Err(Errno::ESRCH) => {}
-        Err(error) => eprintln!("signal {number} to {pid}: {error}"),
+        Err(error) => complain!("signal {number} to {pid}: {error}"),
     }
 }

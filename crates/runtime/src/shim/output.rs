@@ -57,7 +57,7 @@ impl Log {
             // A full disk must not stop the container; said once.
             Err(error) if !self.failing => {
                 self.failing = true;
-                eprintln!("write log {:?}: {error}", self.path);
+                complain!("write log {:?}: {error}", self.path);
             }
             Err(_) => {}
         }

@@ -96,7 +96,7 @@ pub fn set_oom_score(pid: &str, score: i32) {
     match fs::write(&path, score.to_string()) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
-        Err(error) => eprintln!("{path}: {error}"),
+        Err(error) => complain!("{path}: {error}"),
     }
 }
 
@@ -156,7 +156,7 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
             if !spec.sysctls.contains_key(&format!("net.ipv4.{name}"))
                 && let Err(error) = fs::write(&path, value)
             {
-                eprintln!("{}: {error}", path.display());
+                complain!("{}: {error}", path.display());
             }
         }
     }
