@@ -31,12 +31,31 @@ pub fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
 }
 
-/// Every kubectl on this machine: `SAMPAN_KUBECTLS` (paths separated by colons), else the one on PATH.
+/// The kubectls to test with: `SAMPAN_KUBECTLS` (paths separated by colons), else the one on PATH and, where other
+/// versions lie beside it (`kubectl.1.27`), the oldest and the newest of these.
 pub fn kubectls() -> Vec<PathBuf> {
     if let Some(list) = std::env::var_os("SAMPAN_KUBECTLS") {
         return std::env::split_paths(&list).collect();
     }
-    find("kubectl").into_iter().collect()
+    let Some(here) = find("kubectl") else { return Vec::new() };
+    let beside = fs::canonicalize(&here)
+        .ok()
+        .and_then(|real| fs::read_dir(real.parent()?).ok());
+    let mut versions: Vec<PathBuf> = beside
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("kubectl.1."))
+        })
+        .collect();
+    versions.sort();
+    match versions.as_slice() {
+        [] => vec![here],
+        [only] => vec![only.clone(), here],
+        [oldest, .., newest] => vec![oldest.clone(), newest.clone(), here],
+    }
 }
 
 fn find(program: &str) -> Option<PathBuf> {

@@ -102,7 +102,7 @@ fn reading(session: &Session<'_>) {
     );
     session.expect(
         "events of the container",
-        described.contains("Started container main"),
+        described.contains("Started") && described.contains("Pulled"),
         &described,
     );
     let node = session.words("describe node node-1");
@@ -258,7 +258,20 @@ fn changing(session: &Session<'_>) {
     session.run(&["create", "namespace", namespace]);
     let in_namespace =
         |words: &str| session.run(&[&["-n", namespace], words.split(' ').collect::<Vec<_>>().as_slice()].concat());
-    in_namespace("create deployment web --image=localhost/sampan/busybox:1.35 --replicas=2 -- sleep 3600");
+    let patient = "trap exit TERM; sleep 3600 & wait";
+    session.run(&[
+        "-n",
+        namespace,
+        "create",
+        "deployment",
+        "web",
+        "--image=localhost/sampan/busybox:1.35",
+        "--replicas=2",
+        "--",
+        "sh",
+        "-c",
+        patient,
+    ]);
     in_namespace("rollout status deployment/web --timeout=60s");
     in_namespace("set env deployment/web STEP=2");
     in_namespace("rollout status deployment/web --timeout=90s");

@@ -99,7 +99,7 @@ fn volumes_environment_and_order() {
     assert!(says("cat /etc/resolv.conf").contains("default.svc.cluster.local svc.cluster.local cluster.local"));
     assert!(says("nslookup kubernetes.default.svc.cluster.local 2>&1").contains("10.96.0.1"));
     assert!(
-        says("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null")
+        says("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true")
             .contains("33554432")
     );
 
@@ -286,12 +286,14 @@ spec:
     let address = cluster.kubectl("get service echo -o jsonpath={.spec.clusterIP}");
     // From a Pod: by name, by address, and every replica its turn.
     cluster.wait("the Service to answer by name", 30, |cluster| {
-        cluster.try_kubectl("exec client -- wget -qO- -T 2 http://echo").is_ok()
+        cluster
+            .try_kubectl("exec client -- timeout 3 wget -qO- http://echo")
+            .is_ok()
     });
     let all = exec(
         &cluster,
         "client",
-        "for i in $(seq 30); do wget -qO- -T 3 http://echo.default.svc.cluster.local; done | sort | uniq | wc -l",
+        "for i in $(seq 30); do timeout 3 wget -qO- http://echo.default.svc.cluster.local; done | sort | uniq | wc -l",
     );
     assert_eq!(all, "2");
     assert_eq!(
@@ -335,13 +337,13 @@ spec:
         .kubectl("get pods -l app=echo --field-selector status.phase=Running -o jsonpath={.items[0].metadata.name}");
     cluster.wait("the hairpin", 20, |cluster| {
         cluster
-            .try_kubectl_args(&["exec", &only, "--", "wget", "-qO-", "-T", "2", "http://echo"])
+            .try_kubectl_args(&["exec", &only, "--", "timeout", "3", "wget", "-qO-", "http://echo"])
             .is_ok()
     });
     // Nobody behind it: refused at once rather than left hanging.
     cluster.kubectl("scale deployment echo --replicas=0");
     cluster.wait("a refusal", 30, |cluster| {
-        let outcome = cluster.try_kubectl("exec client -- wget -qO- -T 2 http://echo");
+        let outcome = cluster.try_kubectl("exec client -- timeout 3 wget -qO- http://echo");
         outcome.is_err_and(|error| error.contains("refused"))
     });
 }

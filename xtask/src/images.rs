@@ -40,7 +40,8 @@ struct Image {
     stop_signal: &'static str,
 }
 
-const LIBC: [&str; 2] = ["libc6", "libgcc-s1"];
+/// In every image.
+const BASE: &[&str] = &["libc6", "libgcc-s1", "busybox"];
 
 const IMAGES: &[Image] = &[
     Image {
@@ -313,8 +314,8 @@ fn layer(image: &Image, work: &Path) -> Result<Vec<u8>> {
     for directory in ["tmp", "var/tmp"] {
         tree.insert(directory.into(), Entry::directory(0, 0o1777));
     }
-    let libc: &[&str] = if image.packages.is_empty() { &[] } else { &LIBC };
-    for package in image.packages.iter().chain(libc).chain(&["busybox-static"]) {
+    // The dynamic busybox: a static one cannot resolve names.
+    for package in image.packages.iter().chain(BASE) {
         unpack(&fetch(package, &work.join("packages"))?, &mut tree)?;
     }
     for command in BUSYBOX_COMMANDS {
