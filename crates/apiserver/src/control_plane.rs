@@ -110,6 +110,7 @@ impl ControlPlane {
         follow(&rows, &authorizer, &services);
         let registry = Arc::new(Registry {
             admission: Chain::standard(&reader, &authorizer),
+            authorizer: authorizer.clone(),
             leases: Leases::new(config.event_ttl),
             cache: cache.clone(),
             rows,
@@ -353,12 +354,14 @@ fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>) {
 
 /// The encoding errors are answered in.
 fn asked_encoding(parts: &Parts) -> Encoding {
-    let protobuf = parts.headers.get(http::header::ACCEPT).is_some_and(|accept| {
-        accept
-            .as_bytes()
-            .starts_with(Encoding::Protobuf.content_type().as_bytes())
-    });
-    if protobuf { Encoding::Protobuf } else { Encoding::Json }
+    let accept = parts
+        .headers
+        .get(http::header::ACCEPT)
+        .map_or(&[][..], |accept| accept.as_bytes());
+    [Encoding::Protobuf, Encoding::Yaml]
+        .into_iter()
+        .find(|encoding| accept.starts_with(encoding.content_type().as_bytes()))
+        .unwrap_or(Encoding::Json)
 }
 
 /// The objects tokens are bound to.

@@ -531,6 +531,54 @@ async fn rights_are_asked_for() {
         .await
         .ok();
     assert_eq!(mine["status"]["allowed"], false);
+    // Who may patch may not therefore create.
+    let admin = Api {
+        service: api.server.connect(),
+        server: api.server,
+    };
+    let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "patcher"},
+        "rules": [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["patch"]}]});
+    admin.post(&format!("{roles}/roles"), role).await.ok();
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "patcher"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "patcher"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane"}]});
+    admin.post(&format!("{roles}/rolebindings"), binding).await.ok();
+    let jane = admin
+        .server
+        .plane
+        .connect(sampan_auth::UserInfo::new("jane", ["system:authenticated"]));
+    let api = Api {
+        service: jane,
+        server: admin.server,
+    };
+    let apply = |name: &str| (format!("{CM}/{name}?fieldManager=jane"), config_map(name).to_string());
+    let (path, body) = apply("new");
+    api.send("PATCH", &path, "application/apply-patch+yaml", body).await.refused(
+        403,
+        "Forbidden",
+        "configmaps \"new\" is forbidden: User \"jane\" cannot create resource \"configmaps\" in API group \"\" in the namespace \"default\"",
+    );
+    let admin = Api {
+        service: api.server.connect(),
+        server: api.server,
+    };
+    admin.post(CM, config_map("old")).await.ok();
+    let jane = admin
+        .server
+        .plane
+        .connect(sampan_auth::UserInfo::new("jane", ["system:authenticated"]));
+    let api = Api {
+        service: jane,
+        server: admin.server,
+    };
+    let (path, body) = apply("old");
+    assert_eq!(
+        api.send("PATCH", &path, "application/apply-patch+yaml", body)
+            .await
+            .code,
+        200
+    );
     api.server.stop().await;
 }
 

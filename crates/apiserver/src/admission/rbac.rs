@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sampan_api::{Object, meta};
 use sampan_auth::{Authorizer, Rule};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Operation, Plugin, Review, text};
 use crate::{Refusal, refuse};
@@ -41,6 +41,19 @@ impl Plugin for NoEscalation {
         let verdict = if plural.ends_with("roles") {
             if unchanged(&["rules", "aggregationRule"]) {
                 return Ok(());
+            }
+            if object.get("aggregationRule").is_some_and(|rule| !rule.is_null()) {
+                // Whatever such a role gathers later is not known now: only who may do everything may have it.
+                let everything = [
+                    Rule::from_value(&json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})),
+                    Rule::from_value(&json!({"verbs": ["*"], "nonResourceURLs": ["*"]})),
+                ];
+                return self
+                    .0
+                    .may_define_role(review.user, plural, "", meta::name(object), &everything)
+                    .map_err(|_| {
+                        review.refuse(object, "must have cluster-admin privileges to use an aggregationRule")
+                    });
             }
             let wanted = Rule::all_of(object);
             self.0

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use sampan_api::Object;
 use sampan_api::status::Status;
-use sampan_auth::UserInfo;
+use sampan_auth::{Authorizer, UserInfo};
 use sampan_store::{self as store, Revision};
 
 use crate::admission::{Chain, Operation, Review};
@@ -43,6 +43,8 @@ pub struct Registry {
     pub cache: Arc<Cache>,
     pub rows: Arc<Rows>,
     pub admission: Chain,
+    /// Asked once more when a patch or an update turns out to create.
+    pub authorizer: Authorizer,
     pub services: Arc<Services>,
     pub leases: Leases,
 }

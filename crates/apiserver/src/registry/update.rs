@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use sampan_api::status::Status;
 use sampan_api::{Object, field, meta as access};
+use sampan_auth::Attributes;
 use sampan_kinds::Part;
 use sampan_store::{Condition, KeyValue, Op, Revision, Write, Written};
 
@@ -172,12 +173,28 @@ impl Registry {
         )))
     }
 
+    /// An update that creates needs the right to create.
+    fn check_create(&self, call: &Call) -> Result<(), Refusal> {
+        let spec = call.row.spec;
+        let attributes = Attributes {
+            version: spec.version,
+            namespace: &call.info.namespace,
+            name: &call.info.name,
+            path: &call.info.path,
+            ..Attributes::resource(&call.user, "create", spec.group, spec.plural)
+        };
+        self.authorizer
+            .check(&attributes)
+            .map_err(|why| refuse(Status::forbidden(spec.group, spec.plural, &call.info.name, &why)))
+    }
+
     async fn create_absent(
         &self,
         call: &mut Call,
         options: &WriteOptions,
         make: &mut Make<'_>,
     ) -> Result<Reply, Refusal> {
+        self.check_create(call)?;
         let mut object = make(call, None)?;
         if !access::resource_version(&object).is_empty() && access::resource_version(&object) != "0" {
             return Err(call.not_found());
