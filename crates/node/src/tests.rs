@@ -495,6 +495,30 @@ async fn refused_overdue_and_failed_pods() {
 }
 
 #[tokio::test]
+async fn statuses_survive_failing_writes_and_conditions_of_others() {
+    let mut rig = Rig::new().await;
+    for _ in 0..2 {
+        rig.api
+            .fail_next("patch", "pods/status", 500, "InternalError", "not now");
+    }
+    rig.create(
+        "p",
+        json!({"readinessGates": [{"conditionType": "x/gate"}], "containers": [{"name": "c", "image": "app:1"}]}),
+    );
+    let pod = rig.until("p", "running", |pod| phase(pod) == "Running").await;
+    assert_eq!(condition(&pod, "ContainersReady"), "True");
+    assert_eq!(condition(&pod, "Ready"), "False");
+    rig.api.change::<Pod>("ns", "p", |pod| {
+        let gate = serde_json::from_value(json!({"type": "x/gate", "status": "True"})).unwrap();
+        let status = pod.status.get_or_insert_default();
+        status.conditions.get_or_insert_default().push(gate);
+    });
+    let pod = rig.running("p").await;
+    assert_eq!(condition(&pod, "x/gate"), "True");
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn hooks_run_within_the_grace_period() {
     let mut rig = Rig::new().await;
     rig.create(

@@ -190,6 +190,24 @@ pub fn grace_seconds(pod: &Pod) -> i64 {
         .max(1)
 }
 
+/// What the Pod asks for and this node cannot give: better said than left out in silence.
+pub fn unsupported(pod: &Pod) -> Option<String> {
+    let spec = spec(pod);
+    if spec.host_users == Some(false) {
+        return Some("user namespaces are not supported on this node; leave hostUsers out".into());
+    }
+    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        return Some("dynamic resource allocation is not supported on this node; leave resourceClaims out".into());
+    }
+    let devices = containers(pod).iter().chain(init_containers(pod)).any(|container| {
+        container
+            .volume_devices
+            .as_ref()
+            .is_some_and(|devices| !devices.is_empty())
+    });
+    devices.then(|| "block volumes are not supported on this node; leave volumeDevices out".into())
+}
+
 /// A port by number or by the name it has in the container.
 pub fn resolve_port(port: &IntOrString, container: &Container) -> Option<u16> {
     let by_name = |name: &str| {
@@ -267,6 +285,27 @@ mod tests {
             let pod = pod(json!({"restartPolicy": policy, "containers": [container]}));
             let got = restarts_after(&pod, &containers(&pod)[0], code);
             assert_eq!(got, expected, "{policy} {container} {code}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_named() {
+        for (spec, named) in [
+            (json!({"containers": []}), None),
+            (json!({"containers": [], "hostUsers": true}), None),
+            (json!({"containers": [], "hostUsers": false}), Some("hostUsers")),
+            (
+                json!({"containers": [], "resourceClaims": [{"name": "r"}]}),
+                Some("resourceClaims"),
+            ),
+            (
+                json!({"containers": [{"name": "c", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]}),
+                Some("volumeDevices"),
+            ),
+        ] {
+            let got = unsupported(&pod(spec.clone()));
+            assert_eq!(got.is_some(), named.is_some(), "{spec}");
+            assert!(got.unwrap_or_default().contains(named.unwrap_or_default()));
         }
     }
 

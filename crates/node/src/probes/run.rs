@@ -227,6 +227,78 @@ mod tests {
         assert!(matches!(got, Answer::Failure(_)), "{got:?}");
     }
 
+    /// A health service over HTTP/2 that answers with `status` and gRPC's own code.
+    async fn health(status: u8, code: &'static str) -> (u16, tokio::task::JoinHandle<()>) {
+        use http_body_util::StreamBody;
+        use hyper::body::Frame;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        #[allow(clippy::disallowed_methods)]
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service =
+                    hyper::service::service_fn(move |request: ::http::Request<hyper::body::Incoming>| async move {
+                        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                        let mut trailers = ::http::HeaderMap::new();
+                        trailers.insert("grpc-status", code.parse().unwrap());
+                        let data = bytes::Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 8, status]);
+                        let frames = [Frame::data(data), Frame::trailers(trailers)];
+                        let frames = futures::stream::iter(frames.map(Ok::<_, std::convert::Infallible>));
+                        let response = ::http::Response::builder().header("content-type", "application/grpc");
+                        response.body(StreamBody::new(frames))
+                    });
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let builder = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+                let _ended = builder.serve_connection(io, service).await;
+            }
+        });
+        (port, task)
+    }
+
+    #[tokio::test]
+    async fn grpc_answers() {
+        for (status, code, expected) in [
+            (1, "0", "Success"),
+            (2, "0", "NOT_SERVING"),
+            (1, "12", "doesn't implement the grpc health protocol"),
+            (1, "5", "gRPC status 5"),
+        ] {
+            let (port, task) = health(status, code).await;
+            let got = ask(json!({"grpc": {"port": port, "service": "s"}, "timeoutSeconds": 5})).await;
+            assert!(format!("{got:?}").contains(expected), "{got:?}");
+            task.abort();
+        }
+        let got = ask(json!({"grpc": {"port": 1}})).await;
+        assert!(format!("{got:?}").contains("connection refused"), "{got:?}");
+    }
+
+    #[tokio::test]
+    async fn https_is_not_verified() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = sampan_pki::Pki::load_or_create(dir.path(), sampan_pki::Params::default()).unwrap();
+        let verifier = sampan_pki::tls::ClientVerifier::new(pki.ca()).unwrap();
+        let tls = sampan_pki::tls::server_config(pki.serving(), &verifier).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        #[allow(clippy::disallowed_methods)]
+        let task = tokio::spawn(async move {
+            let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut buffer = [0; 1024];
+                let _read = stream.read(&mut buffer).await;
+                let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                let _written = stream.write_all(answer).await;
+                let _flushed = stream.flush().await;
+            }
+        });
+        let got = ask(json!({"httpGet": {"port": port, "scheme": "HTTPS"}, "timeoutSeconds": 5})).await;
+        assert_eq!(got, Answer::Success);
+        task.abort();
+    }
+
     #[tokio::test]
     async fn tcp_and_bad_ports() {
         let (port, task) = server("").await;

@@ -53,7 +53,7 @@ pub struct Context {
     pub restarts: Mutex<pod::backoff::Backoff>,
     pub statuses: WorkQueue<String>,
     pub tasks: Tasks,
-    /// Address of the API server for containers, where no Service says it.
+    /// When this node's agent started.
     pub started: Timestamp,
 }
 

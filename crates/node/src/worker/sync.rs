@@ -246,6 +246,9 @@ impl Worker {
     }
 
     async fn try_create_sandbox(&self, pod: &Arc<Pod>, attempt: u32) -> Result<(), String> {
+        if let Some(what) = pod::unsupported(pod) {
+            return Err(what);
+        }
         let node = &self.cx.config;
         let domain = &node.cluster_dns.domain;
         let hostname = files::sandbox_hostname(pod, domain)?;
