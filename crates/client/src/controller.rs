@@ -44,7 +44,7 @@ where
             Ok(Ok(())) => queue.forget(&key),
             Ok(Err(error)) => {
                 // The first failures of a key are usually conflicts and races that the next try settles.
-                if queue.failures(&key) < 3 {
+                if queue.failures(&key) < 6 {
                     tracing::debug!(controller = name, %key, %error, "sync failed, will retry");
                 } else {
                     tracing::warn!(controller = name, %key, %error, "sync keeps failing, will retry");

@@ -29,6 +29,7 @@ mod nodeipam;
 mod nodelifecycle;
 mod podgc;
 mod pods;
+mod quota;
 mod replicaset;
 mod rootca;
 mod serviceaccount;
@@ -92,6 +93,7 @@ pub const TABLE: &[Row] = &[
         "endpointslicemirroring-controller",
         endpoints::start_mirror,
     ),
+    row("resourcequota-controller", "resourcequota-controller", quota::start),
     row("namespace-controller", "namespace-controller", namespace::start),
 ];
 
