@@ -30,6 +30,8 @@ struct Taken {
     ports: HashMap<u16, String>,
     /// What each stored Service holds.
     stored: HashMap<String, Holding>,
+    /// The first and the last port that may be given.
+    node_ports: (u16, u16),
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -122,11 +124,10 @@ impl Drop for Reserved {
 }
 
 impl Services {
-    pub fn new(range: Ipv4Net) -> Arc<Self> {
-        Arc::new(Services {
-            range,
-            taken: Mutex::default(),
-        })
+    /// `node_ports`: the first and the last.
+    pub fn new(range: Ipv4Net, node_ports: (u16, u16)) -> Arc<Self> {
+        let taken = Taken { node_ports, ..Taken::default() };
+        Arc::new(Services { range, taken: Mutex::new(taken) })
     }
 
     pub fn range(&self) -> Ipv4Net {
@@ -382,7 +383,7 @@ impl Services {
 }
 
 fn take(taken: &mut Taken, reserved: &mut Reserved, asked: i64) -> Result<(), String> {
-    let (first, last) = NODE_PORTS;
+    let (first, last) = taken.node_ports;
     let Some(port) = u16::try_from(asked).ok().filter(|port| (first..=last).contains(port)) else {
         return Err(format!(
             "provided port is not in the valid range. The range of valid ports is {first}-{last}"
@@ -400,14 +401,16 @@ fn take(taken: &mut Taken, reserved: &mut Reserved, asked: i64) -> Result<(), St
 }
 
 fn take_free(taken: &mut Taken, reserved: &mut Reserved) -> Option<u16> {
-    let (first, last) = NODE_PORTS;
-    // The lowest ports are left for those who ask for a number.
-    let band = 86;
-    let span = last - first + 1 - band;
+    let (first, last) = taken.node_ports;
+    let size = u32::from(last.saturating_sub(first)) + 1;
+    // The lowest ports are left for those who ask for a number, as far as there are others.
+    let band = if size < 16 { 0 } else { (size / 32).clamp(16, 128).min(size - 1) };
+    let span = size - band;
     let start = rand::rng().random_range(0..span);
     let port = (0..span)
-        .map(|step| first + band + (start + step) % span)
-        .chain(first..first + band)
+        .map(|step| band + (start + step) % span)
+        .chain(0..band)
+        .filter_map(|offset| u16::try_from(u32::from(first) + offset).ok())
         .find(|port| !taken.ports.contains_key(port))?;
     taken.ports.insert(port, reserved.path.clone());
     reserved.new.ports.push(port);

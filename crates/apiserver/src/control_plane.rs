@@ -22,7 +22,7 @@ use sampan_store::Store;
 use sampan_tasks::{OnExit, Tasks};
 
 use crate::admission::{Chain, Reader};
-use crate::allocate::Services;
+use crate::allocate::{NODE_PORTS, Services};
 use crate::body::Body;
 use crate::bootstrap;
 use crate::dispatch;
@@ -41,6 +41,8 @@ pub struct Config {
     pub pki: Arc<Pki>,
     /// Where Services get their addresses.
     pub service_range: Ipv4Net,
+    /// The first and the last port that NodePort Services get.
+    pub node_ports: (u16, u16),
     /// Where clients reach this API server; what `default/kubernetes` leads to.
     pub advertise: SocketAddr,
     /// `gitVersion` in `/version`.
@@ -60,6 +62,7 @@ impl Config {
         Config {
             pki,
             service_range: DEFAULT_SERVICE_RANGE,
+            node_ports: NODE_PORTS,
             advertise,
             version: VERSION.to_owned(),
             in_flight: (400, 200),
@@ -105,7 +108,7 @@ impl ControlPlane {
         let rows = Arc::new(rows);
         let cache = Cache::start(store, storages, tasks).await?;
         let authorizer = Authorizer::new();
-        let services = Services::new(config.service_range);
+        let services = Services::new(config.service_range, config.node_ports);
         let reader = Reader::new(cache.clone());
         follow(&rows, &authorizer, &services);
         let registry = Arc::new(Registry {

@@ -746,3 +746,126 @@ async fn pages_expire_with_history() {
     );
     api.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evictions_ask_the_disruption_budget() {
+    let api = with_default_account().await;
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "b"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}}});
+    api.post(budgets, budget).await.ok();
+    let allow = async |allowed: i64| {
+        let status = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": allowed, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}});
+        api.merge(&format!("{budgets}/b/status"), status).await.ok();
+    };
+    let mut object = pod("p");
+    object["metadata"]["labels"] = json!({"app": "x"});
+    object["spec"]["nodeName"] = "n1".into();
+    api.post(PODS, object).await.ok();
+    let running = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    api.merge(&format!("{PODS}/p/status"), running).await.ok();
+    let eviction =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p", "namespace": "default"}});
+    allow(0).await;
+    let refused = api.post(&format!("{PODS}/p/eviction"), eviction.clone()).await;
+    refused.refused(
+        429,
+        "TooManyRequests",
+        "Cannot evict pod as it would violate the pod's disruption budget.",
+    );
+    assert_eq!(
+        refused.body["details"]["causes"][0],
+        json!({"reason": "DisruptionBudget", "message": "The disruption budget b needs 1 healthy pods and has 1 currently"})
+    );
+    allow(1).await;
+    assert_eq!(api.post(&format!("{PODS}/p/eviction"), eviction).await.code, 201);
+    assert!(api.get(&format!("{PODS}/p")).await.ok()["metadata"]["deletionTimestamp"].is_string());
+    let spent = api.get(&format!("{budgets}/b")).await.ok();
+    assert_eq!(spent["status"]["disruptionsAllowed"], 0);
+    assert!(spent["status"]["disruptedPods"]["p"].is_string());
+    api.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_made_reviewed_and_bound() {
+    let api = with_default_account().await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let review = async |token: &str| {
+        api.post(
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            json!({"spec": {"token": token}}),
+        )
+        .await
+        .ok()["status"]
+            .clone()
+    };
+    api.post(PODS, pod("p")).await.ok();
+    let request = json!({"spec": {"expirationSeconds": 3607, "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "p"}}});
+    let made = api.post(path, request).await.ok();
+    let token = made["status"]["token"].as_str().unwrap();
+    let known = review(token).await;
+    assert_eq!(
+        (&known["authenticated"], known["user"]["username"].as_str()),
+        (&json!(true), Some("system:serviceaccount:default:default"))
+    );
+    assert_eq!(
+        known["user"]["extra"]["authentication.kubernetes.io/pod-name"],
+        json!(["p"])
+    );
+    api.delete(&format!("{PODS}/p")).await.ok();
+    assert_ne!(
+        review(token).await["authenticated"],
+        true,
+        "the token ends with its Pod"
+    );
+    assert_ne!(review("nonsense").await["authenticated"], true);
+    let short = api.post(path, json!({"spec": {"expirationSeconds": 60}})).await;
+    assert!(
+        short.code == 422
+            && short
+                .message()
+                .contains("may not specify a duration less than 10 minutes"),
+        "{}",
+        short.body
+    );
+    let other = api
+        .post(
+            path,
+            json!({"spec": {"boundObjectRef": {"kind": "Pod", "name": "none"}}}),
+        )
+        .await;
+    assert_eq!(other.code, 404);
+    api.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn namespaces_end_in_order() {
+    let api = Api::start().await;
+    let path = "/api/v1/namespaces";
+    let made = api
+        .post(
+            path,
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}),
+        )
+        .await
+        .ok();
+    assert_eq!(
+        (made["status"]["phase"].as_str(), &made["spec"]["finalizers"]),
+        (Some("Active"), &json!(["kubernetes"]))
+    );
+    api.post(&format!("{path}/x/configmaps"), config_map("a")).await.ok();
+    let going = api.delete(&format!("{path}/x")).await.ok();
+    assert_eq!(going["status"]["phase"], "Terminating");
+    let late = api.post(&format!("{path}/x/configmaps"), config_map("b")).await;
+    late.refused(
+        403,
+        "Forbidden",
+        "configmaps \"b\" is forbidden: unable to create new content in namespace x because it is being terminated",
+    );
+    assert_eq!(late.body["details"]["causes"][0]["reason"], "NamespaceTerminating");
+    let mut done = api.get(&format!("{path}/x")).await.ok();
+    done["spec"]["finalizers"] = json!([]);
+    api.put(&format!("{path}/x/finalize"), done).await.ok();
+    assert_eq!(api.get(&format!("{path}/x")).await.code, 404);
+    api.server.stop().await;
+}

@@ -61,7 +61,7 @@ fn take<'a>(step: &Step, value: &'a Value) -> Vec<&'a Value> {
                 }
                 match at {
                     Some(Value::String(text)) => text == wanted,
-                    Some(other) => other.to_string() == *wanted,
+                    Some(other) => format!("{other}").eq(wanted),
                     None => false,
                 }
             })
