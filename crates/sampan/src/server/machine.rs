@@ -26,15 +26,22 @@ pub(super) async fn start(server: &Server) -> Result<()> {
         let dns_client = settings
             .runs(Role::Dns)
             .then(|| server.client(UserInfo::new("system:sampan:dns", ["system:masters"])));
-        let work =
-            network_parts(settings.clone(), server.informers.clone(), server.tasks.clone(), dns_client, network);
+        let work = network_parts(
+            settings.clone(),
+            server.informers.clone(),
+            server.tasks.clone(),
+            dns_client,
+            network,
+        );
         server.tasks.spawn_until_drain("pod-network", OnExit::Expected, work);
     }
     if settings.runs(Role::Proxy) {
         let config = proxy_config(settings);
         Proxy::prepare(&config).await?;
         let proxy = Proxy::new(config, &server.informers);
-        server.tasks.spawn("service-proxy", OnExit::Critical, proxy.run(server.tasks.drain()));
+        server
+            .tasks
+            .spawn("service-proxy", OnExit::Critical, proxy.run(server.tasks.drain()));
     }
     Ok(())
 }
@@ -43,14 +50,31 @@ pub(super) async fn start(server: &Server) -> Result<()> {
 async fn start_node(server: &Server, network: network::NodeNetwork) -> Result<()> {
     let (settings, pki) = (&server.settings, &server.pki);
     let runtime = Embedded::open(runtime_config(settings), &server.tasks).await?;
-    let mut config = NodeConfig::new(settings.node_name.clone(), vec![settings.node_ip], settings.data_dir.join("node"));
+    let mut config = NodeConfig::new(
+        settings.node_name.clone(),
+        vec![settings.node_ip],
+        settings.data_dir.join("node"),
+    );
     config.port = settings.node_port;
-    config.cluster_dns =
-        ClusterDns { servers: vec![settings.dns_service().to_string()], domain: settings.cluster_domain.clone() };
+    config.cluster_dns = ClusterDns {
+        servers: vec![settings.dns_service().to_string()],
+        domain: settings.cluster_domain.clone(),
+    };
     let identity = pki.node_serving(&settings.node_name, &[settings.node_ip])?;
-    let tls = ServerTls { config: tls::strict_server_config(&identity, &ClientVerifier::new(pki.ca())?)? };
+    let tls = ServerTls {
+        config: tls::strict_server_config(&identity, &ClientVerifier::new(pki.ca())?)?,
+    };
     let client = server.client(UserInfo::node(&settings.node_name));
-    Node::start(config, client, &server.informers, runtime, Arc::new(network), Some(tls), &server.tasks).await?;
+    Node::start(
+        config,
+        client,
+        &server.informers,
+        runtime,
+        Arc::new(network),
+        Some(tls),
+        &server.tasks,
+    )
+    .await?;
     Ok(())
 }
 
@@ -97,6 +121,12 @@ async fn network_parts(
         }
     };
     let gateway = network.gateway();
+    let (guarded, drain) = (network.clone(), tasks.drain());
+    tasks.spawn("pod-network-rules", OnExit::Expected, async move {
+        if let Err(error) = guarded.guard(drain).await {
+            tracing::error!(%error, "the rules of Pods are no longer watched; if somebody removes them, restart");
+        }
+    });
     tracing::info!(%range, "pod network ready");
     ready.send_replace(Some(network));
     if let Some(client) = dns_client

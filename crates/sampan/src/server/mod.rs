@@ -44,6 +44,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut config =
         sampan_apiserver::Config::new(pki.clone(), SocketAddr::new(settings.node_ip, settings.listen.port()));
     config.service_range = settings.service_cidr;
+    config.node_ports = settings.node_port_range;
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
     let tls_config = tls::server_config(pki.serving(), &tls::ClientVerifier::new(pki.ca())?)?;
     tasks.spawn(
