@@ -222,8 +222,14 @@ impl Cgroups {
         let enabled = fs::read_to_string(&control).map_err(at(&control))?;
         for controller in available.split_whitespace() {
             let known = V2_CONTROLLERS.contains(&controller);
-            if known && !enabled.split_whitespace().any(|name| name == controller) {
-                put(&control, &format!("+{controller}"))?;
+            if !known || enabled.split_whitespace().any(|name| name == controller) {
+                continue;
+            }
+            match put(&control, &format!("+{controller}")) {
+                Err(error) if ["cpu", "memory", "pids"].contains(&controller) => return Err(error),
+                // Limits of the others fail by themselves where they are asked for.
+                Err(error) => tracing::debug!(%error, controller, "controller stays off"),
+                Ok(()) => {}
             }
         }
         Ok(())

@@ -180,6 +180,14 @@ impl Embedded {
             let private = fs::Permissions::from_mode(0o711);
             fs::set_permissions(dir, private).map_err(internal(format!("protect {}", dir.display())))?;
         }
+        let kind = nix::sys::statfs::statfs(&config.root).map_err(internal("look at the file system"))?;
+        if kind.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC {
+            return Err(RuntimeError::precondition(format!(
+                "{} is on an overlay file system, which cannot hold the layers of containers; \
+                 choose a data directory on a disk (ext4, xfs) or a tmpfs",
+                config.root.display()
+            )));
+        }
         let canonical = |dir: &Path| {
             dir.canonicalize()
                 .map_err(internal(format!("resolve {}", dir.display())))

@@ -10,15 +10,14 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::super::{ImageError, Result, at};
+use super::connect::{Connector, Proxy};
 
 /// A transfer that stands still for so long is broken.
 pub const IDLE: Duration = Duration::from_secs(60);
-const CONNECT: Duration = Duration::from_secs(15);
 const MAX_REDIRECTS: usize = 10;
 const USER_AGENT: &str = concat!("sampan/", env!("CARGO_PKG_VERSION"));
 
@@ -26,7 +25,7 @@ const USER_AGENT: &str = concat!("sampan/", env!("CARGO_PKG_VERSION"));
 pub type Reply = Response<Incoming>;
 
 /// The client. Connections are kept and shared.
-pub struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub struct Http(Client<HttpsConnector<Connector>, Full<Bytes>>);
 
 impl Http {
     /// Trusts the system's authorities and those in `ca_files`.
@@ -48,15 +47,12 @@ impl Http {
             .map_err(|error| ImageError::Invalid(format!("TLS: {error}")))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(CONNECT));
-        tcp.set_nodelay(true);
+        let proxy = Proxy::from_env(|name| std::env::var(name).ok()).map_err(ImageError::Invalid)?;
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(tcp);
+            .wrap_connector(Connector::new(proxy));
         let builder = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);

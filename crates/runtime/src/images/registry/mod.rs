@@ -8,6 +8,7 @@
 //! never over plain HTTP except to loopback or a registry configured as insecure.
 
 mod auth;
+mod connect;
 mod http;
 
 use std::collections::BTreeSet;
