@@ -2,8 +2,11 @@
 //! what belongs to no Pod any more.
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node as ApiNode, Pod};
 use sampan_client::{Change, EventType, Informer};
 use sampan_runtime::{ContainerEvent, ContainerFilter, PodSandboxFilter, PodSandboxStatus};
@@ -119,7 +122,13 @@ impl Manager {
         let title = format!("pod {}", pod::display(pod));
         let uid = uid.to_owned();
         self.cx.tasks.spawn_until_drain(title, OnExit::Expected, async move {
-            worker.run().await;
+            // A bug in one Pod's way must not leave it without a worker: it begins again from what is there.
+            while let Err(panic) = AssertUnwindSafe(Arc::clone(&worker).run()).catch_unwind().await {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                tracing::error!(uid, panic = text, "a pod worker panicked and is started again");
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
             manager.lock().remove(&uid);
             manager.writer.forget(&uid);
         });
@@ -228,7 +237,7 @@ impl Manager {
         let stops = containers.iter().map(|record| {
             let grace = record.annotations.get(label::GRACE_PERIOD);
             let grace = grace.and_then(|text| text.parse().ok()).unwrap_or(30);
-            let grace = std::time::Duration::from_secs(grace);
+            let grace = Duration::from_secs(grace);
             self.cx.runtime.stop_container(&record.id, grace)
         });
         for stopped in futures::future::join_all(stops).await {

@@ -532,14 +532,17 @@ const MESSAGE_LIMIT: usize = 4096;
 const FALLBACK_LIMIT: usize = 2048;
 const FALLBACK_LINES: u64 = 80;
 
+/// The file on the node that stands for a container's termination message path.
+fn message_path(record: &sampan_runtime::ContainerStatus) -> Option<std::path::PathBuf> {
+    let path = record.annotations.get(label::TERMINATION_MESSAGE_PATH)?;
+    let mut mounts = record.mounts.iter();
+    let mount = mounts.find(|mount| mount.container_path == std::path::Path::new(path))?;
+    Some(mount.host_path.clone())
+}
+
 /// What an ended container left as its last words: the file, or the end of its log where the policy says so.
 async fn termination_message(record: &sampan_runtime::ContainerStatus) -> String {
-    let path = record.annotations.get(label::TERMINATION_MESSAGE_PATH);
-    let file = record
-        .mounts
-        .iter()
-        .find(|mount| path.is_some_and(|path| mount.container_path == std::path::Path::new(path)))
-        .map(|mount| mount.host_path.clone());
+    let file = message_path(record);
     let policy = record.annotations.get(label::TERMINATION_MESSAGE_POLICY);
     let fall_back = policy.is_some_and(|policy| policy == "FallbackToLogsOnError") && record.exit_code != Some(0);
     let bytes = tokio::task::spawn_blocking(move || {

@@ -321,6 +321,7 @@ impl Worker {
             }
             let _was_there = self.lock().messages.remove(&record.id);
             remove_log(&record.log_path).await;
+            remove_message(record).await;
         }
         for sandbox in observed.sandboxes.iter().skip(1) {
             if sandbox.state == PodSandboxState::Ready || kept.contains(sandbox.id.as_str()) {
@@ -346,6 +347,23 @@ async fn remove_log(path: &Path) {
     let removed = tokio::task::spawn_blocking(move || crate::logs::remove(&path)).await;
     if let Ok(Err(error)) = removed {
         tracing::debug!(%error, "a log could not be removed");
+    }
+}
+
+/// Removes the file that took a container's last words. What a volume holds in its place stays.
+async fn remove_message(record: &sampan_runtime::ContainerStatus) {
+    let Some(path) = super::message_path(record) else {
+        return;
+    };
+    let ours = path.parent().and_then(Path::parent).and_then(Path::file_name);
+    if ours != Some("containers".as_ref()) {
+        return;
+    }
+    match tokio::fs::remove_file(&path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::debug!(path = %path.display(), %error, "a termination message could not be removed");
+        }
+        _ => {}
     }
 }
 
