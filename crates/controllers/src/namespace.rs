@@ -5,7 +5,7 @@
 //! conditions. When nothing remains the finalizer `kubernetes` is taken off through the `finalize` subresource.
 //!
 //! Differs from upstream: the end of the last Pod is an event here, not a waiting time; other leftovers (objects with
-//! finalizers) are looked at again after a pause that doubles up to ten seconds.
+//! finalizers) are looked at again after a pause that grows up to ten seconds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +33,7 @@ pub(crate) fn is_terminating(namespace: &Namespace) -> bool {
 struct Deleter {
     context: Context,
     namespaces: Informer<Namespace>,
+    queue: WorkQueue<Key>,
 }
 
 pub(crate) fn start(context: Context) {
@@ -65,6 +66,7 @@ pub(crate) fn start(context: Context) {
     let deleter = Arc::new(Deleter {
         context: context.clone(),
         namespaces,
+        queue: queue.clone(),
     });
     context.run(&queue, ready, move |key| {
         let deleter = Arc::clone(&deleter);
@@ -106,10 +108,12 @@ impl Deleter {
             return Err(SyncError::other(error.clone()));
         }
         if !outcome.remaining.is_empty() {
-            return Err(SyncError::other(format!(
-                "content of namespace {name} remains: {:?}",
-                outcome.remaining
-            )));
+            // The end of a Pod brings us back at once; anything else is looked at less and less often.
+            let since = namespace.metadata.deletion_timestamp.as_ref();
+            let age = since.map_or(0, |since| self.context.clock.now().duration_since(since.0).as_millis());
+            let pause = u64::try_from(age / 5).unwrap_or(0).clamp(200, 10_000);
+            self.queue.add_after(Key::new("", name), Duration::from_millis(pause));
+            return Ok(());
         }
         let finalized = retry_on_conflict(|| async {
             let mut namespace = api.get(name).await?;

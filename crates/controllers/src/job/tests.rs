@@ -3,7 +3,9 @@ use std::time::Duration;
 use k8s_openapi::api::batch::v1::{
     JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
 };
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateTerminated, ContainerStatus, PodSpec, PodTemplateSpec,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use kube::api::{DeleteParams, ObjectMeta};
 use sampan_client::testing::{FakeApi, eventually};
@@ -223,7 +225,7 @@ async fn indexed_pods_know_their_place() {
     let second = running.iter().find(|pod| indexes::of(pod) == Some(2)).unwrap();
     let spec = second.spec.as_ref().unwrap();
     assert_eq!(spec.hostname.as_deref(), Some("j-2"));
-    assert_eq!(spec.containers[0].env.as_ref().unwrap()[0].name, COMPLETION_INDEX);
+    assert_eq!(spec.containers[0].env.as_ref().unwrap()[0].name, "JOB_COMPLETION_INDEX");
     end(&cluster, &second.name_any(), 0);
     status(api, "2 is done", |s| s.completed_indexes.as_deref() == Some("2")).await;
     for pod in active(api, 3).await {
