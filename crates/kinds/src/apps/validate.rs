@@ -30,6 +30,7 @@ fn selector(object: &Object, empty: &str, errors: &mut Errors) {
     let path = at("spec.selector");
     let Some(selector) = tree::get(object, "spec.selector") else {
         errors.push(Error::required(&path, ""));
+        mismatch(object, errors);
         return;
     };
     errors.extend(validate_label_selector(selector, &path));
@@ -40,18 +41,24 @@ fn selector(object: &Object, empty: &str, errors: &mut Errors) {
     match LabelSelector::from_value(selector) {
         Err(_) => errors.push(Error::invalid(&path, selector.clone(), "invalid label selector")),
         Ok(parsed) => {
-            let labels = tree::map(object, "spec.template.metadata.labels");
             let none = Map::new();
-            if !parsed.is_empty() && !parsed.matches(labels.unwrap_or(&none)) {
-                let shown = labels.map_or(Value::Null, |labels| labels.clone().into());
-                errors.push(Error::invalid(
-                    &at("spec.template.metadata.labels"),
-                    shown,
-                    "`selector` does not match template `labels`",
-                ));
+            let labels = tree::map(object, "spec.template.metadata.labels").unwrap_or(&none);
+            if !parsed.is_empty() && !parsed.matches(labels) {
+                mismatch(object, errors);
             }
         }
     }
+}
+
+/// The template's Pods are not selected; no selector selects none.
+fn mismatch(object: &Object, errors: &mut Errors) {
+    errors.push(Error::invalid(
+        &at("spec.template.metadata.labels"),
+        tree::get(object, "spec.template.metadata.labels")
+            .cloned()
+            .unwrap_or_default(),
+        "`selector` does not match template `labels`",
+    ));
 }
 
 /// The template of Pods that are meant to run on and on. `kind`: how upstream names it when refusing a deadline.
@@ -236,19 +243,11 @@ pub(crate) fn status(new: &Object, old: &Object, errors: &mut Errors) {
 }
 
 pub(super) fn daemon_set(object: &Object, errors: &mut Errors) {
-    let before = errors.len();
-    selector(object, "daemonset", errors);
-    if tree::get(object, "spec.selector").is_none() {
+    if tree::get(object, "spec.selector").is_some() {
+        selector(object, "daemonset", errors);
+    } else {
         // Upstream lets the template's mismatch speak for a missing selector.
-        errors.truncate(before);
-        let labels = tree::get(object, "spec.template.metadata.labels")
-            .cloned()
-            .unwrap_or_default();
-        errors.push(Error::invalid(
-            &at("spec.template.metadata.labels"),
-            labels,
-            "`selector` does not match template `labels`",
-        ));
+        mismatch(object, errors);
     }
     lasting_template(object, &at("spec.template"), "DaemonSet", errors);
     let path = at("spec.updateStrategy");
@@ -466,7 +465,10 @@ mod tests {
             (
                 deployment,
                 json!({"selector": null}),
-                vec!["spec.selector: Required value"],
+                vec![
+                    "spec.selector: Required value",
+                    "spec.template.metadata.labels: Invalid value: {\"app\":\"x\"}: `selector` does not match template `labels`",
+                ],
             ),
             (
                 deployment,

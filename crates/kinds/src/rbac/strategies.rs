@@ -46,6 +46,7 @@ pub(super) static CLUSTER_BINDING: Rules = Rules {
 const GROUP: &str = "rbac.authorization.k8s.io";
 
 const BINDING_DEFAULTS: &[Default] = &[
+    ("roleRef", Fill::Map),
     ("roleRef.apiGroup", Fill::Text(GROUP)),
     ("subjects[](kind=User).apiGroup", Fill::Text(GROUP)),
     ("subjects[](kind=Group).apiGroup", Fill::Text(GROUP)),
