@@ -126,8 +126,14 @@ impl Drop for Reserved {
 impl Services {
     /// `node_ports`: the first and the last.
     pub fn new(range: Ipv4Net, node_ports: (u16, u16)) -> Arc<Self> {
-        let taken = Taken { node_ports, ..Taken::default() };
-        Arc::new(Services { range, taken: Mutex::new(taken) })
+        let taken = Taken {
+            node_ports,
+            ..Taken::default()
+        };
+        Arc::new(Services {
+            range,
+            taken: Mutex::new(taken),
+        })
     }
 
     pub fn range(&self) -> Ipv4Net {
@@ -404,7 +410,11 @@ fn take_free(taken: &mut Taken, reserved: &mut Reserved) -> Option<u16> {
     let (first, last) = taken.node_ports;
     let size = u32::from(last.saturating_sub(first)) + 1;
     // The lowest ports are left for those who ask for a number, as far as there are others.
-    let band = if size < 16 { 0 } else { (size / 32).clamp(16, 128).min(size - 1) };
+    let band = if size < 16 {
+        0
+    } else {
+        (size / 32).clamp(16, 128).min(size - 1)
+    };
     let span = size - band;
     let start = rand::rng().random_range(0..span);
     let port = (0..span)

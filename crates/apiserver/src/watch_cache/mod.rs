@@ -15,6 +15,7 @@ mod watchers;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use sampan_store::{self as store, Revision, Store};
 use sampan_tasks::{OnExit, Tasks};
@@ -32,6 +33,8 @@ use crate::sync::{lock, read, write};
 pub const ROOT: &str = "/registry/";
 /// How far back history is read at start, so that watches survive a restart of the server.
 const START_HISTORY: Revision = 5_000;
+/// How long a replayed event may take to arrive.
+const REPLAY: Duration = Duration::from_secs(1);
 /// How many store events are applied before waiters are told.
 const BATCH: usize = 256;
 
@@ -69,15 +72,18 @@ impl Cache {
         // History first, so that a watch from before the start is complete from the first request on.
         let mut past = history;
         while past < loaded {
-            match events.recv().await {
-                Some(event) => {
+            match tokio::time::timeout(REPLAY, events.recv()).await {
+                Ok(Some(event)) => {
                     let event = event?;
                     past = event.revision;
                     cache.take(&event, loaded);
                 }
-                None => return Err(store::Error::Closed),
+                Ok(None) => return Err(store::Error::Closed),
+                // The newest revisions were of keys that are not ours.
+                Err(_) => break,
             }
         }
+        let past = past.max(loaded);
         cache.publish(past);
         let feed = cache.clone();
         tasks.spawn_until_drain("watch-cache", OnExit::Critical, async move {
