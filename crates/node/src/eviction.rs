@@ -60,7 +60,7 @@ pub fn shortages(signals: &Signals, limits: &Eviction) -> Vec<Shortage> {
     let low = memory.total > 0 && memory.available < limits.memory;
     add(low, "memory", format!("{}Mi", limits.memory >> 20), memory.available);
     for (disk, least) in [(signals.nodefs, limits.nodefs), (signals.imagefs, limits.imagefs)] {
-        let low = less_than(disk.available, disk.total, least);
+        let low = less_than(disk.available, disk.usable(), least);
         add(low, "ephemeral-storage", percent(least), disk.available);
         let low = less_than(disk.inodes_free, disk.inodes, limits.inodes);
         add(low, "inodes", percent(limits.inodes), disk.inodes_free);
@@ -185,14 +185,7 @@ impl Housekeeper {
         Signals {
             memory: machine::memory(),
             nodefs: machine::disk(&cx.config.data_dir).unwrap_or_default(),
-            imagefs: imagefs
-                .map(|fs| Disk {
-                    total: fs.capacity_bytes,
-                    available: fs.available_bytes,
-                    inodes: fs.inodes,
-                    inodes_free: fs.inodes_free,
-                })
-                .unwrap_or_default(),
+            imagefs: imagefs.and_then(|fs| machine::disk(&fs.path)).unwrap_or_default(),
             pids: machine::pids(),
         }
     }
@@ -294,7 +287,8 @@ mod tests {
         let limits = Eviction::default();
         let gib = 1u64 << 30;
         let disk = |available| Disk {
-            total: 100 * gib,
+            total: 1000 * gib,
+            used: 100 * gib - available,
             available,
             inodes: 100,
             inodes_free: 50,

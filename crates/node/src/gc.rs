@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sampan_client::EventType;
-use sampan_runtime::{ContainerFilter, ContainerState, ErrorKind, FilesystemUsage, Image, RuntimeError};
+use sampan_runtime::{ContainerFilter, ContainerState, ErrorKind, Image, RuntimeError};
 
-use crate::logs;
+use crate::machine::Disk;
 use crate::worker::Context;
+use crate::{logs, machine};
 
 /// When an image was seen first and used last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,17 +23,13 @@ pub struct Seen {
 }
 
 /// Bytes to free so that the file system comes down to `low` percent; `None` when it is not above `high`.
-pub fn to_free(fs: &FilesystemUsage, high: u8, low: u8) -> Option<u64> {
-    if fs.capacity_bytes == 0 {
+pub fn to_free(disk: &Disk, high: u8, low: u8) -> Option<u64> {
+    let usable = disk.usable();
+    if usable == 0 || u128::from(disk.used) * 100 / u128::from(usable) < u128::from(high) {
         return None;
     }
-    let used = fs.capacity_bytes.saturating_sub(fs.available_bytes);
-    let percent = u128::from(used) * 100 / u128::from(fs.capacity_bytes);
-    if percent < u128::from(high) {
-        return None;
-    }
-    let allowed = fs.capacity_bytes / 100 * u64::from(low);
-    Some(used.saturating_sub(allowed))
+    let allowed = usable / 100 * u64::from(low);
+    Some(disk.used.saturating_sub(allowed))
 }
 
 /// The images to remove, in order: unused ones, the longest unused first, until enough is freed.
@@ -125,7 +122,8 @@ pub async fn collect_images(
 ) {
     let housekeeping = &cx.config.housekeeping;
     let wanted = match cx.runtime.image_fs_info().await {
-        Ok(fs) => to_free(&fs, housekeeping.image_gc_high, housekeeping.image_gc_low),
+        Ok(fs) => machine::disk(&fs.path)
+            .and_then(|disk| to_free(&disk, housekeeping.image_gc_high, housekeeping.image_gc_low)),
         Err(error) => {
             tracing::warn!(%error, "the image file system cannot be looked at");
             return;
@@ -189,24 +187,17 @@ pub async fn rotate_logs(cx: &Context) {
 mod tests {
     use super::*;
 
-    fn fs(capacity: u64, available: u64) -> FilesystemUsage {
-        FilesystemUsage {
-            timestamp: Timestamp::UNIX_EPOCH,
-            path: "/".into(),
-            used_bytes: 0,
-            inodes_used: 0,
-            capacity_bytes: capacity,
-            available_bytes: available,
-            inodes: 0,
-            inodes_free: 0,
-        }
-    }
-
     #[test]
     fn thresholds() {
-        assert_eq!(to_free(&fs(1000, 200), 85, 80), None);
-        assert_eq!(to_free(&fs(1000, 100), 85, 80), Some(100));
-        assert_eq!(to_free(&fs(0, 0), 85, 80), None);
+        let disk = |used, available| Disk {
+            total: 10_000,
+            used,
+            available,
+            ..Disk::default()
+        };
+        assert_eq!(to_free(&disk(800, 200), 85, 80), None);
+        assert_eq!(to_free(&disk(900, 100), 85, 80), Some(100));
+        assert_eq!(to_free(&Disk::default(), 85, 80), None);
     }
 
     #[test]

@@ -18,9 +18,18 @@ pub struct Memory {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
     pub total: u64,
+    pub used: u64,
     pub available: u64,
     pub inodes: u64,
     pub inodes_free: u64,
+}
+
+impl Disk {
+    /// What can be used at all. A file system may keep a part of itself back, which is neither used nor available:
+    /// counting it as used, as upstream does, sees a full disk where there is none.
+    pub fn usable(&self) -> u64 {
+        self.used.saturating_add(self.available)
+    }
 }
 
 /// Processes now and at most.
@@ -58,6 +67,7 @@ pub fn disk(path: &Path) -> Option<Disk> {
     let unit = stat.fragment_size();
     Some(Disk {
         total: stat.blocks().saturating_mul(unit),
+        used: stat.blocks().saturating_sub(stat.blocks_free()).saturating_mul(unit),
         available: stat.blocks_available().saturating_mul(unit),
         inodes: stat.files(),
         inodes_free: stat.files_available(),
