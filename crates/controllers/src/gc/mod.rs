@@ -124,7 +124,11 @@ impl Collector {
             let names = (id.0.clone(), kind.resource.kind.clone());
             lock(&self.kinds).insert(names, Arc::clone(&kind));
             let informer = self.follow(&kind, &mut waiting);
-            lock(&self.followed).insert(id, Followed { kind, informer });
+            let before = lock(&self.followed).insert(id, Followed { kind, informer });
+            // Served in another version now: the old way of reading it leads nowhere.
+            if let Some(old) = before.and_then(|before| before.informer) {
+                old.stop();
+            }
         }
         {
             let mut followed = lock(&self.followed);
