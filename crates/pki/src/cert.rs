@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -101,8 +101,7 @@ impl Identity {
     /// From PEM texts; the error says which one is wrong and how.
     pub(crate) fn from_pem(certificate_pem: String, key_pem: String) -> Result<Self, BadPair> {
         let chain = parse_chain(&certificate_pem).map_err(BadPair::Certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
-            .map_err(|error| BadPair::Key(error.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| BadPair::Key(error.to_string()))?;
         let pair = KeyPair::from_pem(&key_pem).map_err(|error| BadPair::Key(error.to_string()))?;
         let facts = Facts::of(&chain[0]).map_err(BadPair::Certificate)?;
         if facts.public_key != pair.subject_public_key_info() {
@@ -173,8 +172,7 @@ pub(crate) struct Facts {
 
 impl Facts {
     pub fn of(der: &[u8]) -> Result<Self, String> {
-        let (_, certificate) = X509Certificate::from_der(der)
-            .map_err(|error| format!("not a certificate: {error}"))?;
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|error| format!("not a certificate: {error}"))?;
         let mut facts = Facts {
             public_key: certificate.public_key().raw.to_vec(),
             subject: subject_of(&certificate),
@@ -242,9 +240,7 @@ impl Facts {
             Some("it is for another subject or use")
         } else if self.dns_names != spec.dns_names || self.addresses != spec.addresses {
             Some("the names or addresses it is for have changed")
-        } else if !self.valid_at(now)
-            || self.not_after - now < (self.not_after - self.not_before) / 3
-        {
+        } else if !self.valid_at(now) || self.not_after - now < (self.not_after - self.not_before) / 3 {
             Some("it has expired or soon will")
         } else {
             None
@@ -262,9 +258,8 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 
 /// Common name and organizations, as Go's `pkix.Name` reads them (the last common name wins).
 fn subject_of(certificate: &X509Certificate<'_>) -> Subject {
-    let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-        value.as_str().map(str::to_owned).unwrap_or_default()
-    };
+    let text =
+        |value: &x509_parser::x509::AttributeTypeAndValue<'_>| value.as_str().map(str::to_owned).unwrap_or_default();
     let name = certificate.subject();
     Subject {
         common_name: name.iter_common_name().last().map(text).unwrap_or_default(),
@@ -275,8 +270,8 @@ fn subject_of(certificate: &X509Certificate<'_>) -> Subject {
 impl Subject {
     /// Reads the subject of a certificate. Says nothing about whether to believe it: see [`crate::tls::ClientVerifier`].
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
-        let (_, certificate) = X509Certificate::from_der(certificate)
-            .map_err(|error| format!("not a certificate: {error}"))?;
+        let (_, certificate) =
+            X509Certificate::from_der(certificate).map_err(|error| format!("not a certificate: {error}"))?;
         Ok(subject_of(&certificate))
     }
 }
@@ -285,9 +280,7 @@ impl Subject {
 pub(crate) fn unix_now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-        })
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn params(common_name: &str, organization: Option<&str>, lifetime: Duration) -> CertificateParams {
@@ -355,16 +348,14 @@ impl Authority {
             .swap_remove(0);
         let facts = Facts::of(&certificate).map_err(BadPair::Certificate)?;
         if !facts.is_authority {
-            return Err(BadPair::Certificate(
-                "it is not a certificate authority".into(),
-            ));
+            return Err(BadPair::Certificate("it is not a certificate authority".into()));
         }
         let key = KeyPair::from_pem(key_pem).map_err(|error| BadPair::Key(error.to_string()))?;
         if facts.public_key != key.subject_public_key_info() {
             return Err(BadPair::Strangers);
         }
-        let issuer = Issuer::from_ca_cert_der(&certificate, key)
-            .map_err(|error| BadPair::Certificate(error.to_string()))?;
+        let issuer =
+            Issuer::from_ca_cert_der(&certificate, key).map_err(|error| BadPair::Certificate(error.to_string()))?;
         Ok(Authority {
             certificate_pem,
             certificate,
@@ -377,22 +368,12 @@ impl Authority {
     pub fn issue(&self, spec: &LeafSpec) -> Result<Identity, PkiError> {
         let what = format!("a certificate for {:?}", spec.common_name);
         let key = new_key(&what)?;
-        let mut params = params(
-            &spec.common_name,
-            spec.organization.as_deref(),
-            LEAF_LIFETIME,
-        );
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
+        let mut params = params(&spec.common_name, spec.organization.as_deref(), LEAF_LIFETIME);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = match spec.usage {
             Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
             Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
-            Usage::Both => vec![
-                ExtendedKeyUsagePurpose::ServerAuth,
-                ExtendedKeyUsagePurpose::ClientAuth,
-            ],
+            Usage::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         };
         params.use_authority_key_identifier_extension = true;
         for name in &spec.dns_names {
@@ -402,9 +383,7 @@ impl Authority {
         params
             .subject_alt_names
             .extend(spec.addresses.iter().copied().map(SanType::IpAddress));
-        let certificate = params
-            .signed_by(&key, &self.issuer)
-            .map_err(issue_error(&what))?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(issue_error(&what))?;
         Identity::from_pem(certificate.pem(), key.serialize_pem()).map_err(|bad| PkiError::Issue {
             what,
             reason: format!("{bad:?}"),

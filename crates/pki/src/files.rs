@@ -9,11 +9,7 @@ use crate::PkiError;
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> PkiError {
     let path = path.to_owned();
-    move |source| PkiError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| PkiError::Io { action, path, source }
 }
 
 /// Makes `dir` (and its parents) if absent and takes away everyone else's access to it.
@@ -62,13 +58,11 @@ fn temporary_name(path: &Path) -> PathBuf {
 /// The file's text, or `None` when there is no such file.
 pub(crate) fn read(path: &Path) -> Result<Option<String>, PkiError> {
     match fs::read(path) {
-        Ok(bytes) => String::from_utf8(bytes)
-            .map(Some)
-            .map_err(|_| PkiError::Corrupt {
-                path: path.to_owned(),
-                what: "it is not text".into(),
-                remedy: "",
-            }),
+        Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| PkiError::Corrupt {
+            path: path.to_owned(),
+            what: "it is not text".into(),
+            remedy: "",
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read", path)(error)),
     }
@@ -86,10 +80,7 @@ mod tests {
         write_private(&path, b"one").unwrap();
         write_private(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

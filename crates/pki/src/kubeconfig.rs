@@ -28,8 +28,7 @@ pub struct Kubeconfig<'a> {
 impl Kubeconfig<'_> {
     /// The file's text: YAML, with everything embedded.
     pub fn to_yaml(&self) -> String {
-        let (cluster, server, user) =
-            (quoted(self.cluster), quoted(self.server), quoted(self.user));
+        let (cluster, server, user) = (quoted(self.cluster), quoted(self.server), quoted(self.user));
         let context = quoted(&format!("{}@{}", self.user, self.cluster));
         let ca = STANDARD.encode(self.ca_pem);
         let credential = match &self.credential {

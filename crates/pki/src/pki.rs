@@ -59,13 +59,10 @@ impl Params {
             .chain(self.extra_names.iter().cloned())
             .filter(|name| !name.is_empty())
             .collect();
-        let addresses = [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ]
-        .into_iter()
-        .chain(self.addresses.iter().copied())
-        .chain(self.service_address);
+        let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+            .into_iter()
+            .chain(self.addresses.iter().copied())
+            .chain(self.service_address);
         LeafSpec::server("kube-apiserver", names, addresses)
     }
 }
@@ -84,9 +81,7 @@ pub struct Pki {
 
 impl fmt::Debug for Pki {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pki")
-            .field("dir", &self.dir)
-            .finish_non_exhaustive()
+        f.debug_struct("Pki").field("dir", &self.dir).finish_non_exhaustive()
     }
 }
 
@@ -169,10 +164,7 @@ impl Pki {
     }
     /// The administrator: group `system:masters`, which may do everything.
     pub fn admin_client(&self) -> Result<Identity, PkiError> {
-        self.stored(
-            "admin",
-            &LeafSpec::client("kubernetes-admin", Some("system:masters")),
-        )
+        self.stored("admin", &LeafSpec::client("kubernetes-admin", Some("system:masters")))
     }
     /// The client certificate of the node `name`: user `system:node:NAME`, group `system:nodes`.
     pub fn node_client(&self, name: &str) -> Result<Identity, PkiError> {
@@ -186,10 +178,7 @@ impl Pki {
         let mut spec = LeafSpec::server(
             &format!("system:node:{name}"),
             [name.to_owned(), "localhost".into()],
-            addresses
-                .iter()
-                .copied()
-                .chain([IpAddr::V4(Ipv4Addr::LOCALHOST)]),
+            addresses.iter().copied().chain([IpAddr::V4(Ipv4Addr::LOCALHOST)]),
         );
         spec.organization = Some("system:nodes".into());
         self.stored(&format!("kubelet-{name}"), &spec)
@@ -248,8 +237,9 @@ fn load_authority(dir: &Path, name: &str) -> Result<Authority, PkiError> {
         (None, key) => {
             // No certificate: a first start, or one that was interrupted after the key was written.
             let key = match key {
-                Some(key) => rcgen::KeyPair::from_pem(key)
-                    .map_err(|error| pair.bad(BadPair::Key(error.to_string()), ""))?,
+                Some(key) => {
+                    rcgen::KeyPair::from_pem(key).map_err(|error| pair.bad(BadPair::Key(error.to_string()), ""))?
+                }
                 None => {
                     let key = new_key("the key of the certificate authority")?;
                     files::write_private(&pair.key_path, key.serialize_pem().as_bytes())?;
@@ -270,12 +260,7 @@ fn load_authority(dir: &Path, name: &str) -> Result<Authority, PkiError> {
     Ok(authority)
 }
 
-fn load_leaf(
-    dir: &Path,
-    name: &str,
-    spec: &LeafSpec,
-    authority: &Authority,
-) -> Result<Identity, PkiError> {
+fn load_leaf(dir: &Path, name: &str, spec: &LeafSpec, authority: &Authority) -> Result<Identity, PkiError> {
     const REMEDY: &str = ", or delete it and its other half: a new one will be made";
     let pair = Pair::read(dir, name)?;
     if let (Some(certificate), Some(key)) = (&pair.certificate, &pair.key) {
@@ -298,10 +283,7 @@ fn load_leaf(
     }
     let identity = authority.issue(spec)?;
     files::write_private(&pair.key_path, identity.key_pem().as_bytes())?;
-    files::write_private(
-        &pair.certificate_path,
-        identity.certificate_pem().as_bytes(),
-    )?;
+    files::write_private(&pair.certificate_path, identity.certificate_pem().as_bytes())?;
     Ok(identity)
 }
 
@@ -369,10 +351,7 @@ mod tests {
             assert!(facts.dns_names.contains(name), "{name}");
         }
         for address in ["127.0.0.1", "::1", "192.0.2.7", "10.43.0.1"] {
-            assert!(
-                facts.addresses.contains(&address.parse().unwrap()),
-                "{address}"
-            );
+            assert!(facts.addresses.contains(&address.parse().unwrap()), "{address}");
         }
         assert!(facts.server_auth && !facts.client_auth);
     }
@@ -385,10 +364,7 @@ mod tests {
         moved.addresses.push("192.0.2.8".parse().unwrap());
         let second = Pki::load_or_create(dir.path(), moved.clone()).unwrap();
         assert_eq!(first.ca_pem(), second.ca_pem());
-        assert_ne!(
-            first.serving().certificate_pem(),
-            second.serving().certificate_pem()
-        );
+        assert_ne!(first.serving().certificate_pem(), second.serving().certificate_pem());
         assert_eq!(
             first.kubelet_client().certificate_pem(),
             second.kubelet_client().certificate_pem()
@@ -415,18 +391,9 @@ mod tests {
         let other = first.issue(&LeafSpec::client("x", None)).unwrap();
         fs::write(dir.path().join("apiserver.key"), other.key_pem()).unwrap();
         let second = Pki::load_or_create(dir.path(), params()).unwrap();
-        assert_eq!(
-            first.authority.facts.public_key,
-            second.authority.facts.public_key
-        );
-        assert_eq!(
-            first.authority.facts.raw_subject,
-            second.authority.facts.raw_subject
-        );
-        assert_eq!(
-            first.kubelet_client().key_pem(),
-            second.kubelet_client().key_pem()
-        );
+        assert_eq!(first.authority.facts.public_key, second.authority.facts.public_key);
+        assert_eq!(first.authority.facts.raw_subject, second.authority.facts.raw_subject);
+        assert_eq!(first.kubelet_client().key_pem(), second.kubelet_client().key_pem());
     }
 
     #[test]

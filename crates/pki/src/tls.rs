@@ -12,10 +12,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::version::{TLS12, TLS13};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::cert::{Identity, Subject};
@@ -90,9 +87,7 @@ impl ClientCertVerifier for AskOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .0
-            .verify_tls12_signature(message, certificate, signature)
+        self.0.0.verify_tls12_signature(message, certificate, signature)
     }
     fn verify_tls13_signature(
         &self,
@@ -100,19 +95,14 @@ impl ClientCertVerifier for AskOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .0
-            .verify_tls13_signature(message, certificate, signature)
+        self.0.0.verify_tls13_signature(message, certificate, signature)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.0.supported_verify_schemes()
     }
 }
 
-fn server(
-    identity: &Identity,
-    verifier: Arc<dyn ClientCertVerifier>,
-) -> Result<ServerConfig, TlsError> {
+fn server(identity: &Identity, verifier: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(TlsError::Identity)?
@@ -125,18 +115,12 @@ fn server(
 
 /// A server that asks clients for a certificate; h2 and HTTP/1.1. The chain of a connection must go through
 /// [`ClientVerifier::verify`] before it is believed.
-pub fn server_config(
-    identity: &Identity,
-    verifier: &ClientVerifier,
-) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server_config(identity: &Identity, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, TlsError> {
     server(identity, Arc::new(AskOnly(verifier.clone()))).map(Arc::new)
 }
 
 /// A server that talks only to clients with a certificate of the authority (the node's server).
-pub fn strict_server_config(
-    identity: &Identity,
-    verifier: &ClientVerifier,
-) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn strict_server_config(identity: &Identity, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, TlsError> {
     server(identity, verifier.0.clone()).map(Arc::new)
 }
 
@@ -208,16 +192,12 @@ mod tests {
         let intruder = foreign.admin_client().unwrap();
         let client = |identity| client_config(pki.ca(), identity, &["h2"]).unwrap();
 
-        let chain = handshake(client(Some(&admin)), asking.clone())
-            .unwrap()
-            .unwrap();
+        let chain = handshake(client(Some(&admin)), asking.clone()).unwrap().unwrap();
         let subject = verifier.verify(&chain).unwrap();
         assert_eq!(subject.common_name, "kubernetes-admin");
         assert_eq!(subject.organizations, ["system:masters"]);
 
-        let chain = handshake(client(Some(&intruder)), asking.clone())
-            .unwrap()
-            .unwrap();
+        let chain = handshake(client(Some(&intruder)), asking.clone()).unwrap().unwrap();
         assert!(verifier.verify(&chain).is_err());
         assert_eq!(handshake(client(None), asking).unwrap(), None);
 
@@ -237,14 +217,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::load_or_create(dir.path(), Params::default()).unwrap();
         let verifier = ClientVerifier::new(pki.ca()).unwrap();
-        let subject = verifier
-            .verify(&pki.node_client("n1").unwrap().chain())
-            .unwrap();
+        let subject = verifier.verify(&pki.node_client("n1").unwrap().chain()).unwrap();
         assert_eq!(subject.common_name, "system:node:n1");
         assert_eq!(subject.organizations, ["system:nodes"]);
-        let serving = pki
-            .node_serving("n1", &["192.0.2.1".parse().unwrap()])
-            .unwrap();
+        let serving = pki.node_serving("n1", &["192.0.2.1".parse().unwrap()]).unwrap();
         let server = strict_server_config(&serving, &verifier).unwrap();
         let client = client_config(pki.ca(), Some(pki.kubelet_client()), &[]).unwrap();
         assert!(handshake(client, server).is_ok());

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
-    ParsedPublicKey,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, ParsedPublicKey,
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -147,10 +146,7 @@ pub enum TokenError {
     #[error("service account token is issued in the future")]
     FromTheFuture,
     #[error("token audiences {token:?} is invalid for the target audiences {wanted:?}")]
-    Audience {
-        token: Vec<String>,
-        wanted: Vec<String>,
-    },
+    Audience { token: Vec<String>, wanted: Vec<String> },
 }
 
 /// A claim that is one string or a list of them.
@@ -276,16 +272,11 @@ impl TokenKeys {
     }
 
     fn issue_at(&self, new: &NewToken<'_>, now: i64) -> Result<Issued, TokenError> {
-        let after = |duration: Duration| {
-            now.saturating_add(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX))
-        };
+        let after = |duration: Duration| now.saturating_add(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX));
         let (mut pod, mut secret, mut node) = (None, None, None);
         match &new.bound {
             Bound::ServiceAccountOnly => {}
-            Bound::Pod {
-                pod: bound,
-                node: on,
-            } => {
+            Bound::Pod { pod: bound, node: on } => {
                 pod = Some(bound.clone());
                 node = on.clone();
             }
@@ -353,12 +344,7 @@ impl TokenKeys {
         self.verify_at(token, audiences, unix_now())
     }
 
-    fn verify_at(
-        &self,
-        token: &str,
-        audiences: &[String],
-        now: i64,
-    ) -> Result<Verified, TokenError> {
+    fn verify_at(&self, token: &str, audiences: &[String], now: i64) -> Result<Verified, TokenError> {
         let claims = self.signed_claims(token)?;
         let seconds = |date: Option<NumericDate>| date.map(NumericDate::seconds);
         if seconds(claims.exp).is_some_and(|exp| now.saturating_sub(LEEWAY) > exp) {
@@ -371,11 +357,7 @@ impl TokenKeys {
             return Err(TokenError::FromTheFuture);
         }
         let own = [self.issuer.clone()];
-        let wanted = if audiences.is_empty() {
-            &own
-        } else {
-            audiences
-        };
+        let wanted = if audiences.is_empty() { &own } else { audiences };
         let mut meant = match claims.aud {
             Some(OneOrMany::One(one)) => vec![one],
             Some(OneOrMany::Many(many)) => many,
@@ -385,11 +367,7 @@ impl TokenKeys {
             // Legacy tokens name none: they are for the API server only.
             meant = own.to_vec();
         }
-        let both: Vec<_> = meant
-            .iter()
-            .filter(|name| wanted.contains(name))
-            .cloned()
-            .collect();
+        let both: Vec<_> = meant.iter().filter(|name| wanted.contains(name)).cloned().collect();
         if both.is_empty() {
             return Err(TokenError::Audience {
                 token: meant,
@@ -453,18 +431,13 @@ impl TokenKeys {
         }
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::NotOurs)?;
         let (header, payload) = signed.split_once('.').ok_or(TokenError::NotOurs)?;
-        let decode = |part: &str| {
-            URL_SAFE_NO_PAD
-                .decode(part)
-                .map_err(|_| TokenError::NotOurs)
-        };
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::NotOurs);
         let payload = decode(payload)?;
         let issuer: Issuer = serde_json::from_slice(&payload).map_err(|_| TokenError::NotOurs)?;
         if issuer.iss != self.issuer && issuer.iss != LEGACY_ISSUER {
             return Err(TokenError::NotOurs);
         }
-        let header: Header =
-            serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::NotOurs)?;
+        let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::NotOurs)?;
         if !header.kid.is_empty() && header.kid != self.key_id {
             return Err(TokenError::UnknownKey);
         }
@@ -475,8 +448,8 @@ impl TokenKeys {
         self.public
             .verify_sig(signed.as_bytes(), &decode(signature)?)
             .map_err(|_| TokenError::Signature)?;
-        let claims: RawClaims = serde_json::from_slice(&payload)
-            .map_err(|error| TokenError::Malformed(error.to_string()))?;
+        let claims: RawClaims =
+            serde_json::from_slice(&payload).map_err(|error| TokenError::Malformed(error.to_string()))?;
         Ok(claims)
     }
 
@@ -484,9 +457,7 @@ impl TokenKeys {
     pub fn jwks(&self) -> Value {
         // An uncompressed point: 4, x, y.
         let point = self.pair.public_key().as_ref();
-        let half = |range: std::ops::Range<usize>| {
-            URL_SAFE_NO_PAD.encode(point.get(range).unwrap_or_default())
-        };
+        let half = |range: std::ops::Range<usize>| URL_SAFE_NO_PAD.encode(point.get(range).unwrap_or_default());
         json!({"keys": [{
             "use": "sig", "kty": "EC", "kid": self.key_id, "crv": "P-256", "alg": "ES256",
             "x": half(1..33), "y": half(33..65),
@@ -558,28 +529,20 @@ mod tests {
                 },
             })
         );
-        assert_eq!(
-            part(&issued.token, 0),
-            json!({"alg": "ES256", "kid": keys.key_id()})
-        );
+        assert_eq!(part(&issued.token, 0), json!({"alg": "ES256", "kid": keys.key_id()}));
     }
 
     #[test]
     fn a_token_is_good_for_its_time_and_audience_only() {
         let keys = TokenKeys::ephemeral(ISSUER).unwrap();
-        let issued = keys
-            .issue_at(&new(Bound::default(), &["vault", ISSUER]), 1000)
-            .unwrap();
+        let issued = keys.issue_at(&new(Bound::default(), &["vault", ISSUER]), 1000).unwrap();
         let at = |audiences: &[&str], now| {
             let audiences: Vec<_> = audiences.iter().map(ToString::to_string).collect();
             keys.verify_at(&issued.token, &audiences, now)
         };
         let good = at(&[], 1000).unwrap();
         assert_eq!(good.audiences, [ISSUER]);
-        assert_eq!(
-            (good.id.as_str(), good.expires),
-            (issued.id.as_str(), Some(4600))
-        );
+        assert_eq!((good.id.as_str(), good.expires), (issued.id.as_str(), Some(4600)));
         assert_eq!(at(&["vault", "other"], 2000).unwrap().audiences, ["vault"]);
         assert!(at(&[], 4600 + LEEWAY).is_ok());
         assert_eq!(at(&[], 4601 + LEEWAY), Err(TokenError::Expired));
@@ -587,9 +550,7 @@ mod tests {
         let error = at(&["other"], 1000).unwrap_err();
         assert_eq!(
             error.to_string(),
-            format!(
-                r#"token audiences ["vault", "{ISSUER}"] is invalid for the target audiences ["other"]"#
-            )
+            format!(r#"token audiences ["vault", "{ISSUER}"] is invalid for the target audiences ["other"]"#)
         );
     }
 
@@ -630,15 +591,9 @@ mod tests {
             ("a.b.c".into(), TokenError::NotOurs),
             ("x".repeat(MAX_TOKEN_BYTES + 1), TokenError::NotOurs),
             (elsewhere.issue(&wanted).unwrap().token, TokenError::NotOurs),
-            (
-                stranger.issue(&wanted).unwrap().token,
-                TokenError::UnknownKey,
-            ),
+            (stranger.issue(&wanted).unwrap().token, TokenError::UnknownKey),
             (format!("{none}.{}.", parts[1]), TokenError::Signature),
-            (
-                format!("{no_kid}.{}.{}", parts[1], parts[2]),
-                TokenError::Signature,
-            ),
+            (format!("{no_kid}.{}.{}", parts[1], parts[2]), TokenError::Signature),
             (
                 format!("{}.{}.{}", parts[0], encode(claims), parts[2]),
                 TokenError::Signature,
