@@ -111,7 +111,9 @@ fn start(binary: &Path, args: &Args) -> Result<()> {
             )
             .into());
         }
-        if TcpStream::connect_timeout(&api, Duration::from_millis(200)).is_ok() {
+        // The port is taken first thing; the kubeconfig is written once the API serves.
+        let written = args.data_dir.join("admin.kubeconfig").is_file();
+        if written && TcpStream::connect_timeout(&api, Duration::from_millis(200)).is_ok() {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(50));
