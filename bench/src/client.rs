@@ -102,16 +102,10 @@ impl Lane {
             .connect(ServerName::try_from(connection.host.clone())?, stream)
             .await?;
         let (sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // A load generator has no tasks worth supervising: the driver ends with its connection.
+        // A load generator has no tasks worth supervising: the driver ends with its connection, and whoever uses the
+        // connection is told why.
         #[allow(clippy::disallowed_methods)]
-        tokio::spawn(async move {
-            if let Err(error) = driver.await
-                && !error.is_canceled()
-                && !error.is_incomplete_message()
-            {
-                eprintln!("a connection ended: {error}");
-            }
-        });
+        drop(tokio::spawn(driver));
         Ok(sender)
     }
 

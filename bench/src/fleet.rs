@@ -4,13 +4,14 @@
 //! after its time. Nothing real runs: what is measured is the control plane.
 
 use std::collections::HashSet;
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::client::{Client, JSON, STRATEGIC};
+use crate::client::{Client, JSON, MERGE, STRATEGIC};
 use crate::workloads::{connect, ignore, spread};
 use crate::{Result, Target};
 
@@ -52,6 +53,32 @@ impl Fleet {
         })
         .await?;
         Ok(())
+    }
+
+    /// Renews the nodes' leases, as kubelets do, for as long as it is polled: a silent node is soon taken for dead.
+    async fn beat(&self, target: &Target) -> Result<std::convert::Infallible> {
+        let mut lanes = connect(&target.client, 2).await?;
+        loop {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let patch = json!({"spec": {"renewTime": micro_now()}}).to_string();
+            let patch = &patch;
+            spread(&mut lanes, self.nodes, |mut lane, index| async move {
+                let name = node_name(self.class, index);
+                let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
+                lane.count(Method::PATCH, &path, Some((MERGE, patch.clone().into())))
+                    .await?;
+                Ok(lane)
+            })
+            .await?;
+        }
+    }
+
+    /// Drives `work` to its end with the nodes alive all the while.
+    pub async fn alive<T>(&self, target: &Target, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            outcome = work => outcome,
+            outcome = self.beat(target) => match outcome? {},
+        }
     }
 
     pub async fn delete(&self, target: &Target) -> Result<()> {

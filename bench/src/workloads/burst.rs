@@ -16,6 +16,7 @@ use crate::{Result, Target};
 pub struct Args {
     #[arg(long, default_value_t = 3000)]
     pub pods: usize,
+    /// Fake nodes; never more than slots.
     #[arg(long, default_value_t = 100)]
     pub nodes: usize,
     /// Pods that fit on all nodes together at a time; 0: all.
@@ -29,10 +30,11 @@ pub struct Args {
 pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     const BASE: &str = "/api/v1/namespaces/bench-burst/pods";
     let slots = if args.slots == 0 { args.pods } else { args.slots };
-    let per_node = slots.div_ceil(args.nodes.max(1));
+    let nodes = args.nodes.clamp(1, slots.max(1));
+    let per_node = slots.div_ceil(nodes);
     let fleet = Fleet {
         class: "burst",
-        nodes: args.nodes,
+        nodes,
         cpu: format!("{per_node}"),
         pods: 110.max(per_node),
     };
@@ -61,10 +63,9 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(start.elapsed().as_secs_f64())
     };
     let life = Duration::from_secs_f64(args.life);
-    let (created, run) = futures::try_join!(
-        creator,
-        kubelet(&target.client, "bench-burst", &from, args.pods, life, start)
-    )?;
+    let kubelet = kubelet(&target.client, "bench-burst", &from, args.pods, life, start);
+    let work = futures::future::try_join(creator, kubelet);
+    let (created, run) = fleet.alive(target, work).await?;
     let elapsed = start.elapsed().as_secs_f64();
     let mut measures = vec![
         ("all created".to_owned(), created, "s"),

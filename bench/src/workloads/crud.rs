@@ -21,6 +21,9 @@ pub struct Args {
     /// Bytes of data in each ConfigMap.
     #[arg(long, default_value_t = 1024)]
     pub size: usize,
+    /// Leave the objects in place instead of deleting them.
+    #[arg(long)]
+    pub keep: bool,
 }
 
 pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
@@ -37,6 +40,9 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         ("patch", "patches"),
         ("delete", "deletes"),
     ] {
+        if args.keep && verb == "delete" {
+            continue;
+        }
         target.meter.reset_peak();
         let (start, before) = (Instant::now(), target.meter.read()?);
         let mut seconds = spread(&mut lanes, args.count, |mut lane, index| async move {

@@ -74,13 +74,17 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         }
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(start.elapsed().as_secs_f64())
     };
-    let (_, told) = futures::try_join!(creator, told)?;
+    let (_, told) = fleet.alive(target, futures::future::try_join(creator, told)).await?;
     let mut measures = vec![("all told why".to_owned(), told, "s")];
     measures.extend(cost(target, before, Some(("Pod", args.pods as f64)))?);
-    // Let writes that are still under way (events) settle before the quiet is measured.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let before = target.meter.read()?;
-    tokio::time::sleep(Duration::from_secs(args.hold)).await;
+    let quiet = async {
+        // Let writes that are still under way (events) settle before the quiet is measured.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let before = target.meter.read()?;
+        tokio::time::sleep(Duration::from_secs(args.hold)).await;
+        Ok(before)
+    };
+    let before = fleet.alive(target, quiet).await?;
     for (name, value, unit) in cost(target, before, None)? {
         measures.push((format!("held {} s: {name}", args.hold), value, unit));
     }
