@@ -225,6 +225,24 @@ impl Manager {
                 tracing::warn!(uid, %error, "left-over volumes could not be removed");
             }
         }
+        if let Err(error) = self.remove_orphaned_logs().await {
+            tracing::warn!(%error, "left-over logs could not be removed");
+        }
+    }
+
+    /// Removes the logs of Pods that nobody knows: `<namespace>_<name>_<uid>`.
+    async fn remove_orphaned_logs(&self) -> std::io::Result<()> {
+        let mut entries = tokio::fs::read_dir(self.cx.config.pod_logs_dir()).await?;
+        while let Some(entry) = entries.next_entry().await? {
+            let name = entry.file_name();
+            let Some((_, uid)) = name.to_str().and_then(|name| name.rsplit_once('_')) else {
+                continue;
+            };
+            if self.worker(uid).is_none() {
+                tokio::fs::remove_dir_all(entry.path()).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn remove_orphan(&self, sandbox: &PodSandboxStatus) -> Result<(), String> {

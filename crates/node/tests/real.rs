@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .expect("a runtime");
-    runtime.block_on(async {
+    let all = async {
         let mut world = World::new(&image).await;
         world.a_web_server_runs().await;
         world.its_logs_are_served().await;
@@ -64,9 +64,23 @@ fn main() -> ExitCode {
         world.a_restart_adopts().await;
         world.deletion_leaves_nothing().await;
         world.end().await;
-    });
-    println!("a node with real containers: ok");
-    ExitCode::SUCCESS
+    };
+    // Without a harness a failure must not wait for what hangs.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(180), all).await })
+    }));
+    runtime.shutdown_background();
+    match outcome {
+        Ok(Ok(())) => {
+            println!("a node with real containers: ok");
+            ExitCode::SUCCESS
+        }
+        Ok(Err(_)) => {
+            println!("a node with real containers: not done in time");
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 /// Network and mounts that the machine does not see.
@@ -448,12 +462,18 @@ impl World {
         }
         println!("deleted after {:?}", began.elapsed());
         let root = self.dir.path().to_path_buf();
-        eventually("nothing is left", || async {
-            let count = |path: PathBuf| std::fs::read_dir(path).map_or(0, Iterator::count);
-            let left = count(root.join("node/pods")) + count(root.join("node/logs")) + count(root.join("netns"));
-            (left == 0).then_some(())
-        })
-        .await;
+        let left = || -> Vec<String> {
+            let names = |path: &str| std::fs::read_dir(root.join(path)).into_iter().flatten().flatten();
+            ["node/pods", "node/logs", "netns"]
+                .iter()
+                .flat_map(|path| names(path).map(|entry| entry.path().display().to_string()))
+                .collect()
+        };
+        let end = Instant::now() + Duration::from_secs(30);
+        while !left().is_empty() {
+            assert!(Instant::now() < end, "still there: {:?}", left());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         let engine = self.engine.as_ref().expect("an engine");
         assert_eq!(
             engine
@@ -469,10 +489,13 @@ impl World {
     }
 
     async fn end(mut self) {
-        let engine = self.engine.clone().expect("an engine");
-        engine.cleanup().await.expect("a clean machine");
-        drop(engine);
-        self.stop().await;
+        // Whatever runs below must end before the engine is asked to leave nothing.
+        self.node = None;
+        let left = self.tasks.shutdown(Duration::from_secs(10)).await;
+        assert_eq!(left, 0, "tasks outlived the drain");
+        let engine = self.engine.take().expect("an engine");
+        let clean = tokio::time::timeout(Duration::from_secs(20), engine.cleanup()).await;
+        clean.expect("cleanup in time").expect("a clean machine");
         remove_cgroups(&self.cgroup);
     }
 }
