@@ -4,6 +4,8 @@
 //! `outside`, a neighbour on the same segment. The machine's own network is never touched. Tests need root and the
 //! built binary (`SAMPAN_BIN`, else `target/debug/sampan`); [`ready`] says what is missing and the test is skipped.
 
+pub mod http;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -152,6 +154,11 @@ impl Lab {
             .arg(program);
         command
     }
+    /// The node's network namespace.
+    pub fn node_namespace(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.node)
+    }
+
     /// A command on the node.
     pub fn on_node(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         Self::command(&self.node, program)
@@ -165,7 +172,8 @@ impl Lab {
         let mut state = String::new();
         for words in ["-o link", "-o addr", "route", "rule"] {
             let listing = ip(&format!("-n {} {words}", self.node));
-            // Counters and timers are not state.
+            // Timers, and addresses still being probed, are not state.
+            let listing = listing.replace(" tentative", "");
             state.extend(
                 listing
                     .lines()
@@ -203,13 +211,7 @@ impl Cluster {
 
     pub fn start_with(name: &str, arguments: &[&str]) -> Cluster {
         let mut cluster = Self::prepare(name, arguments);
-        must(
-            Command::new(binary())
-                .args(["image", "--data-dir"])
-                .arg(cluster.dir.path())
-                .arg("import")
-                .arg(images()),
-        );
+        cluster.import_images();
         cluster.start_server();
         cluster.wait("the node to be Ready", 60, |cluster| {
             cluster.kubectl("get nodes -o jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}")
@@ -219,6 +221,17 @@ impl Cluster {
             cluster.try_kubectl("get serviceaccount default").is_ok()
         });
         cluster
+    }
+
+    /// Puts the example's images into the store.
+    pub fn import_images(&self) {
+        must(
+            Command::new(binary())
+                .args(["image", "--data-dir"])
+                .arg(self.dir.path())
+                .arg("import")
+                .arg(images()),
+        );
     }
 
     /// The laboratory and the arguments, without a server yet.
@@ -232,6 +245,11 @@ impl Cluster {
             server: None,
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
         }
+    }
+
+    /// What the next start of the server is told.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     }
 
     pub fn kubeconfig(&self) -> PathBuf {

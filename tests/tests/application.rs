@@ -75,11 +75,27 @@ fn the_machine_is_as_it_was_when_the_server_is_gone() {
         return;
     }
     let mut cluster = Cluster::prepare("clean", &[]);
+    cluster.import_images();
     let before = cluster.lab.network_state();
     cluster.start_server();
     cluster.wait("the bridge", 30, |cluster| {
         cluster.lab.network_state().contains("sampan0")
     });
+    cluster.wait("the default service account", 30, |cluster| {
+        cluster.try_kubectl("get serviceaccount default").is_ok()
+    });
+    cluster.apply(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {name: mounts}
+spec:
+  containers:
+  - {name: main, image: 'localhost/sampan/busybox:1.35', command: [sleep, '3600'], volumeMounts: [{name: memory, mountPath: /memory}]}
+  volumes: [{name: memory, emptyDir: {medium: Memory}}]
+",
+    );
+    cluster.kubectl("wait --for=condition=Ready --timeout=60s pod/mounts");
     assert!(cluster.stop(), "the server ends well");
     let cleaned = cluster.cleanup();
     assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));

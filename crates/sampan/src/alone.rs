@@ -43,6 +43,9 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
     if let Some(path) = &command.root_ca_file {
         let pem = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         config.root_ca = Some(pem);
+    } else {
+        // Without it no namespace gets kube-root-ca.crt and no Pod that asks for a token can start.
+        config.root_ca = sampan_client::authority_of_kubeconfig(&command.alone.kubeconfig).await?;
     }
     let leading = client.clone();
     let work = move |tasks: Tasks, drain: Drain| {

@@ -253,6 +253,10 @@ where
     }
 }
 
+/// Nothing is sent before this has passed: clients up to client-go 0.32 read before they have made their streams, and
+/// discard what comes for a stream they do not know yet. Upstream is never that quick.
+const SETTLING: std::time::Duration = std::time::Duration::from_millis(100);
+
 async fn read(
     mut stream: impl Stream<Item = Result<Message, WsError>> + Unpin,
     codec: Codec,
@@ -281,6 +285,7 @@ async fn read(
 }
 
 async fn write(mut sink: impl Sink<Message, Error = WsError> + Unpin, channels: &Channels) -> Result<(), WsError> {
+    tokio::time::sleep(SETTLING).await;
     while let Some(message) = channels.outbox.next().await {
         sink.feed(message).await?;
         while let Some(message) = channels.outbox.try_next() {

@@ -134,12 +134,7 @@ impl Tasks {
     }
 
     /// Like [`Tasks::spawn`], but the future is dropped at its next await once draining begins.
-    pub fn spawn_until_drain<F>(
-        &self,
-        name: impl Into<String>,
-        on_exit: OnExit,
-        future: F,
-    ) -> JoinHandle<()>
+    pub fn spawn_until_drain<F>(&self, name: impl Into<String>, on_exit: OnExit, future: F) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -191,11 +186,7 @@ mod tests {
     async fn shutdown_waits_for_tasks_and_counts_those_that_stay() {
         let tasks = Tasks::new();
         let drain = tasks.drain();
-        tasks.spawn(
-            "good",
-            OnExit::Critical,
-            async move { drain.started().await },
-        );
+        tasks.spawn("good", OnExit::Critical, async move { drain.started().await });
         tasks.spawn("stubborn", OnExit::Expected, std::future::pending());
         assert_eq!(tasks.shutdown(Duration::from_millis(50)).await, 1);
     }
@@ -203,9 +194,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_in_an_expected_task_is_contained() {
         let tasks = Tasks::new();
-        let _joined = tasks
-            .spawn("thrower", OnExit::Expected, async { panic!("boom") })
-            .await;
+        let _joined = tasks.spawn("thrower", OnExit::Expected, async { panic!("boom") }).await;
         assert!(!tasks.drain().is_started());
         assert_eq!(tasks.shutdown(Duration::from_secs(1)).await, 0);
     }

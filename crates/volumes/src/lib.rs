@@ -37,3 +37,8 @@ pub use volumes::{NodeFacts, PodOnDisk, Prepared, PreparedVolume, Volumes, refer
 
 #[cfg(test)]
 mod tests;
+
+/// Unmounts what volumes mounted below the node's directory. Files stay: they are Pods' data. Blocking.
+pub fn cleanup(root: &std::path::Path) -> Result<(), VolumeError> {
+    mounts::unmount_below(root)
+}

@@ -84,6 +84,10 @@ fn runtime_config(settings: &Settings) -> RuntimeConfig {
     config
 }
 
+fn node_dir(settings: &Settings) -> PathBuf {
+    settings.data_dir.join("node")
+}
+
 fn netns_dir(settings: &Settings) -> PathBuf {
     settings.data_dir.join("run/netns")
 }
@@ -168,6 +172,8 @@ pub async fn cleanup(settings: &Settings) -> Result<()> {
     tasks.shutdown(Duration::from_secs(5)).await;
     // The range only says which rules and links are ours; those are found by name.
     let config = pod_network_config(settings, ipnet::Ipv4Net::new_assert(settings.pod_cidr.network(), 24));
+    let node = node_dir(settings);
+    tokio::task::spawn_blocking(move || sampan_volumes::cleanup(&node)).await??;
     tokio::task::spawn_blocking(move || sampan_network::cleanup(&config)).await??;
     Ok(())
 }
