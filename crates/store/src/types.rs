@@ -32,13 +32,7 @@ pub struct KeyValue {
 impl fmt::Debug for KeyValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Values may be Secrets: only their size is ever printed.
-        write!(
-            f,
-            "{}@{} ({} bytes)",
-            self.key,
-            self.mod_revision,
-            self.value.len()
-        )
+        write!(f, "{}@{} ({} bytes)", self.key, self.mod_revision, self.value.len())
     }
 }
 
@@ -61,10 +55,7 @@ pub enum Change {
 /// What a write does.
 #[derive(Clone, Debug)]
 pub enum Op {
-    Put {
-        value: Bytes,
-        lease: Option<LeaseId>,
-    },
+    Put { value: Bytes, lease: Option<LeaseId> },
     Delete,
 }
 
@@ -118,22 +109,14 @@ pub type WatchStream = mpsc::UnboundedReceiver<Result<Event, Error>>;
 pub enum Error {
     /// The requested revision is older than the compaction point.
     #[error("required revision {requested} has been compacted (oldest kept: {oldest})")]
-    Compacted {
-        requested: Revision,
-        oldest: Revision,
-    },
+    Compacted { requested: Revision, oldest: Revision },
     /// The requested revision has not happened yet.
     #[error("required revision {requested} is in the future (current: {current})")]
-    Future {
-        requested: Revision,
-        current: Revision,
-    },
+    Future { requested: Revision, current: Revision },
     #[error("lease {0} not found")]
     LeaseNotFound(LeaseId),
     /// Another process holds the data directory.
-    #[error(
-        "the data directory {path} is in use by another process{holder}; stop it or choose another --data-dir"
-    )]
+    #[error("the data directory {path} is in use by another process{holder}; stop it or choose another --data-dir")]
     Locked { path: String, holder: String },
     /// The engine failed: disk full, corruption, I/O error. The write was not acknowledged.
     #[error("the store failed to {action}: {source}")]

@@ -46,30 +46,16 @@ async fn conditions_guard_writes_and_say_what_stands() {
     let store = open(dir.path());
     let created = commit(&store, put("/a", Condition::ModRevision(0), "1")).await;
     assert_eq!(created, 1);
-    let refused = store
-        .write(put("/a", Condition::ModRevision(0), "2"))
-        .await
-        .unwrap();
-    assert!(
-        matches!(refused, Written::Refused { current: Some(entry), revision: 1 } if entry.value == "1")
-    );
+    let refused = store.write(put("/a", Condition::ModRevision(0), "2")).await.unwrap();
+    assert!(matches!(refused, Written::Refused { current: Some(entry), revision: 1 } if entry.value == "1"));
     let updated = commit(&store, put("/a", Condition::ModRevision(1), "2")).await;
     let entry = store.get("/a").await.unwrap().unwrap();
-    assert_eq!(
-        (entry.create_revision, entry.mod_revision, updated),
-        (1, 2, 2)
-    );
+    assert_eq!((entry.create_revision, entry.mod_revision, updated), (1, 2, 2));
     assert!(matches!(
-        store
-            .write(delete("/a", Condition::ModRevision(1)))
-            .await
-            .unwrap(),
+        store.write(delete("/a", Condition::ModRevision(1))).await.unwrap(),
         Written::Refused { .. }
     ));
-    assert_eq!(
-        commit(&store, delete("/a", Condition::ModRevision(2))).await,
-        3
-    );
+    assert_eq!(commit(&store, delete("/a", Condition::ModRevision(2))).await, 3);
     assert!(store.get("/a").await.unwrap().is_none());
     assert_eq!(
         commit(&store, delete("/a", Condition::None)).await,
@@ -84,11 +70,7 @@ async fn ranges_are_ordered_and_paged() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     for name in ["b", "a", "c", "aa"] {
-        commit(
-            &store,
-            put(&format!("/x/{name}"), Condition::None, name.to_owned()),
-        )
-        .await;
+        commit(&store, put(&format!("/x/{name}"), Condition::None, name.to_owned())).await;
     }
     commit(&store, put("/y/z", Condition::None, "other")).await;
     let page = store.range("/x/", &prefix_end("/x/"), 3).await.unwrap();
@@ -122,9 +104,7 @@ async fn a_watch_replays_then_follows_without_a_gap() {
         ));
     }
     let replayed = (5..=10).map(|revision| (revision, true, false));
-    let expected: Vec<_> = replayed
-        .chain([(12, true, true), (13, false, true)])
-        .collect();
+    let expected: Vec<_> = replayed.chain([(12, true, true), (13, false, true)]).collect();
     assert_eq!(seen, expected);
 }
 
@@ -151,10 +131,7 @@ async fn history_survives_a_restart_and_compaction_ends_it() {
             oldest: 2
         })
     ));
-    assert!(matches!(
-        store.watch("/", 9).await,
-        Err(Error::Future { .. })
-    ));
+    assert!(matches!(store.watch("/", 9).await, Err(Error::Future { .. })));
     assert!(store.watch("/", 2).await.is_ok());
     assert_eq!(
         store.get("/a").await.unwrap().unwrap().value,
@@ -194,10 +171,7 @@ async fn leases_take_their_keys_with_them() {
         .unwrap();
     assert_eq!(&*end.key, "/short");
     assert!(matches!(end.change, Change::Delete));
-    assert!(matches!(
-        store.keep_alive(lease).await,
-        Err(Error::LeaseNotFound(_))
-    ));
+    assert!(matches!(store.keep_alive(lease).await, Err(Error::LeaseNotFound(_))));
     store.keep_alive(kept).await.unwrap();
     store.revoke(kept).await.unwrap();
     assert!(store.get("/long").await.unwrap().is_none());
@@ -272,11 +246,7 @@ async fn random_writes_agree_with_a_map() {
         };
     }
     let page = store.range("/m/", &prefix_end("/m/"), 0).await.unwrap();
-    let present: BTreeMap<_, _> = page
-        .entries
-        .into_iter()
-        .map(|entry| (entry.key, entry.value))
-        .collect();
+    let present: BTreeMap<_, _> = page.entries.into_iter().map(|entry| (entry.key, entry.value)).collect();
     assert_eq!(present, model);
 }
 
@@ -292,11 +262,7 @@ async fn victim() {
         async move {
             for step in 0.. {
                 let key = format!("/{writer}/{step}");
-                let revision = commit(
-                    &store,
-                    put(&key, Condition::ModRevision(0), vec![b'x'; 700]),
-                )
-                .await;
+                let revision = commit(&store, put(&key, Condition::ModRevision(0), vec![b'x'; 700])).await;
                 println!("acked {key} {revision} .");
             }
         }
@@ -306,11 +272,7 @@ async fn victim() {
 
 /// `acked KEY REVISION .`; the dot tells a whole line from one the kill cut short.
 fn acknowledgement(line: &str) -> Option<(String, u64)> {
-    let (key, revision) = line
-        .split_once("acked ")?
-        .1
-        .strip_suffix(" .")?
-        .split_once(' ')?;
+    let (key, revision) = line.split_once("acked ")?.1.strip_suffix(" .")?.split_once(' ')?;
     Some((key.to_owned(), revision.parse().ok()?))
 }
 
@@ -329,9 +291,7 @@ async fn kill_9_loses_nothing_acknowledged() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         acked.clear();
         while acked.len() < 150 + round * 333 {
-            acked.extend(acknowledgement(
-                &lines.next().expect("the victim died early").unwrap(),
-            ));
+            acked.extend(acknowledgement(&lines.next().expect("the victim died early").unwrap()));
         }
         child.kill().unwrap();
         child.wait().unwrap();

@@ -26,9 +26,7 @@ use async_trait::async_trait;
 use redb::{Database, ReadableDatabase, ReadableTable};
 use tokio::sync::oneshot;
 
-use crate::types::{
-    Error, Key, KeyValue, LeaseId, Page, Revision, Store, WatchStream, Write, Written,
-};
+use crate::types::{Error, Key, KeyValue, LeaseId, Page, Revision, Store, WatchStream, Write, Written};
 use tables::{FORMAT, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_FORMAT};
 use writer::{Command, Writer};
 
@@ -69,9 +67,7 @@ struct Counters {
 }
 
 /// Wraps an engine failure with what was being done.
-fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
-    action: &'static str,
-) -> impl FnOnce(E) -> Error {
+fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(action: &'static str) -> impl FnOnce(E) -> Error {
     move |source| Error::Engine {
         action,
         source: source.into(),
@@ -111,16 +107,10 @@ impl Embedded {
         }))
     }
 
-    async fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
-    ) -> Result<T, Error> {
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         {
-            let commands = self
-                .commands
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let commands = self.commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let sender = commands.as_ref().ok_or(Error::Closed)?;
             sender.send(command(reply)).map_err(|_| Error::Closed)?;
         }
@@ -261,16 +251,12 @@ impl Store for Embedded {
                     break;
                 }
                 let (key, value) = item.map_err(failed(action))?;
-                page.entries.push(
-                    tables::decode_entry(Key::from(key.value()), value.value())
-                        .map_err(failed(action))?,
-                );
+                page.entries
+                    .push(tables::decode_entry(Key::from(key.value()), value.value()).map_err(failed(action))?);
             }
             Ok(page)
         };
-        tokio::task::spawn_blocking(read)
-            .await
-            .map_err(failed(action))?
+        tokio::task::spawn_blocking(read).await.map_err(failed(action))?
     }
 
     async fn write(&self, write: Write) -> Result<Written, Error> {
@@ -307,8 +293,6 @@ impl Store for Embedded {
     }
 
     async fn size(&self) -> Result<u64, Error> {
-        Ok(std::fs::metadata(&self.path)
-            .map_err(failed("measure its file"))?
-            .len())
+        Ok(std::fs::metadata(&self.path).map_err(failed("measure its file"))?.len())
     }
 }

@@ -18,8 +18,7 @@ pub(super) const KEYS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("
 pub(super) const HISTORY: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("history");
 /// lease → time to live in milliseconds
 pub(super) const LEASES: TableDefinition<'_, u64, u64> = TableDefinition::new("leases");
-pub(super) const LEASE_KEYS: TableDefinition<'_, (u64, &str), ()> =
-    TableDefinition::new("lease_keys");
+pub(super) const LEASE_KEYS: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("lease_keys");
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 pub(super) const META_REVISION: &str = "revision";
@@ -67,10 +66,7 @@ pub(super) fn decode_entry(key: Key, bytes: &[u8]) -> Result<KeyValue, Damaged> 
 
 /// `previous mod_revision (0: none) | 0: delete, 1: put | key length (4) | key | entry if put`
 pub(super) fn encode_event(event: &Event) -> Vec<u8> {
-    let previous = event
-        .previous
-        .as_ref()
-        .map_or(0, |entry| entry.mod_revision);
+    let previous = event.previous.as_ref().map_or(0, |entry| entry.mod_revision);
     let key = event.key.as_bytes();
     let mut bytes = Vec::with_capacity(13 + key.len());
     bytes.extend_from_slice(&previous.to_be_bytes());

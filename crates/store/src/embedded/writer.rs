@@ -8,13 +8,10 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadableDatabase, ReadableTable};
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
-use super::tables::{
-    self, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_COMPACTED, META_NEXT_LEASE, META_REVISION,
-};
+use super::tables::{self, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_COMPACTED, META_NEXT_LEASE, META_REVISION};
 use super::{Counters, failed};
 use crate::types::{
-    Change, Condition, Error, Event, Key, KeyValue, LeaseId, Op, Revision, WatchStream, Write,
-    Written,
+    Change, Condition, Error, Event, Key, KeyValue, LeaseId, Op, Revision, WatchStream, Write, Written,
 };
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -69,10 +66,7 @@ pub(super) struct Writer {
 /// Longest history removed in one transaction, so that compaction never keeps a write waiting long.
 const COMPACT_CHUNK: u64 = 4096;
 
-pub(super) fn counter<T: ReadableTable<&'static str, u64>>(
-    meta: &T,
-    name: &str,
-) -> Result<u64, redb::StorageError> {
+pub(super) fn counter<T: ReadableTable<&'static str, u64>>(meta: &T, name: &str) -> Result<u64, redb::StorageError> {
     Ok(meta.get(name)?.map_or(0, |guard| guard.value()))
 }
 
@@ -83,11 +77,7 @@ struct Applied {
 }
 
 impl Writer {
-    pub(super) fn load(
-        database: Arc<Database>,
-        counters: Arc<Counters>,
-        batch: usize,
-    ) -> Result<Self, Error> {
+    pub(super) fn load(database: Arc<Database>, counters: Arc<Counters>, batch: usize) -> Result<Self, Error> {
         let action = "read its counters";
         let mut writer = Writer {
             counters,
@@ -102,14 +92,9 @@ impl Writer {
         let meta = transaction.open_table(META).map_err(failed(action))?;
         let revision = counter(&meta, META_REVISION).map_err(failed(action))?;
         let compacted = counter(&meta, META_COMPACTED).map_err(failed(action))?;
-        writer.next_lease = counter(&meta, META_NEXT_LEASE)
-            .map_err(failed(action))?
-            .max(1);
+        writer.next_lease = counter(&meta, META_NEXT_LEASE).map_err(failed(action))?.max(1);
         writer.counters.revision.store(revision, Ordering::Release);
-        writer
-            .counters
-            .compacted
-            .store(compacted, Ordering::Release);
+        writer.counters.compacted.store(compacted, Ordering::Release);
         let leases = transaction.open_table(LEASES).map_err(failed(action))?;
         let now = Instant::now();
         for item in leases.iter().map_err(failed(action))? {
@@ -122,12 +107,8 @@ impl Writer {
     pub(super) fn run(mut self, inbox: &mpsc::Receiver<Command>) {
         loop {
             let first = match self.deadlines.first_key_value() {
-                None => inbox
-                    .recv()
-                    .map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-                Some((&(deadline, _), ())) => {
-                    inbox.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-                }
+                None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                Some((&(deadline, _), ())) => inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
             };
             match first {
                 Ok(command) => self.handle(command, inbox),
@@ -156,11 +137,7 @@ impl Writer {
                     }
                     self.commit(writes);
                 }
-                Command::Watch {
-                    prefix,
-                    after,
-                    reply,
-                } => answer(reply, self.watch(prefix, after)),
+                Command::Watch { prefix, after, reply } => answer(reply, self.watch(prefix, after)),
                 Command::Compact { revision, reply } => answer(reply, self.compact(revision)),
                 Command::Grant { ttl, reply } => answer(reply, self.grant(ttl)),
                 Command::KeepAlive { lease, reply } => answer(reply, self.keep_alive(lease)),
@@ -219,9 +196,7 @@ impl Writer {
             let mut lease_keys = transaction.open_table(LEASE_KEYS).map_err(failed(action))?;
             for Write { key, condition, op } in writes {
                 let current = match keys.get(&*key).map_err(failed(action))? {
-                    Some(found) => Some(
-                        tables::decode_entry(key.clone(), found.value()).map_err(failed(action))?,
-                    ),
+                    Some(found) => Some(tables::decode_entry(key.clone(), found.value()).map_err(failed(action))?),
                     None => None,
                 };
                 let standing = current.as_ref().map_or(0, |entry| entry.mod_revision);
@@ -250,17 +225,13 @@ impl Writer {
                         revision += 1;
                         Change::Delete
                     }
-                    Op::Put {
-                        lease: Some(lease), ..
-                    } if !self.leases.contains_key(&lease) => {
+                    Op::Put { lease: Some(lease), .. } if !self.leases.contains_key(&lease) => {
                         outcomes.push(Err(Error::LeaseNotFound(lease)));
                         continue;
                     }
                     Op::Put { value, lease } => {
                         revision += 1;
-                        let create_revision = current
-                            .as_ref()
-                            .map_or(revision, |entry| entry.create_revision);
+                        let create_revision = current.as_ref().map_or(revision, |entry| entry.create_revision);
                         let entry = KeyValue {
                             key: key.clone(),
                             value,
@@ -284,9 +255,7 @@ impl Writer {
                         lease_keys.remove((lease, &*key)).map_err(failed(action))?;
                     }
                     if let Some(lease) = lease_now {
-                        lease_keys
-                            .insert((lease, &*key), ())
-                            .map_err(failed(action))?;
+                        lease_keys.insert((lease, &*key), ()).map_err(failed(action))?;
                     }
                 }
                 let event = Event {
@@ -308,8 +277,7 @@ impl Writer {
             }
             if revision != before {
                 let mut meta = transaction.open_table(META).map_err(failed(action))?;
-                meta.insert(META_REVISION, revision)
-                    .map_err(failed(action))?;
+                meta.insert(META_REVISION, revision).map_err(failed(action))?;
             }
         }
         if revision == before {
@@ -356,8 +324,8 @@ impl Writer {
             let history = transaction.open_table(HISTORY).map_err(failed(action))?;
             for item in history.range(after + 1..=current).map_err(failed(action))? {
                 let (revision, record) = item.map_err(failed(action))?;
-                let (mut event, previous) = tables::decode_event(revision.value(), record.value())
-                    .map_err(failed(action))?;
+                let (mut event, previous) =
+                    tables::decode_event(revision.value(), record.value()).map_err(failed(action))?;
                 if !event.key.starts_with(&prefix) {
                     continue;
                 }
@@ -394,9 +362,7 @@ impl Writer {
             let transaction = self.database.begin_write().map_err(failed(action))?;
             {
                 let mut history = transaction.open_table(HISTORY).map_err(failed(action))?;
-                history
-                    .retain_in(..=until, |_, _| false)
-                    .map_err(failed(action))?;
+                history.retain_in(..=until, |_, _| false).map_err(failed(action))?;
                 let mut meta = transaction.open_table(META).map_err(failed(action))?;
                 meta.insert(META_COMPACTED, until).map_err(failed(action))?;
             }
@@ -424,8 +390,7 @@ impl Writer {
             let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
             leases.insert(lease, millis).map_err(failed(action))?;
             let mut meta = transaction.open_table(META).map_err(failed(action))?;
-            meta.insert(META_NEXT_LEASE, lease + 1)
-                .map_err(failed(action))?;
+            meta.insert(META_NEXT_LEASE, lease + 1).map_err(failed(action))?;
         }
         transaction.commit().map_err(failed(action))?;
         self.next_lease = lease + 1;
@@ -434,11 +399,7 @@ impl Writer {
     }
 
     fn keep_alive(&mut self, lease: LeaseId) -> Result<(), Error> {
-        let ttl = self
-            .leases
-            .get(&lease)
-            .ok_or(Error::LeaseNotFound(lease))?
-            .ttl;
+        let ttl = self.leases.get(&lease).ok_or(Error::LeaseNotFound(lease))?.ttl;
         self.start_lease(lease, ttl, Instant::now());
         Ok(())
     }
@@ -446,19 +407,12 @@ impl Writer {
     /// Deletes the lease's keys, then the lease. A crash between the two leaves a lease without keys, which ends by itself.
     fn revoke(&mut self, lease: LeaseId) -> Result<(), Error> {
         let action = "end a lease";
-        let deadline = self
-            .leases
-            .get(&lease)
-            .ok_or(Error::LeaseNotFound(lease))?
-            .deadline;
+        let deadline = self.leases.get(&lease).ok_or(Error::LeaseNotFound(lease))?.deadline;
         let keys: Vec<Key> = {
             let transaction = self.database.begin_read().map_err(failed(action))?;
             let lease_keys = transaction.open_table(LEASE_KEYS).map_err(failed(action))?;
             let mut keys = Vec::new();
-            for item in lease_keys
-                .range((lease, "")..(lease + 1, ""))
-                .map_err(failed(action))?
-            {
+            for item in lease_keys.range((lease, "")..(lease + 1, "")).map_err(failed(action))? {
                 keys.push(Key::from(item.map_err(failed(action))?.0.value().1));
             }
             keys
