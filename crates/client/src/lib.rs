@@ -10,6 +10,7 @@
 
 use std::path::Path;
 
+use base64::Engine;
 use http::{Request, Response};
 use kube::client::Body;
 use tower::{BoxError, Service};
@@ -66,17 +67,39 @@ pub enum KubeconfigError {
 
 /// A client for the current context of a kubeconfig file.
 pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, KubeconfigError> {
-    let shown = || path.display().to_string();
+    let config = configuration(path).await?;
+    kube::Client::try_from(config).map_err(|source| KubeconfigError::Client {
+        path: path.display().to_string(),
+        source: Box::new(source),
+    })
+}
+
+/// The authorities that the current context of a kubeconfig file trusts for its server, as PEM, if it names any.
+pub async fn authority_of_kubeconfig(path: &Path) -> Result<Option<String>, KubeconfigError> {
+    let certificates = configuration(path).await?.root_cert;
+    Ok(certificates.map(|certificates| certificates.iter().map(|der| pem(der)).collect()))
+}
+
+async fn configuration(path: &Path) -> Result<kube::Config, KubeconfigError> {
     let read = |source| KubeconfigError::Read {
-        path: shown(),
+        path: path.display().to_string(),
         source: Box::new(source),
     };
     let kubeconfig = kube::config::Kubeconfig::read_from(path).map_err(read)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
+    kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
         .await
-        .map_err(read)?;
-    kube::Client::try_from(config).map_err(|source| KubeconfigError::Client {
-        path: shown(),
-        source: Box::new(source),
-    })
+        .map_err(read)
+}
+
+fn pem(der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, further) = rest.split_at(rest.len().min(64));
+        pem += line;
+        pem.push('\n');
+        rest = further;
+    }
+    pem + "-----END CERTIFICATE-----\n"
 }

@@ -29,7 +29,7 @@ impl From<&JsonPatchError> for Status {
     fn from(error: &JsonPatchError) -> Status {
         match error {
             JsonPatchError::Malformed(text) => Status::bad_request(text),
-            JsonPatchError::TooMany(_) => Status::too_large(error.to_string()),
+            JsonPatchError::TooMany(_) => Status::too_large(format!("Request entity too large: {error}")),
             // Upstream says no more than this; the reason is added, for people.
             JsonPatchError::Failed(text) => Status::new(
                 422,

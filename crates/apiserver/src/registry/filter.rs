@@ -40,7 +40,7 @@ impl Filter {
         options: &ListOptions,
     ) -> Result<Self, Refusal> {
         let labels = LabelSelector::parse(&options.label_selector)
-            .map_err(|error| refuse(Status::bad_request(format!("unable to parse requirement: {error}"))))?;
+            .map_err(|error| refuse(Status::bad_request(error.to_string())))?;
         let selector = FieldSelector::parse(&options.field_selector)
             .map_err(|error| refuse(Status::bad_request(error.to_string())))?;
         let mut terms = Vec::with_capacity(selector.requirements().len());

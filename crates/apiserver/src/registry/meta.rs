@@ -129,8 +129,22 @@ pub fn validate_create(row: &Row, object: &Object) -> field::Errors {
         accept_name,
         &path,
     ));
+    if row.custom.is_none() {
+        for (index, name) in meta::finalizers(object).enumerate() {
+            if !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
+                errors.push(field::Error::invalid(
+                    &path.child("finalizers").index(index),
+                    name,
+                    "name is neither a standard finalizer name nor is it fully qualified",
+                ));
+            }
+        }
+    }
     errors
 }
+
+/// The finalizers that need no domain in their name, on objects of built-in kinds.
+const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 
 fn accept_name(_: &str, _: bool) -> Vec<String> {
     Vec::new()

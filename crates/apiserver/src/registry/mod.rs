@@ -104,6 +104,13 @@ impl Call {
     }
 
     pub(crate) fn not_supported(&self) -> Refusal {
+        if self.row.custom.is_none() {
+            return refuse(Status::new(
+                405,
+                "MethodNotAllowed",
+                "the server does not allow this method on the requested resource",
+            ));
+        }
         refuse(Status::method_not_supported(
             self.row.spec.group,
             self.row.spec.plural,

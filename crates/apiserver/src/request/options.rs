@@ -162,7 +162,7 @@ impl WriteOptions {
                     options_invalid(
                         kind,
                         &format!(
-                            "fieldValidation: Invalid value: {asked:?}: fieldValidation query parameter only supports {{Ignore, Warn, Strict, \"\"}}"
+                            "fieldValidation: Unsupported value: {asked:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
                         ),
                     )
                 })?
@@ -186,7 +186,7 @@ fn dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &str) -> Result<bool
         if value != "All" {
             return Err(options_invalid(
                 kind,
-                &format!("dryRun: Unsupported value: {value:?}: supported values: \"All\""),
+                &format!("dryRun: Unsupported value: [{value:?}]: supported values: \"All\""),
             ));
         }
         asked = true;

@@ -13,6 +13,10 @@ use crate::{Refusal, refuse};
 pub fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<Reply, Refusal> {
     let kind = call.row.spec.kind;
     if call.row.spec.plural == "selfsubjectrulesreviews" {
+        let namespace = review.pointer("/spec/namespace").and_then(Value::as_str);
+        if namespace.is_none_or(str::is_empty) {
+            return Err(refuse(Status::bad_request("no namespace on request")));
+        }
         return Ok(Reply::Plain(201, rules(plane, call, review)));
     }
     let spec = review.get("spec").cloned().unwrap_or_default();
@@ -22,7 +26,13 @@ pub fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<R
     let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
     let at = field::Path::new("spec");
     let mut errors = field::Errors::new();
-    if resource.is_some() == path.is_some() {
+    if resource.is_some() && path.is_some() {
+        errors.push(field::Error::invalid(
+            &at.child("nonResourceAttributes"),
+            path.cloned().unwrap_or_default(),
+            "cannot be specified in combination with resourceAttributes",
+        ));
+    } else if resource.is_none() && path.is_none() {
         let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
         errors.push(field::Error::invalid(
             &at.child("resourceAttributes"),
@@ -98,6 +108,12 @@ fn texts(value: Option<&Value>) -> Vec<String> {
         .collect()
 }
 
+fn same_rule(one: &Value, other: &Value) -> bool {
+    ["verbs", "apiGroups", "resources", "resourceNames", "nonResourceURLs"]
+        .iter()
+        .all(|field| texts(one.get(field)) == texts(other.get(field)))
+}
+
 fn subject(spec: &Value) -> UserInfo {
     let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     UserInfo {
@@ -129,9 +145,17 @@ fn rules(plane: &ControlPlane, call: &Call, mut review: Object) -> Value {
         .iter()
         .map(|rule| rule.to_value())
         .collect();
+    // Masters need no role; where one is bound to them nevertheless its rules are not said twice.
     if call.user.in_group("system:masters") {
-        rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
-        rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+        let all = [
+            json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}),
+            json!({"verbs": ["*"], "nonResourceURLs": ["*"]}),
+        ];
+        for rule in all {
+            if !rules.iter().any(|known| same_rule(known, &rule)) {
+                rules.push(rule);
+            }
+        }
     }
     for rule in rules {
         let has = |field: &str| {

@@ -23,6 +23,12 @@ pub async fn bind(
         "" => meta::name(binding).to_owned(),
         name => name.to_owned(),
     };
+    let stated_name = meta::name(binding);
+    if !stated_name.is_empty() && stated_name != name {
+        return Err(refuse(Status::bad_request(
+            "name in URL does not match name in Binding object",
+        )));
+    }
     let text = |pointer: &str| binding.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let (kind, node) = (text("/target/kind"), text("/target/name").to_owned());
     let target = field::Path::new("target");

@@ -25,10 +25,9 @@ pub async fn evict(
 ) -> Result<Reply, Refusal> {
     let name = meta::name(eviction);
     if !name.is_empty() && name != call.info.name {
-        return Err(refuse(Status::bad_request(format!(
-            "name in URL does not match name in Eviction object: {name:?} vs {:?}",
-            call.info.name
-        ))));
+        return Err(refuse(Status::bad_request(
+            "name in URL does not match name in Eviction object",
+        )));
     }
     let mut delete = DeleteOptions::parse(&Query::default(), eviction.get("deleteOptions"))?;
     delete.dry_run |= options.dry_run;

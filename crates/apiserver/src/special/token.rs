@@ -174,10 +174,13 @@ fn bound(plane: &ControlPlane, call: &Call, request: &Object, account: &Object) 
         }
         "Secret" => Ok(Bound::Secret(reference_of(&find("secrets", "secrets", namespaced)?))),
         "Node" => Ok(Bound::Node(reference_of(&find("minions", "nodes", name.to_owned())?))),
-        _ => Err(refuse(Status::bad_request(format!(
-            "cannot bind token to object of type {kind}, {}",
-            text("apiVersion")
-        )))),
+        _ => {
+            let version = text("apiVersion");
+            let (group, version) = version.split_once('/').unwrap_or(("", version));
+            Err(refuse(Status::bad_request(format!(
+                "cannot bind token to object of type {group}/{version}, Kind={kind}"
+            ))))
+        }
     }
 }
 

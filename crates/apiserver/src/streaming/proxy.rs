@@ -3,6 +3,7 @@
 //! Names may carry a scheme and a port: `https:name:port`. Unlike upstream no HTML is rewritten; `Location`
 //! headers are, so that redirects stay inside the proxy.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{HeaderValue, LOCATION};
@@ -58,7 +59,13 @@ pub async fn serve(
             }
             target
         }
-        "pods" => pod(&find(plane, resource, &info.namespace, &name.name)?, &name, path)?,
+        "pods" => {
+            let object = find(plane, resource, &info.namespace, &name.name)?;
+            let target = pod(&object, &name, path)?;
+            let node = object.pointer("/spec/nodeName").and_then(Value::as_str);
+            proxyable(plane, &target.host, node)?;
+            target
+        }
         _ => service(plane, &find(plane, resource, &info.namespace, &name.name)?, &name, path)?,
     };
     if name.scheme == "https" && resource.plural != "nodes" {
@@ -211,20 +218,53 @@ fn service(plane: &ControlPlane, service: &Object, name: &Name, path: String) ->
                 .unwrap_or(true);
             let address = endpoint.pointer("/addresses/0").and_then(Value::as_str);
             if let (true, Some(address)) = (ready, address) {
-                found.push((address.to_owned(), port));
+                let node = endpoint.get("nodeName").and_then(Value::as_str);
+                found.push((address.to_owned(), port, node.map(str::to_owned)));
             }
         }
     }
     if found.is_empty() {
         return Err(unavailable("no endpoints available for service"));
     }
-    let (host, port) = found.swap_remove(rand::rng().random_range(0..found.len()));
+    let (host, port, node) = found.swap_remove(rand::rng().random_range(0..found.len()));
+    proxyable(plane, &host, node.as_deref())?;
     Ok(Target {
         tls: Trust::Plain,
         host,
         port,
         path,
     })
+}
+
+/// Refuses addresses that mean this machine and not the backend: whoever may write a status or an EndpointSlice
+/// must not reach the API server's loopback through it. The address its node is registered with is the exception,
+/// for Pods in the network of a node that has no other.
+fn proxyable(plane: &ControlPlane, host: &str, node: Option<&str>) -> Result<(), Refusal> {
+    let refused = || refuse(Status::bad_request("address not allowed"));
+    let address: IpAddr = host.parse().map_err(|_| refused())?;
+    let special = match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let local_multicast = v4.octets()[..3] == [224, 0, 0];
+            v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || local_multicast
+        }
+        IpAddr::V6(v6) => {
+            let local_multicast = v6.is_multicast() && matches!(v6.segments()[0] & 0xf, 1 | 2);
+            v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || local_multicast
+        }
+    };
+    if !special {
+        return Ok(());
+    }
+    let nodes = sampan_kinds::find("", "v1", "nodes").ok_or_else(|| refuse(Status::no_such_path()))?;
+    let node = node.and_then(|node| find(plane, nodes, "", node).ok());
+    let registered = node.as_ref().is_some_and(|node| {
+        let addresses = node.pointer("/status/addresses").and_then(Value::as_array);
+        addresses.into_iter().flatten().any(|entry| {
+            let text = |field: &str| entry.get(field).and_then(Value::as_str);
+            text("type") == Some("InternalIP") && text("address") == Some(host)
+        })
+    });
+    if registered { Ok(()) } else { Err(refused()) }
 }
 
 /// Tells the backend where it is seen from.
