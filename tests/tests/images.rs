@@ -407,8 +407,8 @@ fn pulls_authenticate() {
         .concat(),
     );
     cluster.wait("the Pods with the secret", 30, |cluster| {
-        let phases = cluster.kubectl("get pods with digest -o jsonpath={.items[*].status.phase}");
-        phases == "Running Running"
+        let phases = cluster.kubectl("get pods with digest -o jsonpath={.items[*].status.containerStatuses[0].ready}");
+        phases == "true true"
     });
     let reason = |cluster: &Cluster, pod: &str| {
         cluster.kubectl(&format!(
