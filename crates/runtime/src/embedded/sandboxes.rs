@@ -123,6 +123,10 @@ impl Embedded {
             let dirs = self.cgroups.dirs(name).map_err(internal("control group"))?;
             Ok(dirs.into_iter().map(|(_, dir)| dir).collect())
         };
+        // The shims' group is the machine's: another server's cleanup may have taken it away while it was empty.
+        self.cgroups
+            .create(&self.config.shim_cgroup)
+            .map_err(internal("control group"))?;
         let pause_group = format!("{cgroup}/{id}");
         let shared_pids = linux.namespaces.pid == NamespaceMode::Pod;
         let spec = SandboxSpec {
