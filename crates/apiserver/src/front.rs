@@ -27,7 +27,8 @@ use crate::request::Encoding;
 /// Connections at once; beyond this, new ones wait in the kernel's line.
 const CONNECTIONS: usize = 10_000;
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const HEADERS: Duration = Duration::from_secs(32);
+/// For a request's headers, and so for the next request on a kept connection: upstream closes idle ones after this long.
+const HEADERS: Duration = Duration::from_secs(90);
 /// HTTP/2 streams a client may have open on one connection, as upstream allows.
 const STREAMS: u32 = 250;
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");

@@ -28,6 +28,13 @@ fn main() -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("a cryptography provider was installed already");
     }
+    if matches!(cli.command, Command::Server(_)) {
+        // Small and scattered allocations gain nothing from huge pages and would triple what an idle server holds.
+        // Containers get them back: see the runtime's init.
+        if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+            tracing::debug!(%error, "huge pages stay on");
+        }
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),

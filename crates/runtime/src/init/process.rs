@@ -39,6 +39,8 @@ pub fn execute(process: &ProcessSpec, identity: &Identity) -> Result<Infallible>
         written.map_err(doing(format!("apply AppArmor profile {profile}")))?;
     }
     sys::close_on_exec_from_3().map_err(doing("close descriptors"))?;
+    // The server goes without huge pages, which is inherited; a container gets what the machine gives.
+    prctl::set_thp_disable(false).map_err(doing("allow huge pages again"))?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     identify(process, identity)?;
     sys::default_signals().map_err(doing("reset signals"))?;
