@@ -136,12 +136,17 @@ impl PodNetworking for FakeNetworking {
     }
 }
 
+/// One network namespace per attempt at a Pod's sandbox: an attempt that ends takes nothing from the next.
+fn key(request: &NetworkRequest) -> String {
+    format!("{}-{}", request.uid, request.attempt)
+}
+
 /// The network crate's pod network, as the node uses it.
 #[async_trait]
 impl PodNetworking for sampan_network::PodNetwork {
     async fn setup(&self, request: &NetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
         let dir = self.config().netns_dir.clone();
-        let name = request.uid.clone();
+        let name = key(request);
         let made = tokio::task::spawn_blocking(move || sampan_network::netns::create(&dir, &name));
         let netns = made
             .await
@@ -155,9 +160,9 @@ impl PodNetworking for sampan_network::PodNetwork {
     }
 
     async fn teardown(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
-        let down = sampan_network::PodNetwork::teardown(self, &request.uid).await;
+        let down = sampan_network::PodNetwork::teardown(self, &key(request)).await;
         down.map_err(|error| NetworkError(error.to_string()))?;
-        let path = self.config().netns_dir.join(&request.uid);
+        let path = self.config().netns_dir.join(key(request));
         let removed = tokio::task::spawn_blocking(move || sampan_network::netns::remove(&path));
         removed
             .await
@@ -171,25 +176,25 @@ async fn wire(
     request: &NetworkRequest,
     netns: PathBuf,
 ) -> Result<PodNetworkStatus, NetworkError> {
-    let host_ports = request
-        .host_ports
-        .iter()
-        .filter_map(|port| {
-            let host_ip = match port.host_ip.as_str() {
-                "" | "0.0.0.0" => None,
-                // An address this machine cannot have: such a port leads nowhere.
-                other => Some(other.parse().ok()?),
-            };
-            Some(sampan_network::HostPort {
-                protocol: sampan_network::Protocol::parse(Some(&port.protocol))?,
-                host_ip,
-                host_port: port.host_port,
-                container_port: port.container_port,
-            })
+    let host_ports = request.host_ports.iter().map(|port| {
+        let host_ip = match port.host_ip.as_str() {
+            "" | "0.0.0.0" => None,
+            text => Some(
+                text.parse()
+                    .map_err(|_| NetworkError(format!("host address {text} is not an IPv4 address")))?,
+            ),
+        };
+        Ok(sampan_network::HostPort {
+            protocol: sampan_network::Protocol::parse(Some(&port.protocol))
+                .ok_or_else(|| NetworkError(format!("no protocol {}", port.protocol)))?,
+            host_ip,
+            host_port: port.host_port,
+            container_port: port.container_port,
         })
-        .collect();
+    });
+    let host_ports = host_ports.collect::<Result<_, NetworkError>>()?;
     let setup = sampan_network::PodSetup {
-        uid: request.uid.clone(),
+        uid: key(request),
         netns: netns.clone(),
         host_ports,
     };

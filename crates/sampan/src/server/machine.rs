@@ -21,7 +21,7 @@ use crate::options::{Role, Settings};
 pub(super) async fn start(server: &Server) -> Result<()> {
     let settings = &server.settings;
     if settings.runs(Role::Node) {
-        let (adapter, network) = network::NodeNetwork::new(netns_dir(settings));
+        let (adapter, network) = network::NodeNetwork::new();
         start_node(server, adapter).await?;
         let dns_client = settings
             .runs(Role::Dns)

@@ -1,17 +1,15 @@
-//! The pod network as the node sees it: an adapter between two crates that do not know each other.
+//! The pod network as the node sees it before it is there.
 //!
 //! A node learns its Pod range from the cluster, so the network comes into being some moments after the node does.
 //! Until then a Pod that asks for a network waits, and is told why if it waits long.
 
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use sampan_client::{Informers, Selection};
-use sampan_network::{HostPort, PodNetwork, PodSetup, Protocol, netns};
+use sampan_network::PodNetwork;
 use sampan_node::network::{NetworkError, NetworkRequest, PodNetworkStatus, PodNetworking};
 use tokio::sync::watch;
 
@@ -22,14 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct NodeNetwork {
     ready: watch::Receiver<Option<PodNetwork>>,
-    netns_dir: PathBuf,
 }
 
 impl NodeNetwork {
     /// The adapter, and where to put the network when it is there.
-    pub fn new(netns_dir: PathBuf) -> (Self, watch::Sender<Option<PodNetwork>>) {
+    pub fn new() -> (Self, watch::Sender<Option<PodNetwork>>) {
         let (sender, ready) = watch::channel(None);
-        (NodeNetwork { ready, netns_dir }, sender)
+        (NodeNetwork { ready }, sender)
     }
 
     async fn network(&self) -> Result<PodNetwork, NetworkError> {
@@ -49,75 +46,18 @@ impl NodeNetwork {
     }
 }
 
-/// One network namespace per attempt at a Pod's sandbox.
-fn key(request: &NetworkRequest) -> String {
-    format!("{}-{}", request.uid, request.attempt)
-}
-
-fn failed(error: impl std::fmt::Display) -> NetworkError {
-    NetworkError(error.to_string())
-}
-
-fn host_ports(request: &NetworkRequest) -> Result<Vec<HostPort>, NetworkError> {
-    let ports = request.host_ports.iter().map(|port| {
-        let host_ip: Option<Ipv4Addr> = match port.host_ip.as_str() {
-            "" | "0.0.0.0" => None,
-            text => Some(
-                text.parse()
-                    .map_err(|_| NetworkError(format!("host address {text} is not an IPv4 address")))?,
-            ),
-        };
-        Ok(HostPort {
-            protocol: Protocol::parse(Some(&port.protocol))
-                .ok_or_else(|| NetworkError(format!("no protocol {}", port.protocol)))?,
-            host_ip,
-            host_port: port.host_port,
-            container_port: port.container_port,
-        })
-    });
-    ports.collect()
-}
-
 #[async_trait]
 impl PodNetworking for NodeNetwork {
     async fn setup(&self, request: &NetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
-        let network = self.network().await?;
-        let (dir, name) = (self.netns_dir.clone(), key(request));
-        let made = tokio::task::spawn_blocking(move || netns::create(&dir, &name))
-            .await
-            .map_err(failed)?;
-        let netns = made.map_err(failed)?;
-        let setup = PodSetup {
-            uid: key(request),
-            netns: netns.clone(),
-            host_ports: host_ports(request)?,
-        };
-        let status = network.setup(setup).await.map_err(failed)?;
-        Ok(PodNetworkStatus {
-            netns,
-            ips: vec![status.ip.to_string()],
-        })
+        PodNetworking::setup(&self.network().await?, request).await
     }
 
     async fn adopt(&self, request: &NetworkRequest, status: &PodNetworkStatus) -> Result<(), NetworkError> {
-        // The network keeps records of its own; setting up again mends whatever is missing.
-        let network = self.network().await?;
-        let setup = PodSetup {
-            uid: key(request),
-            netns: status.netns.clone(),
-            host_ports: host_ports(request)?,
-        };
-        network.setup(setup).await.map(|_| ()).map_err(failed)
+        PodNetworking::adopt(&self.network().await?, request, status).await
     }
 
     async fn teardown(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
-        let network = self.network().await?;
-        network.teardown(&key(request)).await.map_err(failed)?;
-        let (dir, name) = (self.netns_dir.clone(), key(request));
-        tokio::task::spawn_blocking(move || netns::remove(&dir.join(name)))
-            .await
-            .map_err(failed)?
-            .map_err(failed)
+        PodNetworking::teardown(&self.network().await?, request).await
     }
 }
 
