@@ -28,6 +28,7 @@ use crate::bootstrap;
 use crate::dispatch;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
+use crate::outbound::Outbound;
 use crate::registry::reply::refusal;
 use crate::registry::{Leases, Registry};
 use crate::request::{Encoding, Query, RequestInfo};
@@ -97,6 +98,8 @@ pub struct ControlPlane {
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
     pub(crate) nodes: crate::streaming::NodeClient,
+    /// How everything else outside is called.
+    pub(crate) outbound: Outbound,
     flow: Flow,
     ready: AtomicBool,
 }
@@ -110,6 +113,7 @@ impl ControlPlane {
         let authorizer = Authorizer::new();
         let services = Services::new(config.service_range, config.node_ports);
         let reader = Reader::new(cache.clone());
+        let outbound = Outbound::new(reader.clone(), tasks);
         follow(&rows, &authorizer, &services);
         let registry = Arc::new(Registry {
             admission: Chain::standard(&reader, &authorizer),
@@ -127,6 +131,7 @@ impl ControlPlane {
         let plane = Arc::new(ControlPlane {
             flow: Flow::new(config.in_flight.0, config.in_flight.1),
             nodes: crate::streaming::NodeClient::new(&config.pki)?,
+            outbound: outbound.clone(),
             config,
             registry,
             authenticator,
@@ -174,6 +179,9 @@ impl ControlPlane {
 
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+    pub fn outbound(&self) -> &Outbound {
+        &self.outbound
     }
     pub fn authorizer(&self) -> &Authorizer {
         &self.authorizer

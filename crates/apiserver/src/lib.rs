@@ -24,6 +24,7 @@ mod flow;
 pub mod front;
 mod metrics;
 mod openapi;
+pub mod outbound;
 pub mod registry;
 pub mod request;
 pub mod rows;

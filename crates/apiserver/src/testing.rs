@@ -1,5 +1,7 @@
 //! A whole control plane for tests: its own store in a temporary directory, on a loopback port, gone when dropped.
 
+pub mod https;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
