@@ -271,6 +271,8 @@ impl Cluster {
         command
             .args(["server", "--node-name", "node-1", "--data-dir"])
             .arg(self.dir.path())
+            // A test must not depend on how full the machine's disk is.
+            .args(["--eviction-hard=memory.available<50Mi", "--image-gc-high-threshold=100"])
             .args(&self.arguments);
         command
             .stdin(Stdio::null())
@@ -360,12 +362,12 @@ impl Cluster {
 
     pub fn kubectl(&self, words: &str) -> String {
         self.try_kubectl(words)
-            .unwrap_or_else(|error| panic!("kubectl {words}: {error}\n--- server\n{}", tail(&self.log())))
+            .unwrap_or_else(|error| panic!("kubectl {words}: {error}\n{}", self.state()))
     }
 
     pub fn kubectl_args(&self, arguments: &[&str]) -> String {
         self.try_kubectl_args(arguments)
-            .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}\n--- server\n{}", tail(&self.log())))
+            .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}\n{}", self.state()))
     }
 
     pub fn get(&self, words: &str) -> Value {
@@ -379,17 +381,23 @@ impl Cluster {
         self.kubectl_args(&["apply", "-f", &path.to_string_lossy()]);
     }
 
+    /// What there is to see when a test fails: nodes, Pods, events, and the end of the server's log.
+    fn state(&self) -> String {
+        let nodes = "get nodes -o custom-columns=NAME:.metadata.name,TAINTS:.spec.taints,\
+            CONDITIONS:.status.conditions[*].type,STATUS:.status.conditions[*].status";
+        let mut state = String::new();
+        for words in [nodes, "get pods -A -o wide", "get events -A"] {
+            state += &self.try_kubectl(words).unwrap_or_else(|error| error);
+        }
+        format!("{state}\n--- server\n{}", tail(&self.log()))
+    }
+
     /// Waits until `done`, at most `seconds`; panics with the state of the cluster.
     pub fn wait(&mut self, what: &str, seconds: u64, mut done: impl FnMut(&mut Cluster) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         while !done(self) {
             if Instant::now() > deadline {
-                let pods = self.try_kubectl("get pods -A -o wide").unwrap_or_else(|error| error);
-                let events = self.try_kubectl("get events -A").unwrap_or_else(|error| error);
-                panic!(
-                    "waited {seconds} s for {what}\n{pods}\n{events}\n--- server\n{}",
-                    tail(&self.log())
-                );
+                panic!("waited {seconds} s for {what}\n{}", self.state());
             }
             std::thread::sleep(Duration::from_millis(100));
         }

@@ -149,5 +149,5 @@ fn wait_for_answer(port: u16) -> Result<String> {
         std::thread::sleep(Duration::from_millis(500));
     }
     eprintln!();
-    Err("the guestbook did not answer within two minutes; kubectl -n guestbook get pods says more".into())
+    Err("the guestbook did not answer within two minutes; kubectl -n guestbook describe pods and the end of the server's log say more".into())
 }

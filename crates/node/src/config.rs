@@ -5,33 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::pod::files::ClusterDns;
-
-/// How little may be left before Pods are evicted. A value of 0 switches that signal off.
-#[derive(Clone, Debug)]
-pub struct Eviction {
-    /// Bytes of memory.
-    pub memory: u64,
-    /// Percent of the file system of the data directory.
-    pub nodefs: u64,
-    /// Percent of the file system of images.
-    pub imagefs: u64,
-    /// Percent of inodes of either.
-    pub inodes: u64,
-    /// Percent of process ids.
-    pub pids: u64,
-}
-
-impl Default for Eviction {
-    fn default() -> Self {
-        Self {
-            memory: 100 << 20,
-            nodefs: 10,
-            imagefs: 15,
-            inodes: 5,
-            pids: 5,
-        }
-    }
-}
+use crate::thresholds::Eviction;
 
 /// Thresholds and bounds of housekeeping.
 #[derive(Clone, Debug)]

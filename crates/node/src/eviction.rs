@@ -11,13 +11,13 @@ use sampan_volumes::downward::units;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::config::Eviction;
 use crate::gc::{self, ImageCollector};
 use crate::machine::{self, Disk, Memory, Pids};
 use crate::manager::Manager;
 use crate::node_status::Pressure;
 use crate::pod::status::Verdict;
 use crate::pod::{self, label, qos};
+use crate::thresholds::Eviction;
 
 /// A pressure stays reported this long after it was seen last, so that the scheduler does not follow every wave.
 const TRANSITION: Duration = Duration::from_secs(300);
@@ -39,37 +39,29 @@ pub struct Shortage {
     pub available: u64,
 }
 
-fn less_than(part: u64, whole: u64, percent: u64) -> bool {
-    whole > 0 && u128::from(part) * 100 < u128::from(whole) * u128::from(percent)
-}
-
 /// The hard thresholds that are crossed, the most urgent first.
 pub fn shortages(signals: &Signals, limits: &Eviction) -> Vec<Shortage> {
-    let mut out = Vec::new();
-    let mut add = |crossed: bool, resource, threshold: String, available| {
-        if crossed {
-            out.push(Shortage {
-                resource,
-                threshold,
-                available,
-            });
-        }
-    };
-    let percent = |percent: u64| format!("{percent}%");
-    let memory = signals.memory;
-    let low = memory.total > 0 && memory.available < limits.memory;
-    add(low, "memory", format!("{}Mi", limits.memory >> 20), memory.available);
-    for (disk, least) in [(signals.nodefs, limits.nodefs), (signals.imagefs, limits.imagefs)] {
-        let low = less_than(disk.available, disk.usable(), least);
-        add(low, "ephemeral-storage", percent(least), disk.available);
-        let low = less_than(disk.inodes_free, disk.inodes, limits.inodes);
-        add(low, "inodes", percent(limits.inodes), disk.inodes_free);
-    }
-    let pids = signals.pids;
+    let (memory, pids) = (signals.memory, signals.pids);
+    let (node, image) = (signals.nodefs, signals.imagefs);
     let left = pids.max.saturating_sub(pids.used);
-    let low = less_than(left, pids.max, limits.pids);
-    add(low, "pids", percent(limits.pids), left);
-    out
+    [
+        (limits.memory, "memory", memory.available, memory.total),
+        (limits.nodefs, "ephemeral-storage", node.available, node.usable()),
+        (limits.nodefs_inodes, "inodes", node.inodes_free, node.inodes),
+        (limits.imagefs, "ephemeral-storage", image.available, image.usable()),
+        (limits.imagefs_inodes, "inodes", image.inodes_free, image.inodes),
+        (limits.pids, "pids", left, pids.max),
+    ]
+    .into_iter()
+    .filter_map(|(least, resource, available, whole)| {
+        let least = least.filter(|least| least.is_above(available, whole))?;
+        Some(Shortage {
+            resource,
+            threshold: least.to_string(),
+            available,
+        })
+    })
+    .collect()
 }
 
 pub fn pressure(shortages: &[Shortage]) -> Pressure {
@@ -214,11 +206,28 @@ impl Housekeeper {
             disk: held(disk, current.disk),
             pids: held(pids, current.pids),
         };
-        self.pressure.send_if_modified(|old| {
+        let changed = self.pressure.send_if_modified(|old| {
             let changed = *old != shown;
             *old = shown;
             changed
         });
+        if changed && short.is_empty() {
+            tracing::info!("the node is out of pressure and takes Pods again");
+        }
+        // Said here too: the Pods that wait for it only say that the node has a taint.
+        for short in short.iter().filter(|_| changed) {
+            let Shortage {
+                resource,
+                threshold,
+                available,
+            } = short;
+            tracing::warn!(
+                resource,
+                available,
+                threshold,
+                "the node is short of a resource and takes no Pods; free some, or set --eviction-hard"
+            );
+        }
         if let Some(worst) = short.first() {
             let message = format!("Attempting to reclaim {}", worst.resource);
             self.manager.cx.recorder.event_about(

@@ -30,12 +30,14 @@ pub mod probes;
 pub mod server;
 mod sources;
 mod status_writer;
+mod thresholds;
 mod worker;
 
-pub use config::{Eviction, Housekeeping, NodeConfig};
+pub use config::{Housekeeping, NodeConfig};
 pub use network::{FakeNetworking, NetworkError, NetworkRequest, PodNetworkStatus, PodNetworking};
 pub use node::{Node, NodeError, ServerTls};
 pub use pod::files::ClusterDns;
+pub use thresholds::Eviction;
 
 /// The scheme of container ids in statuses (`sampan://…`) and of the runtime's version.
 pub const RUNTIME_NAME: &str = "sampan";

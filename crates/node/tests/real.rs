@@ -160,6 +160,8 @@ impl World {
         let network = PodNetwork::new(network).await.expect("a network");
         let address = IpAddr::from([127, 0, 0, 1]);
         let mut config = NodeConfig::new("node-1", vec![address], root.join("node"));
+        // How full the machine's disk is must not decide this test.
+        config.housekeeping.eviction = "memory.available<50Mi".parse().expect("thresholds");
         config.port = 10250;
         config.cgroup_root = self.cgroup.clone();
         config.cluster_dns = ClusterDns {

@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
+use sampan_node::Eviction;
 use serde::Deserialize;
 
 /// What may be set. `None`: not said here.
@@ -58,6 +59,16 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub insecure_registries: Option<Vec<String>>,
+    /// How little of a resource may be left before Pods are evicted and none are taken; signals that are not named are
+    /// off [default: memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%,pid.available<5%]
+    #[arg(long, env = "SAMPAN_EVICTION_HARD", value_name = "SIGNAL<VALUE,...")]
+    pub eviction_hard: Option<String>,
+    /// Unused images are removed once their file system is fuller than this percentage; 100 keeps them [default: 85]
+    #[arg(long, env = "SAMPAN_IMAGE_GC_HIGH_THRESHOLD", value_name = "PERCENT")]
+    pub image_gc_high_threshold: Option<u8>,
+    /// ... until it is this full [default: 80]
+    #[arg(long, env = "SAMPAN_IMAGE_GC_LOW_THRESHOLD", value_name = "PERCENT")]
+    pub image_gc_low_threshold: Option<u8>,
     /// What to do with Pods and the Pod network when the server is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
@@ -115,6 +126,9 @@ pub struct Settings {
     pub cluster_domain: String,
     pub tls_san: Vec<String>,
     pub insecure_registries: Vec<String>,
+    pub eviction: Eviction,
+    /// Percent of the images' file system: collection begins above the first and ends at the second.
+    pub image_gc: (u8, u8),
     pub on_exit: OnExit,
 }
 
@@ -159,6 +173,9 @@ impl Options {
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             tls_san: self.tls_san.or(file.tls_san),
             insecure_registries: self.insecure_registries.or(file.insecure_registries),
+            eviction_hard: self.eviction_hard.or(file.eviction_hard),
+            image_gc_high_threshold: self.image_gc_high_threshold.or(file.image_gc_high_threshold),
+            image_gc_low_threshold: self.image_gc_low_threshold.or(file.image_gc_low_threshold),
             on_exit: self.on_exit.or(file.on_exit),
         }
     }
@@ -215,6 +232,24 @@ impl Options {
                 "the API listens on this port; choose another",
             ));
         }
+        let eviction = match &self.eviction_hard {
+            None => Eviction::default(),
+            Some(text) => text
+                .parse()
+                .map_err(|reason: String| invalid("--eviction-hard", text, reason))?,
+        };
+        let high = self.image_gc_high_threshold.unwrap_or(85);
+        let low = self.image_gc_low_threshold.unwrap_or(80.min(high));
+        if high > 100 {
+            return Err(invalid("--image-gc-high-threshold", high, "give a percentage"));
+        }
+        if low > high {
+            return Err(invalid(
+                "--image-gc-low-threshold",
+                low,
+                format!("it is above the high threshold {high}; give less"),
+            ));
+        }
         Ok(Settings {
             data_dir,
             listen,
@@ -231,6 +266,8 @@ impl Options {
             cluster_domain,
             tls_san: self.tls_san.unwrap_or_default(),
             insecure_registries: self.insecure_registries.unwrap_or_default(),
+            eviction,
+            image_gc: (high, low),
             on_exit: self.on_exit.unwrap_or_default(),
         })
     }
@@ -361,7 +398,7 @@ mod tests {
         Machine {
             host_name: "Box-1".into(),
             address: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7))),
-            directory: "/work".into(),
+            directory: "/srv".into(),
         }
     }
 
@@ -439,6 +476,20 @@ mod tests {
                     ..Options::default()
                 },
                 "/24",
+            ),
+            (
+                Options {
+                    eviction_hard: Some("disk<1%".into()),
+                    ..Options::default()
+                },
+                "unknown signal",
+            ),
+            (
+                Options {
+                    image_gc_low_threshold: Some(90),
+                    ..Options::default()
+                },
+                "--image-gc-low-threshold",
             ),
         ];
         for (options, part) in cases {

@@ -263,7 +263,6 @@ impl Server {
     fn configz(&self) -> Response<Body> {
         let config = &self.manager.cx.config;
         let housekeeping = &config.housekeeping;
-        let eviction = &housekeeping.eviction;
         json_body(&json!({"kubeletconfig": {
             "maxPods": config.max_pods,
             "port": config.port,
@@ -276,14 +275,7 @@ impl Server {
             "containerLogMaxSize": format!("{}Mi", housekeeping.log_max_bytes >> 20),
             "containerLogMaxFiles": housekeeping.log_max_files,
             "nodeStatusReportFrequency": format!("{}s", config.status_report_period.as_secs()),
-            "evictionHard": {
-                "memory.available": format!("{}Mi", eviction.memory >> 20),
-                "nodefs.available": format!("{}%", eviction.nodefs),
-                "nodefs.inodesFree": format!("{}%", eviction.inodes),
-                "imagefs.available": format!("{}%", eviction.imagefs),
-                "imagefs.inodesFree": format!("{}%", eviction.inodes),
-                "pid.available": format!("{}%", eviction.pids)
-            }
+            "evictionHard": housekeeping.eviction.named(),
         }}))
     }
 

@@ -56,6 +56,8 @@ async fn start_node(server: &Server, network: network::NodeNetwork) -> Result<()
         settings.data_dir.join("node"),
     );
     config.port = settings.node_port;
+    config.housekeeping.eviction = settings.eviction.clone();
+    (config.housekeeping.image_gc_high, config.housekeeping.image_gc_low) = settings.image_gc;
     config.cluster_dns = ClusterDns {
         servers: vec![settings.dns_service().to_string()],
         domain: settings.cluster_domain.clone(),
