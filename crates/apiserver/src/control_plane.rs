@@ -21,7 +21,7 @@ use sampan_pki::tls::ClientVerifier;
 use sampan_store::Store;
 use sampan_tasks::{OnExit, Tasks};
 
-use crate::admission::{Chain, Reader};
+use crate::admission::{Chain, Reader, Wiring};
 use crate::allocate::{NODE_PORTS, Services};
 use crate::body::Body;
 use crate::bootstrap;
@@ -116,7 +116,14 @@ impl ControlPlane {
         let outbound = Outbound::new(reader.clone(), tasks);
         follow(&rows, &authorizer, &services);
         let registry = Arc::new(Registry {
-            admission: Chain::standard(&reader, &authorizer),
+            admission: Chain::standard(&Wiring {
+                reader: &reader,
+                rows: &rows,
+                authorizer: &authorizer,
+                outbound: &outbound,
+                tasks,
+                metrics: Arc::default(),
+            }),
             authorizer: authorizer.clone(),
             leases: Leases::new(config.event_ttl),
             cache: cache.clone(),

@@ -13,11 +13,12 @@ use sampan_api::status::Status;
 use sampan_auth::UserInfo;
 use sampan_kinds::{Part, SubresourceKind, Verbs};
 
+use crate::admission::Notes;
 use crate::body::Body;
 use crate::control_plane::ControlPlane;
 use crate::registry::Call;
 use crate::registry::patch::PatchType;
-use crate::registry::reply::Reply;
+use crate::registry::reply::{Reply, add_warnings, refusal};
 use crate::registry::scale::ScaleRequest;
 use crate::request::{DeleteOptions, Encoding, ListOptions, Query, RequestInfo, WriteOptions, media};
 use crate::rows::Row;
@@ -79,15 +80,26 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         headers: parts.headers,
         user,
         media,
-        warnings: Vec::new(),
+        notes: Notes::default(),
+        internal: false,
+        scale: None,
         tracked: true,
     };
     let reply = if call.info.subresource.is_empty() {
-        main(plane, &mut call, &parts.method, body).await?
+        main(plane, &mut call, &parts.method, body).await
     } else {
-        subresource(plane, &mut call, &parts.method, body).await?
+        subresource(plane, &mut call, &parts.method, body).await
     };
-    call.respond(reply)
+    match reply {
+        Ok(reply) => call.respond(reply),
+        // Warnings reach the client also with a refusal.
+        Err(refused) if !call.notes.warnings.is_empty() => {
+            let mut response = refusal(&refused, call.media.encoding);
+            add_warnings(&mut response, &call.notes.warnings);
+            Ok(response)
+        }
+        Err(refused) => Err(refused),
+    }
 }
 
 /// The verbs of a resource itself.

@@ -175,6 +175,7 @@ impl Metrics {
             "The store's newest revision.",
         );
         let _ok = writeln!(out, "sampan_store_revision {}", plane.registry.cache.revision());
+        plane.registry.admission.metrics().text(&mut out);
         process(&mut out);
         out
     }

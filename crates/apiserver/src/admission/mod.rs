@@ -1,75 +1,40 @@
 //! Admission: small plugins between decoding and writing, in upstream's order.
 //!
 //! A plugin says which requests it handles; only those pay for it. Mutating plugins run before the
-//! strategy, validating ones after it. In-process plugins and (later) webhooks share this interface.
+//! strategy, validating ones after it. In-process plugins, policies and webhooks share this interface.
+//!
+//! If a webhook or a mutating policy has changed the object, every mutating plugin gets a second look at it,
+//! once ([`Notes::ask_again`]); policies and webhooks decide for themselves which of them run again.
 
+pub mod metrics;
 mod namespace;
 mod nodes;
+mod notes;
 mod pods;
 mod rbac;
 mod requestor;
+mod review;
 mod service_account;
 mod storage;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use sampan_api::Object;
 use sampan_api::meta::ensure_map;
-use sampan_api::status::Status;
-use sampan_auth::{Authorizer, UserInfo};
+use sampan_auth::Authorizer;
+use sampan_tasks::Tasks;
 use serde_json::Value;
 
-use crate::rows::Row;
+use crate::Refusal;
+use crate::outbound::Outbound;
+use crate::rows::Rows;
 use crate::watch_cache::{Cache, Entry, Storage};
-use crate::{Refusal, refuse};
 
-/// What is being done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    Create,
-    Update,
-    Delete,
-    Connect,
-}
-
-/// A request as admission sees it. The object itself is handed over separately, so that it can be changed.
-pub struct Review<'a> {
-    pub row: &'a Row,
-    pub operation: Operation,
-    pub subresource: &'a str,
-    pub namespace: &'a str,
-    pub name: &'a str,
-    pub user: &'a UserInfo,
-    /// The object before an update or a delete.
-    pub old: Option<&'a Object>,
-    pub dry_run: bool,
-}
-
-impl Review<'_> {
-    /// Whether this is about the main resource `plural` of the core group.
-    pub fn is_core(&self, plural: &str) -> bool {
-        self.subresource.is_empty() && self.row.is("", plural)
-    }
-
-    /// A refusal in the plugin's words. `object` gives the name when the path has none.
-    pub fn forbid(&self, object: Option<&Object>, why: &str) -> Status {
-        let name = match (self.name, object) {
-            ("", Some(object)) => match (sampan_api::meta::name(object), sampan_api::meta::generate_name(object)) {
-                ("", "") => "Unknown",
-                ("", generated) => generated,
-                (name, _) => name,
-            },
-            ("", None) => "Unknown",
-            (name, _) => name,
-        };
-        Status::forbidden(self.row.spec.group, self.row.spec.plural, name, why)
-    }
-
-    pub fn refuse(&self, object: &Object, why: &str) -> Refusal {
-        refuse(self.forbid(Some(object), why))
-    }
-}
+pub use metrics::Metrics;
+pub use notes::Notes;
+pub use review::{Operation, Options, Review};
 
 /// The cluster as plugins may see it: the watch cache, read only.
 #[derive(Clone)]
@@ -99,14 +64,10 @@ impl Reader {
 #[async_trait]
 pub trait Plugin: Send + Sync {
     fn name(&self) -> &'static str;
-    /// Whether this request is any of its business. Cheap: asked for every write.
+    /// Whether this request is any of its business. Cheap: asked for every write, in both phases.
     fn handles(&self, review: &Review<'_>) -> bool;
-    async fn mutate(
-        &self,
-        _review: &Review<'_>,
-        _object: &mut Object,
-        _warnings: &mut Vec<String>,
-    ) -> Result<(), Refusal> {
+    /// `object` is null for deletes; for connects it holds the options of the stream.
+    async fn mutate(&self, _review: &Review<'_>, _object: &mut Object, _notes: &mut Notes) -> Result<(), Refusal> {
         Ok(())
     }
     /// `object` is absent for deletes.
@@ -114,23 +75,37 @@ pub trait Plugin: Send + Sync {
         &self,
         _review: &Review<'_>,
         _object: Option<&Object>,
-        _warnings: &mut Vec<String>,
+        _notes: &mut Notes,
     ) -> Result<(), Refusal> {
         Ok(())
     }
 }
 
+/// What plugins are built from.
+pub struct Wiring<'a> {
+    pub reader: &'a Reader,
+    pub rows: &'a Arc<Rows>,
+    pub authorizer: &'a Authorizer,
+    pub outbound: &'a Outbound,
+    pub tasks: &'a Tasks,
+    pub metrics: Arc<Metrics>,
+}
+
 /// The plugins in order.
-pub struct Chain(Vec<Box<dyn Plugin>>);
+pub struct Chain {
+    plugins: Vec<Box<dyn Plugin>>,
+    metrics: Arc<Metrics>,
+}
 
 impl Chain {
-    pub fn new(plugins: Vec<Box<dyn Plugin>>) -> Self {
-        Chain(plugins)
+    pub fn new(plugins: Vec<Box<dyn Plugin>>, metrics: Arc<Metrics>) -> Self {
+        Chain { plugins, metrics }
     }
 
     /// What is on by default.
-    pub fn standard(reader: &Reader, authorizer: &Authorizer) -> Self {
-        Chain(vec![
+    pub fn standard(wiring: &Wiring<'_>) -> Self {
+        let (reader, authorizer) = (wiring.reader, wiring.authorizer);
+        let plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(namespace::Lifecycle::new(reader.clone())),
             Box::new(service_account::ServiceAccount::new(reader.clone())),
             Box::new(nodes::TaintNewNodes),
@@ -142,17 +117,29 @@ impl Chain {
             Box::new(storage::DefaultIngressClass::new(reader.clone())),
             Box::new(rbac::NoEscalation::new(authorizer.clone())),
             Box::new(requestor::Requestor),
-        ])
+        ];
+        Chain::new(plugins, wiring.metrics.clone())
     }
 
-    pub async fn mutate(
-        &self,
-        review: &Review<'_>,
-        object: &mut Object,
-        warnings: &mut Vec<String>,
-    ) -> Result<(), Refusal> {
-        for plugin in self.0.iter().filter(|plugin| plugin.handles(review)) {
-            plugin.mutate(review, object, warnings).await?;
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub async fn mutate(&self, review: &Review<'_>, object: &mut Object, notes: &mut Notes) -> Result<(), Refusal> {
+        self.mutate_once(review, object, notes).await?;
+        if notes.begin_again() {
+            self.mutate_once(review, object, notes).await?;
+        }
+        Ok(())
+    }
+
+    async fn mutate_once(&self, review: &Review<'_>, object: &mut Object, notes: &mut Notes) -> Result<(), Refusal> {
+        let mut times = self.metrics.times("admit", review.operation);
+        for plugin in self.plugins.iter().filter(|plugin| plugin.handles(review)) {
+            let started = Instant::now();
+            let result = plugin.mutate(review, object, notes).await;
+            times.plugin(plugin.name(), started.elapsed(), result.is_err());
+            result?;
         }
         Ok(())
     }
@@ -161,10 +148,14 @@ impl Chain {
         &self,
         review: &Review<'_>,
         object: Option<&Object>,
-        warnings: &mut Vec<String>,
+        notes: &mut Notes,
     ) -> Result<(), Refusal> {
-        for plugin in self.0.iter().filter(|plugin| plugin.handles(review)) {
-            plugin.validate(review, object, warnings).await?;
+        let mut times = self.metrics.times("validate", review.operation);
+        for plugin in self.plugins.iter().filter(|plugin| plugin.handles(review)) {
+            let started = Instant::now();
+            let result = plugin.validate(review, object, notes).await;
+            times.plugin(plugin.name(), started.elapsed(), result.is_err());
+            result?;
         }
         Ok(())
     }

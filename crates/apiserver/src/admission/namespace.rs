@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sampan_api::Object;
 use sampan_api::status::{Cause, Status};
 
-use super::{Operation, Plugin, Reader, Review, text};
+use super::{Notes, Operation, Plugin, Reader, Review, text};
 use crate::{Refusal, refuse};
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
@@ -34,7 +34,10 @@ impl Plugin for Lifecycle {
         }
     }
 
-    async fn mutate(&self, review: &Review<'_>, object: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, review: &Review<'_>, object: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
+        if review.operation == Operation::Delete {
+            return Ok(());
+        }
         let Some(namespace) = self.0.get("namespaces", review.namespace) else {
             return Err(refuse(Status::not_found("", "namespaces", review.namespace)));
         };
@@ -62,7 +65,7 @@ impl Plugin for Lifecycle {
         Err(refuse(status))
     }
 
-    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Notes) -> Result<(), Refusal> {
         if review.operation == Operation::Delete {
             return Err(refuse(review.forbid(object, "this namespace may not be deleted")));
         }

@@ -5,7 +5,7 @@ use sampan_api::Object;
 use sampan_auth::node_restriction;
 use serde_json::{Value, json};
 
-use super::{Operation, Plugin, Reader, Review, spec_list, text};
+use super::{Notes, Operation, Plugin, Reader, Review, spec_list, text};
 use crate::{Refusal, refuse};
 
 /// TaintNodesByCondition: a new node takes no Pods until it has reported that it is ready.
@@ -21,7 +21,7 @@ impl Plugin for TaintNewNodes {
         review.operation == Operation::Create && review.is_core("nodes")
     }
 
-    async fn mutate(&self, _: &Review<'_>, node: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, _: &Review<'_>, node: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         const NOT_READY: &str = "node.kubernetes.io/not-ready";
         let taints = spec_list(node, "taints");
         let known = taints
@@ -53,7 +53,7 @@ impl Plugin for Restriction {
         review.user.is_node() && review.operation != Operation::Connect
     }
 
-    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Notes) -> Result<(), Refusal> {
         let name = match (review.name, object) {
             ("", Some(object)) => sampan_api::meta::name(object),
             (name, _) => name,

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sampan_api::Object;
 use serde_json::{Value, json};
 
-use super::{Operation, Plugin, Reader, Review, spec_list, text};
+use super::{Notes, Operation, Plugin, Reader, Review, spec_list, text};
 use crate::Refusal;
 
 fn creates_pod(review: &Review<'_>) -> bool {
@@ -55,7 +55,7 @@ impl Plugin for Priority {
                 && review.row.is("scheduling.k8s.io", "priorityclasses"))
     }
 
-    async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         if !review.row.is("", "pods") {
             return Ok(());
         }
@@ -98,7 +98,7 @@ impl Plugin for Priority {
         Ok(())
     }
 
-    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Notes) -> Result<(), Refusal> {
         let Some(class) = object.filter(|_| !review.row.is("", "pods")) else {
             return Ok(());
         };
@@ -130,7 +130,7 @@ impl Plugin for DefaultTolerations {
         creates_pod(review)
     }
 
-    async fn mutate(&self, _: &Review<'_>, pod: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, _: &Review<'_>, pod: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         let tolerations = spec_list(pod, "tolerations");
         for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
             let covered = tolerations.iter().any(|toleration| {
@@ -165,7 +165,7 @@ impl Plugin for RuntimeClass {
         creates_pod(review)
     }
 
-    async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         let name = text(pod, "/spec/runtimeClassName").to_owned();
         if name.is_empty() {
             return Ok(());

@@ -5,7 +5,7 @@ use sampan_api::{Object, meta};
 use sampan_auth::{Authorizer, Rule};
 use serde_json::{Value, json};
 
-use super::{Operation, Plugin, Review, text};
+use super::{Notes, Operation, Plugin, Review, text};
 use crate::{Refusal, refuse};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -30,7 +30,7 @@ impl Plugin for NoEscalation {
             && !review.user.in_group("system:masters")
     }
 
-    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Notes) -> Result<(), Refusal> {
         let Some(object) = object else { return Ok(()) };
         let plural = review.row.spec.plural;
         let unchanged = |fields: &[&str]| {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sampan_api::{Object, meta};
 use serde_json::Value;
 
-use super::{Operation, Plugin, Review};
+use super::{Notes, Operation, Plugin, Review};
 use crate::Refusal;
 
 pub struct Requestor;
@@ -21,7 +21,7 @@ impl Plugin for Requestor {
             && review.row.is("certificates.k8s.io", "certificatesigningrequests")
     }
 
-    async fn mutate(&self, review: &Review<'_>, request: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, review: &Review<'_>, request: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         let spec = meta::ensure_map(meta::ensure_map(request).entry("spec").or_insert(Value::Null));
         for field in ["username", "uid", "groups", "extra"] {
             spec.remove(field);

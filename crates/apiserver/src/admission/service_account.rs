@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sampan_api::{Object, meta};
 use serde_json::{Value, json};
 
-use super::{Operation, Plugin, Reader, Review, spec_list, text};
+use super::{Notes, Operation, Plugin, Reader, Review, spec_list, text};
 use crate::Refusal;
 use crate::registry::meta::suffix;
 use crate::watch_cache::{Entry, Scope, Start};
@@ -37,7 +37,7 @@ impl Plugin for ServiceAccount {
         review.operation == Operation::Create && review.is_core("pods")
     }
 
-    async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         if meta::annotation(pod, MIRROR).is_some() {
             return self.check_mirror(review, pod);
         }

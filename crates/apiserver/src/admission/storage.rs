@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sampan_api::{Object, meta};
 
-use super::{Operation, Plugin, Reader, Review, text};
+use super::{Notes, Operation, Plugin, Reader, Review, text};
 use crate::Refusal;
 
 /// The newest class marked as default, the smaller name among equals.
@@ -45,7 +45,7 @@ impl Plugin for DefaultStorageClass {
         review.operation == Operation::Create && review.is_core("persistentvolumeclaims")
     }
 
-    async fn mutate(&self, _: &Review<'_>, claim: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, _: &Review<'_>, claim: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         let stated = claim
             .pointer("/spec/storageClassName")
             .is_some_and(|name| !name.is_null())
@@ -83,7 +83,7 @@ impl Plugin for DefaultIngressClass {
         review.operation == Operation::Create && review.row.is("networking.k8s.io", "ingresses")
     }
 
-    async fn mutate(&self, _: &Review<'_>, ingress: &mut Object, _: &mut Vec<String>) -> Result<(), Refusal> {
+    async fn mutate(&self, _: &Review<'_>, ingress: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         let stated = !text(ingress, "/spec/ingressClassName").is_empty()
             || meta::annotation(ingress, "kubernetes.io/ingress.class").is_some();
         if stated {

@@ -6,6 +6,7 @@ use super::list::List;
 use super::reply::Reply;
 use super::{Call, Filter, Registry};
 use crate::Refusal;
+use crate::admission::Notes;
 use crate::request::{DeleteOptions, ListOptions};
 
 /// Deletes in flight at once.
@@ -38,7 +39,9 @@ impl Registry {
                 headers: http::HeaderMap::new(),
                 user: this.user.clone(),
                 media: this.media,
-                warnings: Vec::new(),
+                notes: Notes::default(),
+                internal: this.internal,
+                scale: None,
                 tracked: false,
             };
             "delete".clone_into(&mut one.info.verb);

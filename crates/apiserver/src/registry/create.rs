@@ -30,7 +30,7 @@ impl Registry {
         meta::dedup_owners(call, &mut object);
         managers::note(call, options, None, &mut object);
         let mut object = Self::as_stored(&call.row, object);
-        self.admit(call, Operation::Create, &mut object, None, options.dry_run)
+        self.admit(call, Operation::Create, &mut object, None, options.into())
             .await?;
         let generate = access::name(&object).is_empty() && !access::generate_name(&object).is_empty();
         if !generate {
@@ -78,7 +78,7 @@ impl Registry {
         for warning in strategy.warnings(&object) {
             call.warn(warning);
         }
-        self.validate(call, Operation::Create, &name, Some(&object), None, options.dry_run)
+        self.validate(call, Operation::Create, &name, Some(&object), None, options.into())
             .await?;
         let storage = call.storage()?;
         let path = row.path(access::namespace(&object), &name);

@@ -66,7 +66,9 @@ impl Registry {
             };
             check_preconditions(&row, &old, options)?;
             let name = call.info.name.clone();
-            self.validate(call, Operation::Delete, &name, None, Some(&old), options.dry_run)
+            self.admit(call, Operation::Delete, &mut Object::Null, Some(&old), options.into())
+                .await?;
+            self.validate(call, Operation::Delete, &name, None, Some(&old), options.into())
                 .await?;
             let mut plan = plan(&row, &old, options);
             let op = match &mut plan {

@@ -4,6 +4,7 @@
 //! allocators and leases. A [`Call`] is one request's context. Verbs never look at the kind of an object,
 //! only at its row, strategy and metadata.
 
+mod admit;
 mod collection;
 mod create;
 mod delete;
@@ -25,9 +26,10 @@ use http::HeaderMap;
 use sampan_api::Object;
 use sampan_api::status::Status;
 use sampan_auth::{Authorizer, UserInfo};
+use sampan_kinds::ScalePaths;
 use sampan_store::{self as store, Revision};
 
-use crate::admission::{Chain, Operation, Review};
+use crate::admission::{Chain, Notes};
 use crate::allocate::Services;
 use crate::request::{Media, Query, RequestInfo};
 use crate::rows::{Row, Rows};
@@ -57,8 +59,12 @@ pub struct Call {
     pub headers: HeaderMap,
     pub user: Arc<UserInfo>,
     pub media: Media,
-    /// For the `Warning` header.
-    pub warnings: Vec<String>,
+    /// Warnings for the client, and what admission left behind.
+    pub notes: Notes,
+    /// A write of the server itself, which policies and webhooks have no say in.
+    pub internal: bool,
+    /// The request is about the Scale of the object, at these paths: that is what admission sees.
+    pub scale: Option<ScalePaths>,
     /// Whether to note who owns which field. The server's own writes do not.
     pub tracked: bool,
 }
@@ -82,7 +88,9 @@ impl Call {
             headers: HeaderMap::new(),
             user: Arc::new(UserInfo::api_server()),
             media: Media::default(),
-            warnings: Vec::new(),
+            notes: Notes::default(),
+            internal: true,
+            scale: None,
             tracked: false,
         }
     }
@@ -138,30 +146,7 @@ impl Call {
 
     /// Adds a warning once.
     pub fn warn(&mut self, text: impl Into<String>) {
-        let text = text.into();
-        if !self.warnings.contains(&text) {
-            self.warnings.push(text);
-        }
-    }
-
-    /// What admission sees of this call.
-    pub(crate) fn review<'a>(
-        &'a self,
-        operation: Operation,
-        name: &'a str,
-        old: Option<&'a Object>,
-        dry_run: bool,
-    ) -> Review<'a> {
-        Review {
-            row: &self.row,
-            operation,
-            subresource: &self.info.subresource,
-            namespace: &self.info.namespace,
-            name,
-            user: &self.user,
-            old,
-            dry_run,
-        }
+        self.notes.warn(text);
     }
 }
 

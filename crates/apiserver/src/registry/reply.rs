@@ -196,7 +196,7 @@ impl Call {
             Reply::Watch(stream) => {
                 let content_type = crate::request::media::stream_type(encoding);
                 let mut response = response(200, content_type, Body::Boxed(Box::into_pin(stream)));
-                add_warnings(&mut response, &self.warnings);
+                add_warnings(&mut response, &self.notes.warnings);
                 return Ok(response);
             }
             Reply::Entry(code, entry) => (code, self.encoder()?.entry(&entry)?.into()),
@@ -205,7 +205,7 @@ impl Call {
             Reply::List(list) => (200, self.encoder()?.list(list)?),
         };
         let mut response = response(code, encoding.content_type(), body);
-        add_warnings(&mut response, &self.warnings);
+        add_warnings(&mut response, &self.notes.warnings);
         Ok(response)
     }
 }
@@ -240,21 +240,25 @@ pub fn refusal(status: &Status, encoding: Encoding) -> Response<Body> {
     response
 }
 
-/// `Warning: 299 - "text"` headers, as many as sensible.
+/// `Warning: 299 - "text"` headers. Up to a total they are whole; beyond it each is cut, and the rest is left out.
 pub fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
     const MOST: usize = 4096;
-    let mut total = 0;
+    const EACH: usize = 256;
+    let total: usize = warnings.iter().map(|text| text.chars().count()).sum();
+    let mut written = 0;
     for text in warnings {
-        let plain: String = text
-            .chars()
-            .map(|char| if char.is_control() { ' ' } else { char })
-            .collect();
-        let quoted = plain.replace('\\', "\\\\").replace('"', "\\\"");
-        total += quoted.len();
-        if total > MOST {
+        if total > MOST && written >= MOST {
             break;
         }
-        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+        let longest = if total > MOST { EACH } else { MOST };
+        let plain: String = text
+            .chars()
+            .take(longest)
+            .map(|char| if char.is_control() { ' ' } else { char })
+            .collect();
+        written += plain.chars().count();
+        let quoted = plain.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
             response.headers_mut().append(WARNING, value);
         }
     }

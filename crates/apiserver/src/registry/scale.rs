@@ -38,6 +38,7 @@ impl Registry {
             ));
         }
         let paths = *paths;
+        call.scale = Some(paths);
         let reply = self
             .change(call, Part::Main, options, false, &mut |call, old| {
                 let old = old.ok_or_else(|| call.not_found())?;
@@ -125,7 +126,16 @@ fn pointer(path: &str) -> String {
     format!("/{}", path.trim_start_matches('.').replace('.', "/"))
 }
 
-fn set(object: &mut Object, path: &str, value: Value) {
+/// The Scale of an object in its stored form.
+pub(super) fn of_stored(call: &Call, object: &Object, paths: &ScalePaths) -> Value {
+    if call.row.converts() {
+        scale_of(&Registry::in_version(&call.row, object.clone()), paths)
+    } else {
+        scale_of(object, paths)
+    }
+}
+
+pub(super) fn set(object: &mut Object, path: &str, value: Value) {
     let mut at = object;
     for part in path.trim_start_matches('.').split('.') {
         at = meta::ensure_map(at).entry(part).or_insert(Value::Null);

@@ -14,7 +14,7 @@ use sampan_store::{Condition, KeyValue, Op, Revision, Write, Written};
 use super::create::encode;
 use super::reply::Reply;
 use super::{Call, Registry, managers, meta, store_failure};
-use crate::admission::{Operation, Review};
+use crate::admission::Operation;
 use crate::request::WriteOptions;
 use crate::watch_cache::{ChangeType, Entry, Storage};
 use crate::{Refusal, refuse};
@@ -268,7 +268,7 @@ impl Registry {
             None => access::set_resource_version(&mut new, access::resource_version(&old)),
         }
         meta::dedup_owners(call, &mut new);
-        self.admit(call, Operation::Update, &mut new, Some(&old), options.dry_run)
+        self.admit(call, Operation::Update, &mut new, Some(&old), options.into())
             .await?;
         access::set_generation(&mut new, access::generation(&old));
         strategy.prepare_update(part, &mut new, &old);
@@ -290,7 +290,7 @@ impl Registry {
             }
         }
         let name = call.info.name.clone();
-        self.validate(call, Operation::Update, &name, Some(&new), Some(&old), options.dry_run)
+        self.validate(call, Operation::Update, &name, Some(&new), Some(&old), options.into())
             .await?;
         let gone = access::is_deleting(&old)
             && access::deletion_grace_period_seconds(&old).unwrap_or(0) == 0
@@ -349,45 +349,6 @@ impl Registry {
                 .map_err(store_failure);
         }
         Ok(known)
-    }
-
-    pub(super) async fn admit(
-        &self,
-        call: &mut Call,
-        operation: Operation,
-        object: &mut Object,
-        old: Option<&Object>,
-        dry_run: bool,
-    ) -> Result<(), Refusal> {
-        let mut warnings = Vec::new();
-        let name = match operation {
-            Operation::Create => access::name(object).to_owned(),
-            _ => call.info.name.clone(),
-        };
-        let review: Review<'_> = call.review(operation, &name, old, dry_run);
-        let result = self.admission.mutate(&review, object, &mut warnings).await;
-        for warning in warnings {
-            call.warn(warning);
-        }
-        result
-    }
-
-    pub(super) async fn validate(
-        &self,
-        call: &mut Call,
-        operation: Operation,
-        name: &str,
-        object: Option<&Object>,
-        old: Option<&Object>,
-        dry_run: bool,
-    ) -> Result<(), Refusal> {
-        let mut warnings = Vec::new();
-        let review = call.review(operation, name, old, dry_run);
-        let result = self.admission.validate(&review, object, &mut warnings).await;
-        for warning in warnings {
-            call.warn(warning);
-        }
-        result
     }
 }
 

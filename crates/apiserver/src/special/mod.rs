@@ -14,6 +14,7 @@ use sampan_api::status::Status;
 use sampan_api::{Object, codec};
 use serde_json::json;
 
+use crate::admission::Operation;
 use crate::control_plane::ControlPlane;
 use crate::dispatch::{decode_as, encoding_of};
 use crate::registry::Call;
@@ -25,7 +26,8 @@ use crate::{Refusal, refuse};
 pub async fn create_only(plane: &Arc<ControlPlane>, call: &mut Call, body: &[u8]) -> Result<Reply, Refusal> {
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     let row = call.row.clone();
-    let object = decode_as(call, body, &row, &options)?;
+    let mut object = decode_as(call, body, &row, &options)?;
+    admit(plane, call, &mut object, &options).await?;
     match (row.spec.group, row.spec.plural) {
         ("", "bindings") => binding::bind(plane, call, &object, &options).await,
         ("authentication.k8s.io", "tokenreviews") => token::review(plane, object),
@@ -56,19 +58,34 @@ pub async fn subresource(
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     match (call.row.spec.plural, call.info.subresource.as_str()) {
         ("pods", "binding") => {
-            let object = decode_kind(call, body, ("", "v1", "Binding"), &options)?;
+            let mut object = decode_kind(call, body, ("", "v1", "Binding"), &options)?;
+            admit(plane, call, &mut object, &options).await?;
             binding::bind(plane, call, &object, &options).await
         }
         ("pods", "eviction") => {
-            let object = decode_kind(call, body, ("policy", "v1", "Eviction"), &options)?;
+            let mut object = decode_kind(call, body, ("policy", "v1", "Eviction"), &options)?;
+            admit(plane, call, &mut object, &options).await?;
             eviction::evict(plane, call, &object, &options).await
         }
         ("serviceaccounts", "token") => {
-            let object = decode_kind(call, body, ("authentication.k8s.io", "v1", "TokenRequest"), &options)?;
+            let mut object = decode_kind(call, body, ("authentication.k8s.io", "v1", "TokenRequest"), &options)?;
+            admit(plane, call, &mut object, &options).await?;
             token::request(plane, call, object, &options).await
         }
         _ => Err(refuse(Status::no_such_path())),
     }
+}
+
+async fn admit(
+    plane: &Arc<ControlPlane>,
+    call: &mut Call,
+    object: &mut Object,
+    options: &WriteOptions,
+) -> Result<(), Refusal> {
+    plane
+        .registry
+        .admit_passing(call, Operation::Create, object, options.into())
+        .await
 }
 
 /// A body of another kind than the row's.
