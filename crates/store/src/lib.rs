@@ -1,6 +1,6 @@
 //! The revisioned key-value store under a control plane.
 //!
-//! One [`Store`] trait, engines behind it: the embedded one ([`embedded::Embedded`], on redb) and, later, etcd.
+//! One [`Store`] trait, two engines behind it: the embedded one ([`embedded::Embedded`], on redb) and etcd ([`etcd::Etcd`]).
 //! The model is etcd's: one revision counter for the whole store, every committed change gets its own
 //! revision, keys are ordered bytes, a write may be conditional on the revision a key was last modified
 //! at, a watch replays from a revision, and compaction forgets history (never the present).
@@ -11,5 +11,7 @@
 //! - subscribers are told of every change once, in revision order, and before the write's own reply.
 
 pub mod embedded;
+pub mod etcd;
+pub mod testing;
 mod types;
 pub use types::*;

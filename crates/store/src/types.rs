@@ -81,10 +81,7 @@ pub struct Write {
 pub enum Written {
     /// Committed and durable. For a delete, `revision` is the deletion's own revision.
     /// Deleting an absent key commits nothing and reports the current revision.
-    Committed {
-        revision: Revision,
-        previous: Option<KeyValue>,
-    },
+    Committed { revision: Revision },
     /// The condition did not hold; nothing was written. `current` is the key as it stands.
     Refused {
         current: Option<KeyValue>,
@@ -102,8 +99,19 @@ pub struct Page {
     pub revision: Revision,
 }
 
-/// A watch: events in revision order, until it is dropped or ends with an error.
-pub type WatchStream = mpsc::UnboundedReceiver<Result<Event, Error>>;
+/// What a watch tells.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// A change. `last`: no other change of the same revision follows (only the end of a lease changes several
+    /// keys at one revision, and only in etcd).
+    Event { event: Event, last: bool },
+    /// Everything up to this revision was told; the revisions since the last event were of other keys.
+    Reached(Revision),
+}
+
+/// A watch: updates in revision order, until it is dropped or ends with an error.
+/// [`Error::Compacted`] ends it when history was lost while the engine could not follow; read everything anew.
+pub type WatchStream = mpsc::UnboundedReceiver<Result<Update, Error>>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -118,6 +126,18 @@ pub enum Error {
     /// Another process holds the data directory.
     #[error("the data directory {path} is in use by another process{holder}; stop it or choose another --data-dir")]
     Locked { path: String, holder: String },
+    /// The store cannot be reached. Nothing was written.
+    #[error("the store cannot be reached: {reason}")]
+    Unavailable { reason: String },
+    /// The answer to a write did not come: it may have been committed, or may still be.
+    #[error("{reason}")]
+    Uncertain { reason: String },
+    /// The store refused, in its own words. Nothing was written.
+    #[error("{reason}")]
+    Rejected { reason: String },
+    /// The store was moved elsewhere while it was open; what is asked next is asked there.
+    #[error("the store was moved")]
+    Moved,
     /// The engine failed: disk full, corruption, I/O error. The write was not acknowledged.
     #[error("the store failed to {action}: {source}")]
     Engine {
@@ -134,8 +154,17 @@ pub enum Error {
 /// may still commit.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// The newest committed revision.
+    /// The newest committed revision this process knows of.
     fn revision(&self) -> Revision;
+    /// The newest committed revision, other processes' writes included: at least that of every write acknowledged
+    /// to anyone before the call.
+    async fn newest(&self) -> Result<Revision, Error> {
+        Ok(self.revision())
+    }
+    /// Whether the store works now; what is wrong if it does not.
+    async fn health(&self) -> Result<(), Error> {
+        self.newest().await.map(|_| ())
+    }
     /// The oldest revision that can still be watched from or read at.
     fn compacted(&self) -> Revision;
     /// One key as it stands.
@@ -147,7 +176,8 @@ pub trait Store: Send + Sync + 'static {
     /// All changes of keys starting with `prefix` with a revision greater than `after`, and then new ones as they commit.
     /// Fails with [`Error::Compacted`] if history after `after` is no longer complete.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<WatchStream, Error>;
-    /// Forgets history up to and including `revision`.
+    /// Forgets history up to and including `revision`. Where several processes share the store, one of them does it
+    /// and the others' calls change nothing.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
     /// Starts a lease of `ttl`; keys attached to it are deleted when it ends.
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error>;

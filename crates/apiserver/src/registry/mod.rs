@@ -154,6 +154,10 @@ impl Call {
 pub(crate) fn store_failure(error: store::Error) -> Refusal {
     refuse(match error {
         store::Error::Closed => Status::unavailable("the API server is shutting down"),
+        // Nothing was written: the client may simply try again.
+        store::Error::Unavailable { .. } | store::Error::Moved => Status::unavailable(error.to_string()),
+        // As upstream passes on what etcd says, and what became of a write without an answer.
+        store::Error::Uncertain { reason } | store::Error::Rejected { reason } => Status::new(500, "", reason),
         other => Status::internal(other),
     })
 }

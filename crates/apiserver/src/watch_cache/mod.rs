@@ -35,6 +35,8 @@ pub const ROOT: &str = "/registry/";
 const START_HISTORY: Revision = 5_000;
 /// How long a replayed event may take to arrive.
 const REPLAY: Duration = Duration::from_secs(1);
+/// Between tries to reach the store.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How many store events are applied before waiters are told.
 const BATCH: usize = 256;
 
@@ -65,19 +67,22 @@ impl Cache {
             waiters: Mutex::default(),
         });
         let page = store.range(ROOT, &store::prefix_end(ROOT), 0).await?;
-        let history = store.compacted().max(page.revision.saturating_sub(START_HISTORY));
-        let mut events = store.watch(ROOT, history).await?;
+        let mut history = store.compacted().max(page.revision.saturating_sub(START_HISTORY));
+        let mut events = match store.watch(ROOT, history).await {
+            // Another server has compacted meanwhile: history begins with what was read.
+            Err(store::Error::Compacted { .. }) if history < page.revision => {
+                history = page.revision;
+                store.watch(ROOT, history).await?
+            }
+            events => events?,
+        };
         let loaded = page.revision;
         cache.load(page.entries, loaded, history);
         // History first, so that a watch from before the start is complete from the first request on.
         let mut past = history;
         while past < loaded {
             match tokio::time::timeout(REPLAY, events.recv()).await {
-                Ok(Some(event)) => {
-                    let event = event?;
-                    past = event.revision;
-                    cache.take(&event, loaded);
-                }
+                Ok(Some(update)) => past = cache.follow(update?, loaded),
                 Ok(None) => return Err(store::Error::Closed),
                 // The newest revisions were of keys that are not ours.
                 Err(_) => break,
@@ -86,29 +91,19 @@ impl Cache {
         let past = past.max(loaded);
         cache.publish(past);
         let feed = cache.clone();
-        tasks.spawn_until_drain("watch-cache", OnExit::Critical, async move {
-            let mut batch = Vec::with_capacity(BATCH);
-            while events.recv_many(&mut batch, BATCH).await > 0 {
-                let mut reached = 0;
-                for event in batch.drain(..) {
-                    match event {
-                        Ok(event) => {
-                            reached = event.revision;
-                            feed.take(&event, loaded);
-                        }
-                        Err(error) => {
-                            tracing::error!(%error, "the store's watch failed");
-                            return;
-                        }
-                    }
-                }
-                feed.publish(reached);
-            }
-        });
+        tasks.spawn_until_drain("watch-cache", OnExit::Critical, feed.feed(events, loaded));
         Ok(cache)
     }
 
     fn load(&self, entries: Vec<store::KeyValue>, revision: Revision, history: Revision) {
+        let mut sorted = self.sort(entries);
+        for storage in read(&self.storages).values() {
+            storage.load(sorted.remove(storage.prefix()).unwrap_or_default(), revision, history);
+        }
+    }
+
+    /// Entries by the prefix of their storage.
+    fn sort(&self, entries: Vec<store::KeyValue>) -> HashMap<String, Vec<Arc<Entry>>> {
         let mut sorted: HashMap<String, Vec<Arc<Entry>>> = HashMap::new();
         for entry in entries {
             if let Some(storage) = self.storage_of(&entry.key) {
@@ -116,8 +111,69 @@ impl Cache {
                 sorted.entry(storage.prefix().to_owned()).or_default().push(built);
             }
         }
-        for storage in read(&self.storages).values() {
-            storage.load(sorted.remove(storage.prefix()).unwrap_or_default(), revision, history);
+        sorted
+    }
+
+    /// Follows the store, reading everything anew where its history was lost.
+    async fn feed(self: Arc<Self>, mut events: store::WatchStream, mut loaded: Revision) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while events.recv_many(&mut batch, BATCH).await > 0 {
+            let mut reached = 0;
+            let mut lost = None;
+            for update in batch.drain(..) {
+                match update {
+                    Ok(update) => reached = self.follow(update, loaded),
+                    Err(error) => lost = Some(error),
+                }
+            }
+            self.publish(reached);
+            let Some(error) = lost else { continue };
+            if !matches!(error, store::Error::Compacted { .. } | store::Error::Moved) {
+                tracing::error!(%error, "the store's watch failed");
+                return;
+            }
+            tracing::warn!(%error, "reading the store anew; clients begin their watches anew");
+            (events, loaded) = self.reload().await;
+        }
+    }
+
+    /// Replaces everything by what the store holds now, and follows from there. Tries until the store answers.
+    async fn reload(&self) -> (store::WatchStream, Revision) {
+        loop {
+            let page = match self.store.range(ROOT, &store::prefix_end(ROOT), 0).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::warn!(%error, "the store cannot be read; trying again");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            };
+            match self.store.watch(ROOT, page.revision).await {
+                Ok(events) => {
+                    let mut sorted = self.sort(page.entries);
+                    for storage in read(&self.storages).values() {
+                        let entries = sorted.remove(storage.prefix()).unwrap_or_default();
+                        storage.reload(entries, page.revision);
+                    }
+                    self.publish(page.revision);
+                    return (events, page.revision);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the store cannot be watched; trying again");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Applies one update and says which revision is now complete.
+    fn follow(&self, update: store::Update, loaded: Revision) -> Revision {
+        match update {
+            store::Update::Event { event, last } => {
+                self.take(&event, loaded);
+                if last { event.revision } else { event.revision - 1 }
+            }
+            store::Update::Reached(revision) => revision,
         }
     }
 
@@ -219,11 +275,21 @@ impl Cache {
         let _told = told.await;
     }
 
-    /// Waits until reads here are as fresh as the store.
+    /// Waits until reads here are as fresh as the store, other servers' writes included. While the store cannot be
+    /// asked it waits on: the request's own deadline ends that.
     pub async fn caught_up(&self) -> Revision {
-        let newest = self.store.revision();
-        self.reached(newest).await;
-        newest
+        loop {
+            match self.store.newest().await {
+                Ok(newest) => {
+                    self.reached(newest).await;
+                    return newest;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the store cannot be asked for its revision; trying again");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
     }
 }
 

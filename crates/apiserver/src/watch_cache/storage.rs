@@ -49,6 +49,8 @@ struct State {
     /// Objects by the indexed field, then by path.
     indexed: HashMap<String, BTreeSet<ByPath>>,
     revision: Revision,
+    /// The revision the whole was read at; changes up to it are in it already.
+    loaded: Revision,
     ring: VecDeque<Arc<Change>>,
     ring_bytes: usize,
     ring_start: Revision,
@@ -180,11 +182,48 @@ impl Storage {
         state.indexed = indexed;
         state.index = Index::from_sorted(entries);
         state.revision = revision;
+        state.loaded = revision;
         state.ring_bytes = 0;
         state.ring_start = history;
         for change in newer {
             let before = change.previous.as_deref().and_then(|entry| self.indexed_value(entry));
             state.put(&change, before, self.indexed_value(&change.entry));
+        }
+    }
+
+    /// Replaces everything by `entries` as of `revision`, when what happened in between is unknown: indexes that
+    /// follow are told the differences, watches end, and history begins here.
+    pub(super) fn reload(&self, entries: Vec<Arc<Entry>>, revision: Revision) {
+        let before = lock(&self.state).index.clone();
+        if let Some(hook) = self.hook.get() {
+            for old in before.iter() {
+                let found = entries.binary_search_by(|entry| entry.path().cmp(old.path()));
+                if found.is_err() {
+                    let gone = Arc::new(old.deleted_at(revision));
+                    let change = Change::new(revision, ChangeType::Deleted, gone, Some(old.clone()));
+                    hook(&change, &old.object());
+                }
+            }
+        }
+        self.load(entries.clone(), revision, revision);
+        for entry in &entries {
+            let old = before.get(entry.path());
+            if old.is_some_and(|old| old.revision() == entry.revision()) {
+                continue;
+            }
+            let kind = if old.is_some() {
+                ChangeType::Modified
+            } else {
+                ChangeType::Added
+            };
+            if let Some(hook) = self.hook.get() {
+                let object = entry.object();
+                entry.learn(&object, &self.fields);
+                hook(
+                    &Change::new(entry.revision(), kind, entry.clone(), old.cloned()),
+                    &object,
+                );
+            }
         }
     }
 
@@ -245,7 +284,8 @@ impl Storage {
             _ => self.indexed_value(&change.entry),
         };
         let mut state = lock(&self.state);
-        if change.revision <= state.revision {
+        // The end of a lease in etcd changes several keys at one revision.
+        if change.revision <= state.loaded || change.revision < state.revision {
             return;
         }
         state.put(&change, before, after);

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 use super::tables::{self, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_COMPACTED, META_NEXT_LEASE, META_REVISION};
 use super::{Counters, failed};
 use crate::types::{
-    Change, Condition, Error, Event, Key, KeyValue, LeaseId, Op, Revision, WatchStream, Write, Written,
+    Change, Condition, Error, Event, Key, KeyValue, LeaseId, Op, Revision, Update, WatchStream, Write, Written,
 };
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -44,7 +44,7 @@ pub(super) enum Command {
 
 struct Watcher {
     prefix: String,
-    events: async_mpsc::UnboundedSender<Result<Event, Error>>,
+    events: async_mpsc::UnboundedSender<Result<Update, Error>>,
 }
 
 struct Lease {
@@ -212,10 +212,7 @@ impl Writer {
                 let change = match op {
                     Op::Delete if current.is_none() => {
                         outcomes.push(Ok(Applied {
-                            written: Written::Committed {
-                                revision,
-                                previous: None,
-                            },
+                            written: Written::Committed { revision },
                             event: None,
                         }));
                         continue;
@@ -262,16 +259,13 @@ impl Writer {
                     revision,
                     key,
                     change,
-                    previous: current.clone(),
+                    previous: current,
                 };
                 history
                     .insert(revision, tables::encode_event(&event).as_slice())
                     .map_err(failed(action))?;
                 outcomes.push(Ok(Applied {
-                    written: Written::Committed {
-                        revision,
-                        previous: current,
-                    },
+                    written: Written::Committed { revision },
                     event: Some(event),
                 }));
             }
@@ -293,7 +287,7 @@ impl Writer {
     fn publish(&mut self, event: &Event) {
         self.watchers.retain(|watcher| {
             if event.key.starts_with(&watcher.prefix) {
-                watcher.events.send(Ok(event.clone())).is_ok()
+                watcher.events.send(Ok(update(event.clone()))).is_ok()
             } else {
                 !watcher.events.is_closed()
             }
@@ -338,7 +332,7 @@ impl Writer {
                 {
                     event.previous = Some(entry);
                 }
-                if events.send(Ok(event)).is_err() {
+                if events.send(Ok(update(event))).is_err() {
                     break;
                 }
             }
@@ -457,6 +451,11 @@ impl Writer {
             log_failure(lease, outcome);
         }
     }
+}
+
+/// Every change has a revision of its own here.
+fn update(event: Event) -> Update {
+    Update::Event { event, last: true }
 }
 
 fn log_failure(lease: LeaseId, outcome: Result<(), Error>) {

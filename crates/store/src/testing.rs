@@ -1,0 +1,169 @@
+//! A real etcd for tests: one member in a directory of its own, on free loopback ports, gone when dropped.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::etcd::Options;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Certificates of the member and of its clients: authority, certificate, key.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+/// A running etcd.
+pub struct EtcdProcess {
+    binary: PathBuf,
+    dir: PathBuf,
+    client: u16,
+    peer: u16,
+    tls: Option<Tls>,
+    arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+/// The etcd to use: `SAMPAN_ETCD`, else the first on the path.
+fn binary() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("SAMPAN_ETCD") {
+        return Some(named.into());
+    }
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|dir| dir.join("etcd"))
+        .find(|path| path.is_file())
+}
+
+fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+impl EtcdProcess {
+    /// Starts a member, or says why the test is left out: `None` when no etcd is installed.
+    pub fn start() -> Option<Self> {
+        Self::start_with(None, &[])
+    }
+
+    /// With TLS and further arguments.
+    pub fn start_with(tls: Option<Tls>, arguments: &[&str]) -> Option<Self> {
+        let Some(binary) = binary() else {
+            eprintln!("skipped for etcd: it is not installed (apt-get install etcd-server)");
+            return None;
+        };
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("sampan-etcd-{}-{number}", std::process::id()));
+        let mut etcd = EtcdProcess {
+            binary,
+            dir,
+            client: free_port().ok()?,
+            peer: free_port().ok()?,
+            tls,
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            child: None,
+        };
+        etcd.run();
+        Some(etcd)
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Where clients reach it.
+    pub fn url(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.scheme(), self.client)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// How to connect to it.
+    pub fn options(&self) -> Options {
+        Options {
+            servers: vec![self.url()],
+            ca_file: self.tls.as_ref().map(|tls| tls.ca.clone()),
+            cert_file: self.tls.as_ref().map(|tls| tls.cert.clone()),
+            key_file: self.tls.as_ref().map(|tls| tls.key.clone()),
+            prefix: "/registry".into(),
+        }
+    }
+
+    /// Starts the process (again) over the same data and waits until it listens.
+    pub fn run(&mut self) {
+        let (url, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
+        let mut command = Command::new(&self.binary);
+        command
+            .args(["--name", "test", "--log-level", "error", "--unsafe-no-fsync"])
+            .arg("--data-dir")
+            .arg(&self.dir)
+            .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("test={peer}")])
+            .args(&self.arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if let Some(tls) = &self.tls {
+            command.arg("--client-cert-auth");
+            command.arg("--trusted-ca-file").arg(&tls.ca);
+            command
+                .arg("--cert-file")
+                .arg(&tls.cert)
+                .arg("--key-file")
+                .arg(&tls.key);
+        }
+        // The flag is newer than the oldest etcd that is supported.
+        let flags = Command::new(&self.binary).arg("--help").output();
+        if !flags.is_ok_and(|help| {
+            [help.stdout, help.stderr]
+                .iter()
+                .any(|text| String::from_utf8_lossy(text).contains("unsafe-no-fsync"))
+        }) {
+            let kept: Vec<_> = command
+                .get_args()
+                .filter(|argument| *argument != "--unsafe-no-fsync")
+                .map(ToOwned::to_owned)
+                .collect();
+            command = Command::new(&self.binary);
+            command.args(kept).stdout(Stdio::null()).stderr(Stdio::null());
+        }
+        self.child = command.spawn().ok();
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "etcd did not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _dead_already = child.kill();
+            let _waited = child.wait();
+        }
+    }
+
+    /// Sends a signal by name: STOP, CONT.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.pid().to_string()])
+            .status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -{name}");
+    }
+}
+
+impl Drop for EtcdProcess {
+    fn drop(&mut self) {
+        self.kill();
+        let _gone = std::fs::remove_dir_all(&self.dir);
+    }
+}
