@@ -6,11 +6,13 @@
 //! If a webhook or a mutating policy has changed the object, every mutating plugin gets a second look at it,
 //! once ([`Notes::ask_again`]); policies and webhooks decide for themselves which of them run again.
 
+mod limits;
 pub mod metrics;
 mod namespace;
 mod nodes;
 mod notes;
 mod pods;
+mod quota;
 mod rbac;
 mod requestor;
 mod review;
@@ -57,6 +59,35 @@ impl Reader {
             .storage(prefix)
             .map(|storage| storage.snapshot(0).index.iter().cloned().collect())
             .unwrap_or_default()
+    }
+    /// The objects of one namespace, in the order of their names.
+    pub fn entries_in_namespace(&self, prefix: &str, namespace: &str) -> Vec<Arc<Entry>> {
+        let Some(storage) = self.storage(prefix) else {
+            return Vec::new();
+        };
+        let start = format!("{namespace}/");
+        let index = storage.snapshot(0).index;
+        let here = index.from(&start).take_while(|entry| entry.path().starts_with(&start));
+        here.cloned().collect()
+    }
+    pub fn in_namespace(&self, prefix: &str, namespace: &str) -> Vec<Object> {
+        let entries = self.entries_in_namespace(prefix, namespace);
+        entries.iter().map(|entry| entry.object()).collect()
+    }
+    /// Whether a namespace has any.
+    pub fn any_in_namespace(&self, prefix: &str, namespace: &str) -> bool {
+        let start = format!("{namespace}/");
+        self.storage(prefix).is_some_and(|storage| {
+            let index = storage.snapshot(0).index;
+            index
+                .from(&start)
+                .next()
+                .is_some_and(|entry| entry.path().starts_with(&start))
+        })
+    }
+    /// For the one plugin that writes.
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.0
     }
 }
 
@@ -107,6 +138,7 @@ impl Chain {
         let (reader, authorizer) = (wiring.reader, wiring.authorizer);
         let plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(namespace::Lifecycle::new(reader.clone())),
+            Box::new(limits::LimitRanger::new(reader.clone())),
             Box::new(service_account::ServiceAccount::new(reader.clone())),
             Box::new(nodes::TaintNewNodes),
             Box::new(nodes::Restriction::new(reader.clone())),
@@ -117,6 +149,8 @@ impl Chain {
             Box::new(storage::DefaultIngressClass::new(reader.clone())),
             Box::new(rbac::NoEscalation::new(authorizer.clone())),
             Box::new(requestor::Requestor),
+            // Last: what is charged here must not be refused by anybody after.
+            Box::new(quota::ResourceQuota::start(reader.clone(), wiring.tasks)),
         ];
         Chain::new(plugins, wiring.metrics.clone())
     }

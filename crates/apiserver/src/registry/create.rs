@@ -132,7 +132,7 @@ impl Registry {
 }
 
 /// What goes to the store: the tree without its resourceVersion.
-pub(super) fn encode(object: &mut Object) -> Bytes {
+pub(crate) fn encode(object: &mut Object) -> Bytes {
     let version = object
         .get_mut("metadata")
         .and_then(Object::as_object_mut)

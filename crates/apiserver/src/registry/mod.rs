@@ -36,6 +36,7 @@ use crate::rows::{Row, Rows};
 use crate::watch_cache::{Cache, ChangeType, Entry, Storage};
 use crate::{Refusal, refuse};
 
+pub(crate) use create::encode;
 pub use filter::Filter;
 pub use leases::Leases;
 pub use reply::Reply;

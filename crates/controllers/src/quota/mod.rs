@@ -1,33 +1,54 @@
 //! The status of ResourceQuotas: what a namespace uses of what it may.
 //!
-//! Pods, Services and claims are weighed, everything else is counted (`configmaps`, `count/deployments.apps`) through
-//! metadata informers, which are followed once a quota names their resource. Quotas are recomputed when something they
-//! are about changes, a moment later, so that a crowd of changes is one computation.
+//! Admission charges quotas as objects come; this controller gives back what goes, and puts right what was charged and
+//! never came. Pods, Services and claims are weighed, everything else is counted (`configmaps`,
+//! `count/deployments.apps`) through metadata informers, which are followed once a quota names their resource and left
+//! when its definition goes.
+//!
+//! A quota is computed at once when its limits change, a moment after something it is about goes or weighs otherwise
+//! (so that a crowd of changes is one computation), and some seconds after things have come.
+//!
+//! Invariant: use is only lowered once the quota has rested for a moment. A fresh charge may be for an object that the
+//! caches here do not show yet; lowering it away would let others take its place.
 
-mod usage;
+mod trees;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::api::{Api, PostParams};
 use kube::core::ApiResource;
 use sampan_api::quantity::{Format, Quantity};
+use sampan_api::quota::{self, Amounts, Evaluator, Scope, amounts};
 use sampan_client::{Cached, Change, Informer, Key, Summary, WorkQueue, or_absent};
+use tokio::time::Instant;
 
 use crate::discovery::served;
 use crate::pods;
 use crate::{Context, SyncError};
-use usage::Amounts;
 
 /// How long changes are collected.
 const PACE: Duration = Duration::from_millis(100);
-const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
+/// How long a quota rests before its use is lowered.
+const REST: Duration = Duration::from_millis(250);
+/// How long after objects came what was charged is compared with what is there.
+const REVIEW: Duration = Duration::from_secs(5);
+/// A definition needs a moment to be served.
+const SERVED: Duration = Duration::from_secs(1);
 /// Core resources that quotas count by their bare name.
 const COUNTED: [&str; 4] = ["configmaps", "secrets", "replicationcontrollers", "resourcequotas"];
+/// `count/` names of what is weighed.
+const WEIGHED: [&str; 4] = [
+    "pods",
+    "services",
+    "persistentvolumeclaims",
+    "resourceclaims.resource.k8s.io",
+];
 
 struct Controller {
     context: Context,
@@ -35,9 +56,17 @@ struct Controller {
     pods: Informer<Pod>,
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
+    /// Followed once a quota names devices.
+    devices: OnceLock<Informer<ResourceClaim>>,
     queue: WorkQueue<Key>,
     /// `deployments.apps` → its objects.
     counted: Mutex<HashMap<String, Informer<Summary>>>,
+    /// When a quota's use was last seen to change.
+    charged: Mutex<HashMap<Key, Instant>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn start(context: Context) {
@@ -47,24 +76,30 @@ pub(crate) fn start(context: Context) {
         pods: context.informers.of(),
         services: context.informers.of(),
         claims: context.informers.of(),
+        devices: OnceLock::new(),
         queue: WorkQueue::default(),
         counted: Mutex::default(),
+        charged: Mutex::default(),
     });
-    let queue = controller.queue.clone();
-    let changed = queue.clone();
-    controller.quotas.on_change(move |change| {
-        if !matches!(change, Change::Deleted(_)) {
-            changed.add(Key::of(change.object().as_ref()));
-        }
+    let this = Arc::clone(&controller);
+    controller.quotas.on_change(move |change| this.quota_changed(&change));
+    controller.wake_on(&controller.pods, |old, new| {
+        let given = |pod: &Pod| -> Vec<_> {
+            let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+            statuses.filter_map(|status| status.resources.clone()).collect()
+        };
+        pods::is_terminal(old) != pods::is_terminal(new) || old.spec != new.spec || given(old) != given(new)
     });
-    let weight = |pod: &Pod| (pods::is_terminal(pod), pod.spec.clone());
-    controller.wake_on(&controller.pods, move |old, new| weight(old) != weight(new));
-    controller.wake_on(&controller.services, |old, new| {
-        usage::of_service(old) != usage::of_service(new)
-    });
+    controller.wake_on(&controller.services, |old, new| old.spec != new.spec);
     controller.wake_on(&controller.claims, |old, new| {
-        usage::of_claim(old) != usage::of_claim(new)
+        old.spec != new.spec || old.status != new.status
     });
+    let this = Arc::clone(&controller);
+    let definitions = context
+        .informers
+        .metadata(&ApiResource::erase::<CustomResourceDefinition>(&()));
+    definitions.on_change(move |change| this.definition_changed(&change));
+    let queue = controller.queue.clone();
     let this = Arc::clone(&controller);
     let ready = async move {
         this.quotas.synced().await;
@@ -81,26 +116,66 @@ pub(crate) fn start(context: Context) {
 /// The resource that a name of a quota counts, as `plural.group`.
 fn counts(name: &str) -> Option<&str> {
     match name.strip_prefix("count/") {
-        Some("pods") => None,
+        Some(resource) if WEIGHED.contains(&resource) => None,
         Some(resource) => Some(resource),
         None => COUNTED.into_iter().find(|known| *known == name),
     }
 }
 
 impl Controller {
+    fn quota_changed(&self, change: &Change<ResourceQuota>) {
+        let key = Key::of(change.object().as_ref());
+        match change {
+            Change::Deleted(_) => {
+                lock(&self.charged).remove(&key);
+            }
+            Change::Modified { old, new } if old.spec == new.spec => {
+                if old.status != new.status {
+                    lock(&self.charged).insert(key.clone(), Instant::now());
+                    self.queue.add_after(key, REVIEW);
+                }
+            }
+            _ => self.queue.add(key),
+        }
+    }
+
     /// Queues the quotas of a namespace when an object there comes, goes, or changes what it uses.
     fn wake_on<K: Cached>(&self, informer: &Informer<K>, differs: impl Fn(&K, &K) -> bool + Send + 'static) {
         let (quotas, queue) = (self.quotas.clone(), self.queue.clone());
         informer.on_change(move |change| {
-            if let Change::Modified { old, new } = change
-                && !differs(old, new)
-            {
-                return;
-            }
+            let after = match &change {
+                Change::Modified { old, new } if !differs(old, new) => return,
+                Change::Modified { .. } | Change::Deleted(_) => PACE,
+                _ => REVIEW,
+            };
             for quota in quotas.list_namespace(change.object().namespace()) {
-                queue.add_after(Key::of(quota.as_ref()), PACE);
+                queue.add_after(Key::of(quota.as_ref()), after);
             }
         });
+    }
+
+    /// Custom resources come and go: what was counted of them is forgotten, and quotas that name them are looked at.
+    fn definition_changed(&self, change: &Change<Summary>) {
+        let name = change.object().metadata.name.as_str();
+        match change {
+            Change::Modified { .. } => return,
+            Change::Deleted(_) => {
+                let informer = lock(&self.counted).remove(name);
+                if let Some(informer) = informer {
+                    informer.stop();
+                }
+            }
+            _ => {}
+        }
+        for quota in self.quotas.list() {
+            let names = quota
+                .spec
+                .iter()
+                .flat_map(|spec| spec.hard.iter().flatten().map(|(name, _)| name));
+            if names.into_iter().any(|hard| counts(hard) == Some(name)) {
+                self.queue.add_after(Key::of(quota.as_ref()), SERVED);
+            }
+        }
     }
 
     async fn sync(&self, key: &Key) -> Result<(), SyncError> {
@@ -112,22 +187,34 @@ impl Controller {
             .as_ref()
             .and_then(|spec| spec.hard.clone())
             .unwrap_or_default();
-        let mut used = self.weigh(&quota, &key.namespace, &hard);
+        let scopes = quota::scopes(&trees::tree(quota.as_ref()));
+        if hard.keys().any(|name| Evaluator::ResourceClaims.covers(name)) {
+            self.follow_devices().await;
+        }
+        let mut used = self.weigh(&key.namespace, &hard, &scopes);
         for name in hard.keys() {
             if let Some(resource) = counts(name) {
-                let number = self.count(resource, &key.namespace).await?;
+                // What only counts is in no scope.
+                let number = if scopes.is_empty() {
+                    self.count(resource, &key.namespace).await?
+                } else {
+                    0
+                };
                 let number = i64::try_from(number).unwrap_or(i64::MAX);
                 used.insert(name.clone(), Quantity::new(number, Format::DecimalSi));
             }
         }
         let before = quota.status.clone().unwrap_or_default();
+        let mut lowers = false;
         let used: BTreeMap<String, Text> = hard
             .keys()
             .map(|name| {
                 let amount = used.get(name).cloned().unwrap_or_else(Quantity::zero);
-                // What is written another way but is as much stays as it is.
                 let known = before.used.as_ref().and_then(|used| used.get(name));
-                let same = known.filter(|text| Quantity::parse(&text.0).is_ok_and(|known| known == amount));
+                let parsed = known.and_then(|text| Quantity::parse(&text.0).ok());
+                lowers |= parsed.as_ref().is_some_and(|known| *known > amount);
+                // What is written another way but is as much stays as it is.
+                let same = known.filter(|_| parsed == Some(amount.clone()));
                 (name.clone(), same.cloned().unwrap_or_else(|| Text(amount.to_string())))
             })
             .collect();
@@ -138,6 +225,13 @@ impl Controller {
         if status.hard == before.hard && status.used == before.used {
             return Ok(());
         }
+        if lowers
+            && let Some(at) = lock(&self.charged).get(key)
+            && at.elapsed() < REST
+        {
+            self.queue.add_after(key.clone(), REST);
+            return Ok(());
+        }
         let mut changed = ResourceQuota::clone(&quota);
         changed.status = Some(status);
         let api: Api<ResourceQuota> = Api::namespaced(self.context.client.clone(), &key.namespace);
@@ -146,64 +240,53 @@ impl Controller {
     }
 
     /// What the Pods, Services and claims of a namespace use of what the quota is about.
-    fn weigh(&self, quota: &ResourceQuota, namespace: &str, hard: &BTreeMap<String, Text>) -> Amounts {
-        let spec = quota.spec.clone().unwrap_or_default();
+    fn weigh(&self, namespace: &str, hard: &BTreeMap<String, Text>, scopes: &[Scope]) -> Amounts {
+        let now = self.context.clock.now();
         let mut used = Amounts::new();
-        let mut take = |amounts: Amounts| {
-            for (name, amount) in amounts {
-                if hard.contains_key(&name) {
-                    usage::add(&mut used, &name, &amount);
+        let mut take = |evaluator: &Evaluator, object: &serde_json::Value| {
+            if evaluator.in_scope(scopes, object) {
+                let usage = evaluator.usage(object, now);
+                for (name, amount) in usage.iter().filter(|(name, _)| hard.contains_key(*name)) {
+                    amounts::add(&mut used, name, amount);
                 }
             }
         };
-        if hard
-            .keys()
-            .any(|name| usage::is_about_pods(name) || name == "count/pods")
-        {
+        let concerns = |evaluator: &Evaluator| hard.keys().any(|name| evaluator.covers(name));
+        if concerns(&Evaluator::Pods) {
             for pod in self.pods.list_namespace(namespace) {
-                if usage::in_scope(&spec, &pod) {
-                    take(usage::of_pod(&pod));
-                }
+                take(&Evaluator::Pods, &trees::pod(&pod));
             }
         }
-        if hard.keys().any(|name| name.starts_with("services")) {
+        if concerns(&Evaluator::Services) {
             for service in self.services.list_namespace(namespace) {
-                take(usage::of_service(&service));
+                take(&Evaluator::Services, &trees::tree(service.as_ref()));
             }
         }
-        for claim in self.claims.list_namespace(namespace) {
-            take(usage::of_claim(&claim));
+        if concerns(&Evaluator::Claims) {
+            for claim in self.claims.list_namespace(namespace) {
+                take(&Evaluator::Claims, &trees::tree(claim.as_ref()));
+            }
+        }
+        if let Some(devices) = self.devices.get().filter(|_| concerns(&Evaluator::ResourceClaims)) {
+            for claim in devices.list_namespace(namespace) {
+                take(&Evaluator::ResourceClaims, &trees::tree(claim.as_ref()));
+            }
         }
         used
     }
 
-    /// Looks at all quotas again when a custom resource comes or goes.
-    fn wake_on_definitions(&self) {
-        let resource = ApiResource::erase::<CustomResourceDefinition>(&());
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        if counted.contains_key(DEFINITIONS) {
-            return;
-        }
-        let informer = self.context.informers.metadata(&resource);
-        counted.insert(DEFINITIONS.into(), informer.clone());
-        drop(counted);
-        let (quotas, queue) = (self.quotas.clone(), self.queue.clone());
-        informer.on_change(move |_| {
-            for quota in quotas.list() {
-                // A definition needs a moment to be served.
-                queue.add_after(Key::of(quota.as_ref()), Duration::from_secs(1));
-            }
+    async fn follow_devices(&self) {
+        let devices = self.devices.get_or_init(|| {
+            let devices = self.context.informers.of::<ResourceClaim>();
+            self.wake_on(&devices, |old, new| old.spec != new.spec);
+            devices
         });
+        devices.synced().await;
     }
 
     /// How many objects of a resource a namespace has.
     async fn count(&self, resource: &str, namespace: &str) -> Result<usize, SyncError> {
-        let known = self
-            .counted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(resource)
-            .cloned();
+        let known = lock(&self.counted).get(resource).cloned();
         if let Some(informer) = known {
             return Ok(informer.len_namespace(namespace));
         }
@@ -212,18 +295,14 @@ impl Controller {
         let found = all.into_iter().find(|one| {
             one.resource.plural == plural && one.resource.group == group && one.can("list") && one.can("watch")
         });
+        // Nothing of it can exist before its definition does; that will wake us.
         let Some(found) = found else {
-            // Nothing of it can exist before its definition does.
-            self.wake_on_definitions();
             return Ok(0);
         };
         let informer = self.context.informers.metadata(&found.resource);
         informer.synced().await;
         self.wake_on(&informer, |_, _| false);
-        self.counted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(resource.to_owned(), informer.clone());
+        lock(&self.counted).insert(resource.to_owned(), informer.clone());
         Ok(informer.len_namespace(namespace))
     }
 }
