@@ -82,7 +82,7 @@ pub(crate) fn start(context: Context) {
         charged: Mutex::default(),
     });
     let this = Arc::clone(&controller);
-    controller.quotas.on_change(move |change| this.quota_changed(&change));
+    controller.quotas.on_change(move |change| this.quota_changed(change));
     controller.wake_on(&controller.pods, |old, new| {
         let given = |pod: &Pod| -> Vec<_> {
             let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
@@ -98,7 +98,7 @@ pub(crate) fn start(context: Context) {
     let definitions = context
         .informers
         .metadata(&ApiResource::erase::<CustomResourceDefinition>(&()));
-    definitions.on_change(move |change| this.definition_changed(&change));
+    definitions.on_change(move |change| this.definition_changed(change));
     let queue = controller.queue.clone();
     let this = Arc::clone(&controller);
     let ready = async move {
