@@ -3,6 +3,7 @@
 //!
 //! Source of the wording: k8s.io/apimachinery `pkg/api/errors` (read for behaviour).
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde_json::{Map, Value, json};
@@ -14,7 +15,7 @@ use crate::field;
 pub struct Status {
     pub code: u16,
     /// Such as `NotFound`; empty where upstream leaves it out.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     pub message: String,
     pub details: Option<Details>,
 }
@@ -53,7 +54,7 @@ impl Status {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
         Status {
             code,
-            reason,
+            reason: Cow::Borrowed(reason),
             message: message.into(),
             details: None,
         }
@@ -210,7 +211,7 @@ impl Status {
             "message": self.message, "code": self.code,
         });
         if !self.reason.is_empty() {
-            status["reason"] = self.reason.into();
+            status["reason"] = (&*self.reason).into();
         }
         if let Some(details) = &self.details {
             status["details"] = details.to_value();

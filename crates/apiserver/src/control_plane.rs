@@ -113,7 +113,7 @@ impl ControlPlane {
         let authorizer = Authorizer::new();
         let services = Services::new(config.service_range, config.node_ports);
         let reader = Reader::new(cache.clone());
-        let outbound = Outbound::new(reader.clone(), tasks);
+        let outbound = Outbound::new(&reader, tasks);
         follow(&rows, &authorizer, &services);
         let registry = Arc::new(Registry {
             admission: Chain::standard(&Wiring {

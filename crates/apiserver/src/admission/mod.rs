@@ -18,8 +18,9 @@ mod requestor;
 mod review;
 mod service_account;
 mod storage;
+mod webhook;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -45,6 +46,10 @@ pub struct Reader(Arc<Cache>);
 impl Reader {
     pub fn new(cache: Arc<Cache>) -> Self {
         Reader(cache)
+    }
+    /// For those the cache itself leads to (hooks of its storages): they must not keep it alive.
+    pub fn weak(&self) -> WeakReader {
+        WeakReader(Arc::downgrade(&self.0))
     }
     pub fn storage(&self, prefix: &str) -> Option<Arc<Storage>> {
         self.0.storage(prefix)
@@ -88,6 +93,16 @@ impl Reader {
     /// For the one plugin that writes.
     pub(crate) fn cache(&self) -> &Cache {
         &self.0
+    }
+}
+
+/// A [`Reader`] as long as there is a cluster.
+#[derive(Clone)]
+pub struct WeakReader(Weak<Cache>);
+
+impl WeakReader {
+    pub fn upgrade(&self) -> Option<Reader> {
+        self.0.upgrade().map(Reader)
     }
 }
 
@@ -149,6 +164,8 @@ impl Chain {
             Box::new(storage::DefaultIngressClass::new(reader.clone())),
             Box::new(rbac::NoEscalation::new(authorizer.clone())),
             Box::new(requestor::Requestor),
+            Box::new(webhook::Mutating::new(wiring)),
+            Box::new(webhook::Validating::new(wiring)),
             // Last: what is charged here must not be refused by anybody after.
             Box::new(quota::ResourceQuota::start(reader.clone(), wiring.tasks)),
         ];

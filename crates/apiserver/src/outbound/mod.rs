@@ -27,7 +27,7 @@ use sampan_tasks::Tasks;
 pub use error::Error;
 pub use peer::{Answer, Exchange, Peer, Stream};
 
-use crate::admission::Reader;
+use crate::admission::{Reader, WeakReader};
 use crate::sync::lock;
 
 /// Where a peer is.
@@ -108,16 +108,16 @@ struct Key(Place, Trust, Option<String>);
 pub struct Outbound(Arc<Shared>);
 
 struct Shared {
-    reader: Reader,
+    reader: WeakReader,
     tasks: Tasks,
     peers: Mutex<HashMap<Key, Weak<Peer>>>,
     system: OnceLock<Arc<RootCertStore>>,
 }
 
 impl Outbound {
-    pub fn new(reader: Reader, tasks: &Tasks) -> Self {
+    pub fn new(reader: &Reader, tasks: &Tasks) -> Self {
         Outbound(Arc::new(Shared {
-            reader,
+            reader: reader.weak(),
             tasks: tasks.clone(),
             peers: Mutex::default(),
             system: OnceLock::new(),

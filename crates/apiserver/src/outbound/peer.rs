@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 
 use super::resolve::{self, Found};
 use super::{Error, Place};
-use crate::admission::Reader;
+use crate::admission::WeakReader;
 use crate::body::Body;
 use crate::sync::lock;
 
@@ -39,7 +39,7 @@ pub struct Peer {
     host: HeaderValue,
     name: ServerName<'static>,
     tls: TlsConnector,
-    reader: Reader,
+    reader: WeakReader,
     tasks: Tasks,
     idle: Mutex<Vec<Idle>>,
 }
@@ -73,7 +73,7 @@ pub struct Answer {
 }
 
 impl Peer {
-    pub(super) fn new(place: Place, tls: Arc<ClientConfig>, reader: Reader, tasks: Tasks) -> Result<Self, Error> {
+    pub(super) fn new(place: Place, tls: Arc<ClientConfig>, reader: WeakReader, tasks: Tasks) -> Result<Self, Error> {
         let authority = place.authority();
         let unusable = |why: String| Error::Unusable(format!("{authority}: {why}"));
         Ok(Peer {
@@ -250,22 +250,25 @@ impl Peer {
 
     /// Where to connect, in random order.
     async fn addresses(&self) -> Result<Vec<SocketAddr>, Error> {
+        let gone = || Error::NoService(self.authority.clone());
         let (host, port) = match &self.place {
             Place::Host { host, port } => (host.clone(), *port),
-            Place::Service { namespace, name, port } => match resolve::service(&self.reader, namespace, name, *port)? {
-                Found::Elsewhere(host, port) => (host, port),
-                Found::Addresses(found) => {
-                    let mut addresses: Vec<SocketAddr> = found
-                        .iter()
-                        .filter_map(|(address, port)| Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, *port)))
-                        .collect();
-                    if addresses.is_empty() {
-                        return Err(Error::NoEndpoints(name.clone()));
+            Place::Service { namespace, name, port } => {
+                match resolve::service(&self.reader.upgrade().ok_or_else(gone)?, namespace, name, *port)? {
+                    Found::Elsewhere(host, port) => (host, port),
+                    Found::Addresses(found) => {
+                        let mut addresses: Vec<SocketAddr> = found
+                            .iter()
+                            .filter_map(|(address, port)| Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, *port)))
+                            .collect();
+                        if addresses.is_empty() {
+                            return Err(Error::NoEndpoints(name.clone()));
+                        }
+                        addresses.shuffle(&mut rand::rng());
+                        return Ok(addresses);
                     }
-                    addresses.shuffle(&mut rand::rng());
-                    return Ok(addresses);
                 }
-            },
+            }
         };
         if let Ok(address) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(address, port)]);

@@ -32,6 +32,9 @@ impl Registry {
         let mut object = Self::as_stored(&call.row, object);
         self.admit(call, Operation::Create, &mut object, None, options.into())
             .await?;
+        // A webhook may have written owners twice, or moved the object elsewhere.
+        meta::match_namespace(call, &mut object)?;
+        meta::dedup_owners(call, &mut object);
         let generate = access::name(&object).is_empty() && !access::generate_name(&object).is_empty();
         if !generate {
             return self.create_named(call, object, options).await;

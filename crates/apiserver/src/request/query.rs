@@ -18,6 +18,10 @@ impl Query {
         )
     }
 
+    pub fn of(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        Query(pairs.into_iter().collect())
+    }
+
     /// The first value of `key`.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0

@@ -4,6 +4,7 @@
 //! passed on byte for byte, everything else as it arrives.
 
 mod backend;
+mod connect;
 mod pods;
 mod proxy;
 
@@ -50,8 +51,8 @@ impl Stream {
 pub async fn serve(
     plane: &Arc<ControlPlane>,
     stream: Stream,
-    row: &Row,
-    incoming: Incoming,
+    row: &Arc<Row>,
+    mut incoming: Incoming,
 ) -> Result<Response<Body>, Refusal> {
     let verbs = row
         .spec
@@ -67,11 +68,16 @@ pub async fn serve(
         )));
     }
     plane.registry.cache.caught_up().await;
-    match stream {
+    let warnings = connect::admit(plane, stream, row, &mut incoming).await?;
+    let answered = match stream {
         Stream::Log => pods::log(plane, incoming).await,
         Stream::Exec | Stream::Attach | Stream::PortForward => pods::stream(plane, stream, incoming).await,
         Stream::Proxy => proxy::serve(plane, row.spec, incoming).await,
-    }
+    };
+    answered.map(|mut response| {
+        crate::registry::reply::add_warnings(&mut response, &warnings);
+        response
+    })
 }
 
 /// The object at `path`, or a 404 in its resource's words.

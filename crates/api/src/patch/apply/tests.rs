@@ -150,7 +150,7 @@ fn conflicts_are_worded_as_upstream_words_them() {
         ("helm", "{replicas: 2}"),
     ])
     .expect_err("a conflict");
-    assert_eq!((status.code, status.reason), (409, "Conflict"));
+    assert_eq!((status.code, &*status.reason), (409, "Conflict"));
     assert_eq!(
         status.message,
         "Apply failed with 1 conflict: conflict with \"kubectl-client-side-apply\" using apps/v1: .spec.replicas"
