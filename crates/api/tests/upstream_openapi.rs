@@ -242,6 +242,104 @@ fn served(discovery: &Value) -> Api {
     api
 }
 
+/// Why a property's schema in version 3 may differ from upstream's: `Definition.field` and the reason.
+const V3_ALLOWED: &[(&str, &str)] = &[
+    ("io.k8s.api.core.v1.AppArmorProfile", UNIONS),
+    ("io.k8s.api.core.v1.PodSchedulingGroup", UNIONS),
+    ("io.k8s.api.core.v1.SeccompProfile", UNIONS),
+    ("io.k8s.api.flowcontrol.v1.LimitResponse", UNIONS),
+    ("io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationSpec", UNIONS),
+];
+const UNIONS: &str = "the marker of unions, which nothing reads, is left out";
+
+/// Upstream's OpenAPI 3 documents, one file per group version, in the folder `v3` of the data if it is there.
+fn upstream_v3() -> Vec<Value> {
+    let dir = std::env::var_os("SAMPAN_UPSTREAM_DATA").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"),
+        PathBuf::from,
+    );
+    let Ok(files) = std::fs::read_dir(dir.join("v3")) else {
+        eprintln!("skipped: no folder v3 in {} (set SAMPAN_UPSTREAM_DATA)", dir.display());
+        return Vec::new();
+    };
+    files
+        .filter_map(|file| std::fs::read(file.ok()?.path()).ok())
+        .map(|bytes| serde_json::from_slice(&bytes).expect("a JSON document"))
+        .collect()
+}
+
+#[test]
+fn schemas_of_version_3_agree_with_upstream() {
+    let (documents, Some(discovery)) = (upstream_v3(), data(DISCOVERY)) else {
+        return;
+    };
+    let api = served(&discovery);
+    let mut ours = Map::new();
+    for name in openapi::v3::names(&api) {
+        if let Some(Value::Object(schemas)) =
+            openapi::v3::document(&api, &name).map(|mut document| document["components"]["schemas"].take())
+        {
+            ours.extend(schemas);
+        }
+    }
+    let mut differences = BTreeMap::new();
+    let mut compared = 0;
+    for document in &documents {
+        let schemas = document["components"]["schemas"].as_object();
+        for (name, theirs) in schemas.into_iter().flatten() {
+            // Kinds of versions that are off by default are not in our documents.
+            let Some(own) = ours.get(name) else { continue };
+            if name.contains("alpha") || name.contains("beta") {
+                continue;
+            }
+            compared += 1;
+            let keys = |schema: &Value| {
+                let mut rest = schema.as_object().cloned().unwrap_or_default();
+                rest.remove("properties");
+                rest.remove("x-kubernetes-group-version-kind");
+                rest.remove("description");
+                // Upstream's order is that of Go's structs; it means nothing.
+                if let Some(Value::Array(required)) = rest.get_mut("required") {
+                    required.sort_by_key(Value::to_string);
+                }
+                rest
+            };
+            if keys(own) != keys(theirs) {
+                differences.insert(name.clone(), format!("ours {:?}, theirs {:?}", keys(own), keys(theirs)));
+            }
+            for (field, property) in theirs["properties"].as_object().into_iter().flatten() {
+                let mine = &own["properties"][field];
+                let plain = |property: &Value| {
+                    let mut property = property.clone();
+                    if let Some(map) = property.as_object_mut() {
+                        map.remove("description");
+                    }
+                    property
+                };
+                if plain(mine) != plain(property) {
+                    let what = format!("ours {}, theirs {}", plain(mine), plain(property));
+                    differences.insert(format!("{name}.{field}"), what);
+                }
+            }
+        }
+    }
+    for (entry, _) in V3_ALLOWED {
+        if differences.remove(*entry).is_none() && compared > 0 {
+            differences.insert((*entry).to_owned(), "allowed, but there is no difference".into());
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "{} differences in {compared} schemas:\n{}",
+        differences.len(),
+        differences
+            .iter()
+            .map(|(at, what)| format!("{at}: {what}"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
+}
+
 /// Names of an operation's parameters, references resolved.
 fn parameter_names(document: &Value, owner: &Value) -> BTreeSet<String> {
     owner["parameters"]

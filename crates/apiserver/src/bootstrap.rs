@@ -3,6 +3,7 @@
 //! Everything is created side by side, so the store commits it in a few groups; what exists is left alone
 //! (roles are reconciled as upstream reconciles them). Written under the server's own identity.
 
+mod address;
 mod objects;
 
 use std::sync::Arc;
@@ -26,15 +27,16 @@ pub async fn run(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
     all(registry, objects::namespaces(), false).await?;
     let roles = policy::objects().into_iter().map(|(_, object)| object).collect();
     let fixed = objects::fixed(plane);
-    let kept = objects::address(plane);
     let (roles, fixed, kept) = futures::join!(
         all(registry, roles, true),
         all(registry, fixed, false),
-        all(registry, kept, true)
+        address::settle(plane)
     );
     roles?;
     fixed?;
-    kept
+    kept?;
+    address::keep(plane);
+    Ok(())
 }
 
 async fn all(registry: &Registry, objects: Vec<Object>, keep: bool) -> Result<(), Refusal> {

@@ -29,9 +29,10 @@ use crate::dispatch;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
+use crate::pretty;
 use crate::registry::reply::refusal;
 use crate::registry::{Leases, Registry};
-use crate::request::{Encoding, Query, RequestInfo};
+use crate::request::{Encoding, Query, RequestInfo, media};
 use crate::rows::Rows;
 use crate::watch_cache::{Cache, ChangeType, HISTORY};
 use crate::{Refusal, refuse};
@@ -220,6 +221,7 @@ impl ControlPlane {
                 .is_some();
         let measured = self.metrics.begin(&info, served, long_running);
         let encoding = asked_encoding(&parts);
+        let indented = !long_running && pretty::asked(&parts.headers, &query);
         let work = AssertUnwindSafe(self.route(parts, body, info, query, long_running)).catch_unwind();
         let outcome = if long_running {
             Ok(work.await)
@@ -244,7 +246,7 @@ impl ControlPlane {
             ),
         };
         measured.end(response.status().as_u16(), started.elapsed());
-        response
+        if indented { pretty::response(response) } else { response }
     }
 
     async fn route(
@@ -370,16 +372,9 @@ fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>) {
     }
 }
 
-/// The encoding errors are answered in.
+/// The encoding errors are answered in: the first the client takes, transformations left out of account.
 fn asked_encoding(parts: &Parts) -> Encoding {
-    let accept = parts
-        .headers
-        .get(http::header::ACCEPT)
-        .map_or(&[][..], |accept| accept.as_bytes());
-    [Encoding::Protobuf, Encoding::Yaml]
-        .into_iter()
-        .find(|encoding| accept.starts_with(encoding.content_type().as_bytes()))
-        .unwrap_or(Encoding::Json)
+    media::negotiate(&parts.headers, false, true).map_or(Encoding::Json, |media| media.encoding)
 }
 
 /// The objects tokens are bound to.
@@ -393,7 +388,12 @@ impl ObjectLookup for BoundObjects {
             LookupKind::Secret => ("secrets", format!("{namespace}/{name}")),
             LookupKind::Node => ("minions", name.to_owned()),
         };
-        let object = self.0.get(prefix, &path)?.object();
+        let entry = self.0.get(prefix, &path)?;
+        let object = match kind {
+            LookupKind::Secret => entry.object(),
+            // Every request of a Pod's token comes here: its metadata is enough.
+            _ => serde_json::json!({"metadata": entry.metadata()}),
+        };
         let deleted_at = sampan_api::meta::deletion_timestamp(&object)
             .and_then(|at| sampan_api::time::parse(at).ok())
             .map(|at| at.as_second());

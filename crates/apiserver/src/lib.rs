@@ -25,6 +25,7 @@ pub mod front;
 mod metrics;
 mod openapi;
 pub mod outbound;
+mod pretty;
 pub mod registry;
 pub mod request;
 pub mod rows;

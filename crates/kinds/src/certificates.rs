@@ -38,6 +38,13 @@ static REQUEST: Rules = Rules {
     defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
     name: |_, _| Vec::new(),
     view: prepare_view,
+    reset: |part| {
+        Some(match part {
+            Part::Main => &["spec", "status"],
+            Part::View("approval") => &["spec", "status.certificate"],
+            Part::View(_) => &["spec", "status.conditions"],
+        })
+    },
     // What is asked for is fixed once asked.
     update: |part, new, old| {
         if part == Part::Main {

@@ -50,6 +50,7 @@ static FLOW_SCHEMA: Rules = Rules {
     generation: true,
     checks: FLOW_SCHEMA_CHECKS,
     validate: validate_schema,
+    reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
 static PRIORITY_LEVEL: Rules = Rules {
@@ -67,6 +68,7 @@ static PRIORITY_LEVEL: Rules = Rules {
     generation: true,
     checks: LEVEL_CHECKS,
     validate: validate_level,
+    reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
 

@@ -8,7 +8,7 @@ use sampan_api::{Object, field};
 
 use crate::checks::{self, Check};
 use crate::defaults::{self, Default};
-use crate::spec::{Part, Propagation, Strategy, keep_other_parts};
+use crate::spec::{Part, Propagation, STATUS_KEEPS_METADATA, Strategy, keep_metadata, keep_other_parts};
 use crate::{names, pod_spec, tree, warnings};
 
 /// Who writes `status`.
@@ -38,6 +38,10 @@ pub(crate) struct Rules {
     /// Prepares an update through a view in a way of its own and says true; false: the common rule of
     /// [`keep_other_parts`] is right for it.
     pub view: fn(&str, &mut Object, &Object) -> bool,
+    /// What writes through a view never change, where it is not the common rule; see [`Strategy::reset_fields`].
+    pub reset: fn(Part<'_>) -> Option<&'static [&'static str]>,
+    /// See [`Strategy::metadata_counts`].
+    pub metadata_counts: fn(&Object, &Object) -> bool,
     /// What an update carries over, after the common rule.
     pub update: fn(Part<'_>, &mut Object, &Object),
     /// Checks of one object, run for a creation and for an update of the main resource.
@@ -64,6 +68,8 @@ pub(crate) const RULES: Rules = Rules {
     create: |_| {},
     status: Status::Reserved,
     view: |_, _, _| false,
+    reset: |_| None,
+    metadata_counts: |_, _| false,
     update: |_, _, _| {},
     checks: &[],
     validate: |_, _| {},
@@ -75,6 +81,11 @@ pub(crate) const RULES: Rules = Rules {
     unconditional_update: true,
     propagation: Propagation::Background,
 };
+
+/// [`Rules::reset`] of kinds whose status view leaves labels, annotations, finalizers and owners alone.
+pub(crate) fn status_keeps_metadata(part: Part<'_>) -> Option<&'static [&'static str]> {
+    (part == Part::View("status")).then_some(STATUS_KEEPS_METADATA)
+}
 
 /// Leaves everything as it was but `metadata` and the fields at `paths`: what a view may write.
 pub(crate) fn keep_all_but(paths: &[&str], new: &mut Object, old: &Object) {
@@ -119,7 +130,26 @@ impl Strategy for Rules {
         if !done {
             keep_other_parts(part, new, old);
         }
+        if part != Part::Main {
+            keep_metadata(self.reset_fields(part), new, old);
+        }
         (self.update)(part, new, old);
+    }
+
+    fn reset_fields(&self, part: Part<'_>) -> &'static [&'static str] {
+        if let Some(fields) = (self.reset)(part) {
+            return fields;
+        }
+        match part {
+            Part::Main if self.status == Status::Plain => &[],
+            Part::Main => &["status"],
+            Part::View("status") => &["spec"],
+            Part::View(_) => &[],
+        }
+    }
+
+    fn metadata_counts(&self, new: &Object, old: &Object) -> bool {
+        (self.metadata_counts)(new, old)
     }
 
     fn validate_create(&self, object: &Object) -> field::Errors {

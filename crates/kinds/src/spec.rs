@@ -200,6 +200,21 @@ pub trait Strategy: Send + Sync {
         keep_other_parts(part, new, old);
     }
 
+    /// Fields a write through this part never changes, whatever it says: dotted paths, with everything below them.
+    /// They are never owned through it (`metadata.managedFields`).
+    fn reset_fields(&self, part: Part<'_>) -> &'static [&'static str] {
+        match part {
+            Part::Main => &["status"],
+            Part::View("status") => &["spec"],
+            Part::View(_) => &[],
+        }
+    }
+
+    /// Whether metadata counts for `metadata.generation` too: Deployments copy their annotations to their ReplicaSets.
+    fn metadata_counts(&self, _new: &Object, _old: &Object) -> bool {
+        false
+    }
+
     fn validate_create(&self, _object: &Object) -> field::Errors {
         Vec::new()
     }
@@ -251,6 +266,22 @@ pub enum Propagation {
     Background,
     Foreground,
     Orphan,
+}
+
+/// The status view of kinds that keep their metadata to themselves.
+pub const STATUS_KEEPS_METADATA: &[&str] = &["metadata", "spec"];
+
+/// Puts back what [`Strategy::reset_fields`] says of metadata after a view has been prepared.
+pub fn keep_metadata(reset: &[&str], new: &mut Object, old: &Object) {
+    for path in reset.iter().filter(|path| path.starts_with("metadata")) {
+        if *path == "metadata" {
+            for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+                crate::tree::carry(new, old, &format!("metadata.{field}"));
+            }
+        } else {
+            crate::tree::carry(new, old, path);
+        }
+    }
 }
 
 /// The common rule: a main update keeps `status`; a `status` update keeps everything else but the

@@ -47,7 +47,7 @@ impl fmt::Display for TypeError {
 impl std::error::Error for TypeError {}
 
 /// What Go's decoder calls a value.
-pub(super) fn json_kind(value: &Value) -> &'static str {
+pub fn json_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

@@ -71,6 +71,24 @@ fn duplicates(bytes: &[u8]) -> Result<Vec<String>, SyntaxError> {
     Ok(trail.into_inner().found)
 }
 
+/// Unknown fields (found by the check of the tree) and repeated keys, worded and in the order they stand in the text.
+///
+/// A key repeated below an unknown field is not reported: Go never looks there.
+pub(super) fn complaints(bytes: &[u8], unknown: &[String]) -> Vec<String> {
+    let trail = RefCell::new(Trail {
+        unknown: unknown.iter().cloned().collect(),
+        ..Trail::default()
+    });
+    let repeated = Cell::new(false);
+    let tree = Tree {
+        repeated: &repeated,
+        trail: Some(&trail),
+    };
+    // The text has been parsed before; should it fail now, what was found stands.
+    let _ = run(bytes, tree);
+    trail.into_inner().worded
+}
+
 /// Compact JSON with sorted keys.
 pub fn encode(object: &Object) -> Vec<u8> {
     // A tree of maps with string keys always serializes, and a Vec always accepts bytes.
@@ -82,6 +100,11 @@ pub fn encode(object: &Object) -> Vec<u8> {
 pub(super) struct Trail {
     path: String,
     pub(super) found: Vec<String>,
+    /// Paths to report when they are come by.
+    unknown: std::collections::HashSet<String>,
+    /// The length of the path of the unknown field the reader is below, if any.
+    below: Option<usize>,
+    worded: Vec<String>,
 }
 
 impl Trail {
@@ -94,7 +117,17 @@ impl Trail {
             self.path.push('.');
         }
         self.path.push_str(key);
+        if self.below.is_none() && self.unknown.contains(&self.path) {
+            self.below = Some(self.path.len());
+            self.word("unknown");
+        }
         before
+    }
+    fn word(&mut self, what: &str) {
+        let text = format!("{what} field {}", crate::field::quote(&self.path));
+        if self.worded.len() < Self::MOST && !self.worded.contains(&text) {
+            self.worded.push(text);
+        }
     }
     pub(super) fn enter_index(&mut self, index: usize) -> usize {
         let before = self.path.len();
@@ -103,8 +136,14 @@ impl Trail {
     }
     pub(super) fn leave(&mut self, before: usize) {
         self.path.truncate(before);
+        if self.below.is_some_and(|below| before < below) {
+            self.below = None;
+        }
     }
     pub(super) fn repeated(&mut self) {
+        if self.below.is_none() {
+            self.word("duplicate");
+        }
         if self.found.len() < Self::MOST && !self.found.contains(&self.path) {
             self.found.push(self.path.clone());
         }

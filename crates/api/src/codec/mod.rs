@@ -34,7 +34,7 @@ pub enum DecodeError {
     #[error("couldn't get version/kind; json parse error: {0}")]
     Json(json::SyntaxError),
     /// Not YAML.
-    #[error("error converting YAML to JSON: {0}")]
+    #[error(transparent)]
     Yaml(yaml::YamlError),
     #[error(transparent)]
     Protobuf(#[from] protobuf::ProtobufError),
@@ -203,7 +203,7 @@ pub fn decode(
     }
     let findings = check(ty, &mut parsed.object)
         .map_err(|error| refuse(Some((&api_version, &kind)), &DecodeError::Type(error)))?;
-    let complaints = complaints(ty, &parsed, findings);
+    let complaints = complaints(ty, &parsed, findings, (media == Media::Json).then_some(body));
     match validation {
         Validation::Strict if !complaints.is_empty() => {
             Err(refuse(Some((&api_version, &kind)), &DecodeError::Strict(complaints)))
@@ -219,10 +219,16 @@ pub fn decode(
     }
 }
 
-/// Everything strict decoding complains of, in upstream's order: unknown fields before duplicates for built-in
-/// kinds, after them for custom ones.
-fn complaints(ty: &Type, parsed: &Parsed, findings: Findings) -> Vec<String> {
+/// Everything strict decoding complains of, in upstream's order: for built-in kinds as it stands in the text (`json`),
+/// for custom ones duplicates before unknown fields.
+fn complaints(ty: &Type, parsed: &Parsed, findings: Findings, json: Option<&[u8]>) -> Vec<String> {
     const MOST: usize = 100;
+    if let (Some(json), false) = (json, matches!(ty, Type::Struct(_))) {
+        let several = findings.unknown.len() + parsed.duplicates.len() > 1;
+        if several || !parsed.duplicates.is_empty() {
+            return json::complaints(json, &findings.unknown);
+        }
+    }
     let unknown = || {
         findings
             .unknown

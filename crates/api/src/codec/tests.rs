@@ -89,9 +89,8 @@ fn strict_warn_and_ignore() {
     assert_eq!(
         message(body, Validation::Strict),
         "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: \
-         unknown field \"metadata.unknownMeta\", \
-         unknown field \"spec.template.spec.containers[0].imagePullPolicies\", \
-         unknown field \"spec.unknownField\", duplicate field \"spec.replicas\""
+         unknown field \"metadata.unknownMeta\", unknown field \"spec.unknownField\", \
+         duplicate field \"spec.replicas\", unknown field \"spec.template.spec.containers[0].imagePullPolicies\""
     );
     let decoded = decode(
         body.as_bytes(),

@@ -12,6 +12,7 @@
 //! Left out on purpose: the deprecated `/watch/` paths, defaults, and descriptions of the options of exec, log
 //! and their relatives.
 
+mod defaults;
 mod gnostic;
 mod paths;
 mod schemas;

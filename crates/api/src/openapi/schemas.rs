@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::{Api, ResourceDesc};
+use super::{Api, ResourceDesc, defaults};
 use crate::schema::{self, Definition, Descriptions, Field, ListKind, Type};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,10 @@ impl<'a> Schemas<'a> {
         let mut required = Vec::new();
         for (at, field) in below.fields.iter().enumerate() {
             let text = self.texts.field(&definition.name, at);
-            properties.insert(field.name.clone().into_owned(), self.field(field, text));
+            let default = (self.dialect == Dialect::V3)
+                .then(|| defaults::of(definition, field))
+                .flatten();
+            properties.insert(field.name.clone().into_owned(), self.field(field, text, default));
             if field.required {
                 required.push(Value::from(field.name.as_ref()));
             }
@@ -139,12 +142,15 @@ impl<'a> Schemas<'a> {
             .collect()
     }
 
-    fn field(&mut self, field: &Field, text: Option<String>) -> Value {
+    fn field(&mut self, field: &Field, text: Option<String>, default: Option<Value>) -> Value {
         let mut out = match self.type_schema(&field.ty) {
             Value::Object(map) => map,
             other => return other,
         };
-        let markers = markers(field);
+        let mut markers = markers(field);
+        if let Some(default) = default {
+            markers.insert("default".into(), default);
+        }
         // In version 3 nothing stands beside a reference.
         if self.dialect == Dialect::V3 && out.contains_key("$ref") && (text.is_some() || !markers.is_empty()) {
             out = Map::from_iter([("allOf".to_owned(), json!([out]))]);
@@ -286,7 +292,7 @@ impl<'a> Schemas<'a> {
         for (at, field) in below.fields.iter().enumerate() {
             if matches!(field.name.as_ref(), "apiVersion" | "kind" | "metadata") {
                 let text = self.texts.field(like, at);
-                out.insert(field.name.clone().into_owned(), self.field(field, text));
+                out.insert(field.name.clone().into_owned(), self.field(field, text, None));
             }
         }
         out

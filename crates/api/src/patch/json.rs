@@ -94,6 +94,24 @@ impl JsonPatch {
     }
 }
 
+/// Members of operations that no operation has, as paths: `[0].valeu`.
+pub fn unknown_members(patch: &Value) -> impl Iterator<Item = String> {
+    const MEMBERS: [&str; 4] = ["op", "path", "from", "value"];
+    patch
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+        .flat_map(|(index, operation)| {
+            operation
+                .as_object()
+                .into_iter()
+                .flat_map(|map| map.keys())
+                .filter(|key| !MEMBERS.contains(&key.as_str()))
+                .map(move |key| format!("[{index}].{key}"))
+        })
+}
+
 fn json_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -2,7 +2,7 @@
 
 use sampan_api::schema::{Struct, Type};
 use sampan_api::{Object, field, names};
-use sampan_kinds::{Part, Strategy, keep_other_parts};
+use sampan_kinds::{Part, STATUS_KEEPS_METADATA, Strategy, keep_metadata, keep_other_parts};
 use serde_json::Value;
 
 use super::validate;
@@ -54,6 +54,17 @@ impl Strategy for CustomStrategy {
     fn prepare_update(&self, part: Part<'_>, new: &mut Object, old: &Object) {
         if self.has_status || part != Part::Main {
             keep_other_parts(part, new, old);
+        }
+        if part != Part::Main {
+            keep_metadata(STATUS_KEEPS_METADATA, new, old);
+        }
+    }
+
+    fn reset_fields(&self, part: Part<'_>) -> &'static [&'static str] {
+        match part {
+            Part::Main if self.has_status => &["status"],
+            Part::Main => &[],
+            Part::View(_) => STATUS_KEEPS_METADATA,
         }
     }
 

@@ -21,7 +21,10 @@ impl Registry {
     /// Creates `object`, decoded and defaulted in the call's version.
     pub async fn create(&self, call: &mut Call, mut object: Object, options: &WriteOptions) -> Result<Reply, Refusal> {
         if !access::resource_version(&object).is_empty() {
-            return Err(refuse(Status::bad_request(
+            // Upstream's store says this, and its front knows no better code for it.
+            return Err(refuse(Status::new(
+                500,
+                "",
                 "resourceVersion should not be set on objects to be created",
             )));
         }

@@ -4,6 +4,7 @@ use http::header::USER_AGENT;
 use sampan_api::Object;
 use sampan_api::patch::apply::{self, Context, FieldSet};
 use sampan_api::time;
+use sampan_kinds::Part;
 
 use super::Call;
 use crate::request::WriteOptions;
@@ -55,9 +56,17 @@ fn context<'a>(call: &'a Call, manager: &'a str, now: &'a str, reset: &'a FieldS
 
 /// What this endpoint never changes.
 fn reset(call: &Call) -> FieldSet {
-    match call.info.subresource.as_str() {
-        "" if call.row.spec.subresource("status").is_some() => FieldSet::of(&[&["status"]]),
-        "status" => FieldSet::of(&[&["spec"]]),
-        _ => FieldSet::of(&[]),
-    }
+    let part = match call.info.subresource.as_str() {
+        "" => Part::Main,
+        view => Part::View(view),
+    };
+    let paths: Vec<Vec<&str>> = call
+        .row
+        .strategy()
+        .reset_fields(part)
+        .iter()
+        .map(|path| path.split('.').collect())
+        .collect();
+    let paths: Vec<&[&str]> = paths.iter().map(Vec::as_slice).collect();
+    FieldSet::of(&paths)
 }

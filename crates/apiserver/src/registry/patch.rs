@@ -58,21 +58,12 @@ impl Registry {
                 "force: Forbidden: may not be specified for non-apply patch",
             ));
         }
-        let mut duplicates = Vec::new();
-        let patch = parse(kind, body, &mut duplicates)?;
-        if !duplicates.is_empty() && options.field_validation == FieldValidation::Strict {
-            return Err(strict(body, &duplicates));
-        }
-        if options.field_validation == FieldValidation::Warn {
-            for text in duplicates {
-                call.warn(text);
-            }
-        }
         let validation = options.field_validation;
+        let (patch, repeated) = parse(kind, body, validation)?;
         self.change(call, part, options, false, &mut |call, old| {
             let old = old.ok_or_else(|| call.not_found())?;
             let mut new = patched(&patch, old, call)?;
-            settle(call, &mut new, validation)?;
+            settle(call, &mut new, validation, &repeated, &patch)?;
             Ok(new)
         })
         .await
@@ -92,26 +83,24 @@ impl Registry {
             ));
         }
         let parsed = codec::parse(body, Encoding::Yaml, None)
-            .map_err(|error| refuse(Status::bad_request(format!("error decoding YAML: {error}"))))?;
-        let mut complaints: Vec<String> = parsed.complaint.into_iter().collect();
-        if complaints.is_empty() {
-            complaints.extend(parsed.duplicates.iter().map(|path| format!("duplicate field {path:?}")));
-        }
-        match options.field_validation {
-            FieldValidation::Strict if !complaints.is_empty() => {
-                return Err(refuse(Status::bad_request(format!(
-                    "strict decoding error: {}",
-                    complaints.join(", ")
-                ))));
-            }
-            FieldValidation::Warn => complaints.into_iter().for_each(|text| call.warn(text)),
-            _ => {}
-        }
+            .map_err(|error| refuse(Status::bad_request(format!("error decoding YAML: {YAML}: {error}"))))?;
+        let complaint = match (parsed.complaint, parsed.duplicates.as_slice()) {
+            (Some(text), _) => Some(format!("{YAML}: {text}")),
+            (None, []) => None,
+            (None, paths) => Some(
+                paths
+                    .iter()
+                    .map(|path| format!("duplicate field {path:?}"))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            ),
+        };
         let mut config = parsed.object;
         if !config.is_object() {
-            return Err(refuse(Status::bad_request(
-                "the applied configuration must be an object",
-            )));
+            return Err(refuse(Status::bad_request(format!(
+                "error decoding YAML: error unmarshaling JSON: while decoding JSON: {}",
+                not_a_map(&config)
+            ))));
         }
         let name = meta::name(&config);
         if !name.is_empty() && name != call.info.name {
@@ -131,8 +120,17 @@ impl Registry {
         let create = part == Part::Main;
         self.change(call, part, options, create, &mut |call, old| {
             let mut new = managers::apply(call, options, old, &config)?;
+            match (&complaint, options.field_validation) {
+                (Some(text), FieldValidation::Strict) => {
+                    return Err(refuse(Status::bad_request(format!(
+                        "error strict decoding YAML: {text}"
+                    ))));
+                }
+                (Some(text), FieldValidation::Warn) => call.warn(text.clone()),
+                _ => {}
+            }
             if old != Some(&new) {
-                settle(call, &mut new, FieldValidation::Ignore)?;
+                settle(call, &mut new, FieldValidation::Ignore, &[], &Patch::Merge(Value::Null))?;
             }
             Ok(new)
         })
@@ -148,20 +146,50 @@ fn options_refused(why: &str) -> Refusal {
     ))
 }
 
-fn parse(kind: PatchType, body: &[u8], duplicates: &mut Vec<String>) -> Result<Patch, Refusal> {
-    let mut tree = || -> Result<Value, Refusal> {
-        let parsed = codec::parse(body, Encoding::Json, None)
-            .map_err(|error| refuse(Status::bad_request(format!("error decoding patch: {error}"))))?;
-        duplicates.extend(parsed.duplicates.iter().map(|path| format!("duplicate field {path:?}")));
-        Ok(parsed.object)
+/// What Go's YAML reader for typed values puts before its complaints.
+const YAML: &str = "error converting YAML to JSON";
+
+fn not_a_map(value: &Value) -> String {
+    format!(
+        "json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+        codec::check::json_kind(value)
+    )
+}
+
+/// The patch, and what strict decoding complains of in the patch itself.
+fn parse(kind: PatchType, body: &[u8], validation: FieldValidation) -> Result<(Patch, Vec<String>), Refusal> {
+    let bad = |text: String| refuse(Status::bad_request(text));
+    let strict = validation != FieldValidation::Ignore;
+    let parsed = codec::json::decode(body).map_err(|error| match (kind, strict) {
+        (PatchType::Merge, false) => bad("Invalid JSON Patch".into()),
+        (PatchType::Json | PatchType::Merge, true) => bad(format!("error decoding patch: {error}")),
+        _ => bad(error.to_string()),
+    })?;
+    let mut complaints: Vec<String> = Vec::new();
+    if strict {
+        complaints.extend(parsed.duplicates.iter().map(|path| format!("duplicate field {path:?}")));
+    }
+    let tree = parsed.object;
+    let patch = match kind {
+        PatchType::Json => {
+            if strict {
+                complaints.extend(json::unknown_members(&tree).map(|path| format!("unknown field {path:?}")));
+                complaints.iter_mut().for_each(|text| text.insert_str(0, "json patch "));
+            }
+            Patch::Json(json::JsonPatch::from_value(tree).map_err(|error| refuse((&error).into()))?)
+        }
+        // A configuration is not a patch: apply is dealt with before.
+        PatchType::Merge | PatchType::Apply | PatchType::Strategic if !tree.is_object() && !tree.is_null() => {
+            return Err(match (kind, strict) {
+                (PatchType::Strategic, _) => bad(not_a_map(&tree)),
+                (_, true) => bad(format!("error decoding patch: {}", not_a_map(&tree))),
+                _ => bad("Invalid JSON Patch".into()),
+            });
+        }
+        PatchType::Merge | PatchType::Apply => Patch::Merge(tree),
+        PatchType::Strategic => Patch::Strategic(tree),
     };
-    Ok(match kind {
-        PatchType::Json => Patch::Json(json::JsonPatch::parse(body).map_err(|error| refuse((&error).into()))?),
-        PatchType::Merge => Patch::Merge(tree()?),
-        PatchType::Strategic => Patch::Strategic(tree()?),
-        // Handled before; a configuration is not a patch.
-        PatchType::Apply => Patch::Merge(tree()?),
-    })
+    Ok((patch, complaints))
 }
 
 fn patched(patch: &Patch, old: &Object, call: &Call) -> Result<Object, Refusal> {
@@ -188,7 +216,15 @@ fn patched(patch: &Patch, old: &Object, call: &Call) -> Result<Object, Refusal> 
 }
 
 /// Checks a patched object against its type, as decoding does, and fills in defaults.
-fn settle(call: &mut Call, new: &mut Object, validation: FieldValidation) -> Result<(), Refusal> {
+///
+/// `repeated`: what was found in the patch itself; it is reported together with what is found in the object.
+fn settle(
+    call: &mut Call,
+    new: &mut Object,
+    validation: FieldValidation,
+    repeated: &[String],
+    patch: &Patch,
+) -> Result<(), Refusal> {
     let kind = sampan_api::meta::kind(new);
     let version = sampan_api::meta::api_version(new);
     if kind != call.row.spec.kind || version != call.row.api_version {
@@ -197,33 +233,28 @@ fn settle(call: &mut Call, new: &mut Object, validation: FieldValidation) -> Res
             call.row.api_version, call.row.spec.kind
         ))));
     }
+    // What upstream shows of the faulty value: the patch if it is a strategic one, else the patched object.
+    let shown = |new: &Object| match patch {
+        Patch::Strategic(patch) => strategic::go(patch),
+        _ => new.to_string(),
+    };
+    let before = (validation == FieldValidation::Strict).then(|| new.clone());
     let findings = match codec::check(&call.row.ty, new) {
         Ok(findings) => findings,
-        Err(error) => return Err(invalid_patch(&new.to_string(), &error.to_string())),
+        Err(error) => return Err(invalid_patch(&shown(new), &error.to_string())),
     };
-    let unknown: Vec<String> = findings
-        .unknown
-        .iter()
-        .map(|path| format!("unknown field {path:?}"))
-        .collect();
+    let unknown = findings.unknown.iter().map(|path| format!("unknown field {path:?}"));
+    let complaints: Vec<String> = repeated.iter().cloned().chain(unknown).collect();
     match validation {
-        FieldValidation::Strict if !unknown.is_empty() => return Err(strict(new.to_string().as_bytes(), &unknown)),
-        FieldValidation::Warn => {
-            for text in unknown {
-                call.warn(text);
-            }
+        FieldValidation::Strict if !complaints.is_empty() => {
+            let why = format!("strict decoding error: {}", complaints.join(", "));
+            return Err(invalid_patch(&shown(before.as_ref().unwrap_or(new)), &why));
         }
+        FieldValidation::Warn => complaints.into_iter().for_each(|text| call.warn(text)),
         _ => {}
     }
     call.row.default(new);
     Ok(())
-}
-
-fn strict(patch: &[u8], complaints: &[String]) -> Refusal {
-    invalid_patch(
-        &String::from_utf8_lossy(patch),
-        &format!("strict decoding error: {}", complaints.join(", ")),
-    )
 }
 
 fn invalid_patch(patch: &str, why: &str) -> Refusal {

@@ -273,7 +273,8 @@ impl Registry {
         access::set_generation(&mut new, access::generation(&old));
         strategy.prepare_update(part, &mut new, &old);
         meta::keep_identity(&mut new, &old);
-        if strategy.has_generation() && meta::content_differs(&new, &old) {
+        let counts = meta::content_differs(&new, &old) || (part == Part::Main && strategy.metadata_counts(&new, &old));
+        if strategy.has_generation() && counts {
             access::set_generation(&mut new, access::generation(&old) + 1);
         } else if access::generation(&old) == 0 && access::generation(&new) == 0 {
             access::ensure_metadata(&mut new).remove("generation");

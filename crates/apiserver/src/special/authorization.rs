@@ -1,5 +1,6 @@
 //! Reviews: may somebody, may I, what may I, who am I.
 
+use sampan_api::selector::FieldSelector;
 use sampan_api::status::Status;
 use sampan_api::{Object, field};
 use sampan_auth::{Attributes, UserInfo};
@@ -69,6 +70,30 @@ pub fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<R
             ))));
         }
     }
+    if let Some(resource) = resource {
+        selector_errors(resource, &mut errors);
+    }
+    let empty = if call.row.spec.plural == "localsubjectaccessreviews" {
+        "must be empty except for namespace"
+    } else {
+        "must be empty"
+    };
+    let mut metadata = review
+        .get("metadata")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    metadata.remove("managedFields");
+    if empty != "must be empty" {
+        metadata.remove("namespace");
+    }
+    if metadata.values().any(|value| !value.is_null()) {
+        errors.push(field::Error::invalid(
+            &field::Path::new("metadata"),
+            Value::Object(metadata),
+            empty,
+        ));
+    }
     if !errors.is_empty() {
         return Err(refuse(Status::invalid(call.row.spec.group, kind, "", &errors)));
     }
@@ -77,8 +102,11 @@ pub fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<R
             let get = |field: &str| text(resource, field);
             let (verb, group, version) = (get("verb"), get("group"), get("version"));
             let (plural, sub, namespace, name) = (get("resource"), get("subresource"), get("namespace"), get("name"));
+            let fields = resource.map(stated_fields).unwrap_or_default();
+            let fields: Vec<(&str, &str)> = fields.iter().map(|(field, value)| (&**field, &**value)).collect();
             plane.authorizer.authorize(&Attributes {
                 version: &version,
+                field_equals: &fields,
                 subresource: &sub,
                 namespace: &namespace,
                 name: &name,
@@ -96,6 +124,83 @@ pub fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<R
     }
     review["status"] = status;
     Ok(Reply::Plain(201, review))
+}
+
+/// Selectors must be said one way, and sensibly.
+fn selector_errors(resource: &Value, errors: &mut field::Errors) {
+    for selector in ["fieldSelector", "labelSelector"] {
+        let Some(stated) = resource.get(selector).filter(|stated| !stated.is_null()) else {
+            continue;
+        };
+        let at = field::Path::new("spec.resourceAttributes").child(selector);
+        let raw = stated.get("rawSelector").and_then(Value::as_str).unwrap_or_default();
+        let requirements = stated
+            .get("requirements")
+            .and_then(Value::as_array)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        if !raw.is_empty() && !requirements.is_empty() {
+            errors.push(field::Error::invalid(
+                &at.child("rawSelector"),
+                raw,
+                "may not specified at the same time as requirements",
+            ));
+        }
+        if raw.is_empty() && requirements.is_empty() {
+            let why = format!("when {at} is specified, requirements or rawSelector is required");
+            errors.push(field::Error::required(&at.child("requirements"), why));
+        }
+        for (index, requirement) in requirements.iter().enumerate() {
+            let at = at.child("requirements").index(index);
+            let text = |field: &str| requirement.get(field).and_then(Value::as_str).unwrap_or_default();
+            let values = texts(requirement.get("values")).len();
+            if text("key").is_empty() {
+                errors.push(field::Error::required(&at.child("key"), "must be specified"));
+            }
+            let values_at = at.child("values");
+            match text("operator") {
+                "In" | "NotIn" if values == 0 => errors.push(field::Error::required(
+                    &values_at,
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                )),
+                "Exists" | "DoesNotExist" if values > 0 => errors.push(field::Error::forbidden(
+                    &values_at,
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                )),
+                // Operators a newer client knows are let through: they restrict, they never widen.
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What the field selector of a review demands by equality; everything else says nothing to an authorizer.
+fn stated_fields(resource: &Value) -> Vec<(String, String)> {
+    let Some(selector) = resource.get("fieldSelector") else {
+        return Vec::new();
+    };
+    if let Some(raw) = selector.get("rawSelector").and_then(Value::as_str) {
+        return FieldSelector::parse(raw)
+            .unwrap_or_default()
+            .requirements()
+            .iter()
+            .filter(|requirement| !requirement.negated)
+            .map(|requirement| (requirement.field.clone(), requirement.value.clone()))
+            .collect();
+    }
+    let requirements = selector.get("requirements").and_then(Value::as_array);
+    requirements
+        .into_iter()
+        .flatten()
+        .filter(|requirement| requirement.get("operator").and_then(Value::as_str) == Some("In"))
+        .filter_map(|requirement| {
+            let key = requirement.get("key").and_then(Value::as_str)?;
+            match texts(requirement.get("values")).as_slice() {
+                [one] => Some((key.to_owned(), one.clone())),
+                _ => None,
+            }
+        })
+        .collect()
 }
 
 fn texts(value: Option<&Value>) -> Vec<String> {

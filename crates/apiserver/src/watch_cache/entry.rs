@@ -127,6 +127,12 @@ impl Entry {
     pub fn object(&self) -> Object {
         serde_json::from_slice(self.as_slice()).unwrap_or(Object::Null)
     }
+    /// The object's metadata as a tree: a fraction of [`Entry::object`]'s cost.
+    pub fn metadata(&self) -> Object {
+        scan::member(self.as_slice(), 0, b"metadata")
+            .and_then(|(start, end)| serde_json::from_slice(self.as_slice().get(start..end)?).ok())
+            .unwrap_or(Object::Null)
+    }
     /// A watch line of this object. Shared bytes when it was written as `kind`.
     pub fn line(&self, kind: ChangeType) -> Bytes {
         if kind == self.written_as {

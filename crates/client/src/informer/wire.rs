@@ -126,7 +126,7 @@ impl Source {
         let items = raw.items.unwrap_or_default();
         let items = items
             .into_iter()
-            .filter_map(|item| match serde_json::from_str(item.get()) {
+            .filter_map(|item| match decode(item) {
                 Ok(object) => Some(object),
                 Err(error) => {
                     self.report(item, &error);
@@ -212,7 +212,7 @@ impl Source {
                 return Ok(Event::Bad(None));
             }
         };
-        match serde_json::from_str(raw.object.get()) {
+        match decode(raw.object) {
             Ok(object) => Ok(build(object)),
             Err(error) => {
                 self.report(raw.object, &error);
@@ -231,6 +231,33 @@ impl Source {
             "cannot decode an object; it is left out until it changes"
         );
     }
+}
+
+/// An object out of its text. A condition without its time is given one: the API takes such conditions (Go prints a
+/// null there), the typed objects here do not.
+fn decode<K: DeserializeOwned>(text: &RawValue) -> Result<K, serde_json::Error> {
+    serde_json::from_str(text.get()).or_else(|error| {
+        let mut object: serde_json::Value = serde_json::from_str(text.get())?;
+        let conditions = object
+            .pointer_mut("/status/conditions")
+            .and_then(serde_json::Value::as_array_mut);
+        let Some(conditions) = conditions else {
+            return Err(error);
+        };
+        for condition in conditions.iter_mut().filter_map(serde_json::Value::as_object_mut) {
+            for (field, zero) in [
+                ("lastTransitionTime", "1970-01-01T00:00:00Z"),
+                ("reason", ""),
+                ("message", ""),
+            ] {
+                let slot = condition.entry(field).or_insert(serde_json::Value::Null);
+                if slot.is_null() {
+                    *slot = zero.into();
+                }
+            }
+        }
+        serde_json::from_value(object)
+    })
 }
 
 /// The lines of a watch response.
@@ -277,5 +304,22 @@ fn encode(value: &str, out: &mut String) {
             }
             _ => out.push_str(&format!("%{byte:02X}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Service;
+    use serde_json::value::RawValue;
+
+    #[test]
+    fn a_condition_without_a_time_is_no_reason_to_lose_an_object() {
+        let text = r#"{"metadata":{"name":"s"},"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
+        let raw: &RawValue = serde_json::from_str(text).unwrap();
+        let service: Service = super::decode(raw).unwrap();
+        let conditions = service.status.unwrap().conditions.unwrap();
+        assert_eq!(conditions[0].type_, "Ready");
+        let broken: &RawValue = serde_json::from_str(r#"{"metadata":{"name":1}}"#).unwrap();
+        assert!(super::decode::<Service>(broken).is_err());
     }
 }

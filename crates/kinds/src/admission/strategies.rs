@@ -25,6 +25,7 @@ pub(super) static VALIDATING_POLICY: Rules = Rules {
     defaults: POLICY_DEFAULTS,
     checks: validate::POLICY,
     validate: validate::validating_policy,
+    reset: crate::rules::status_keeps_metadata,
     ..ADMISSION
 };
 

@@ -83,6 +83,9 @@ pub(super) static DEPLOYMENT: Rules = Rules {
     pod_spec: TEMPLATE,
     defaults: DEPLOYMENT_DEFAULTS,
     checks: validate::COUNTS,
+    // Annotations are copied to ReplicaSets, so the controller has to look again when they change.
+    metadata_counts: |new, old| !tree::same_at(new, old, "metadata.annotations"),
+    reset: |part| (part == Part::View("status")).then_some(&["spec", "metadata.labels"]),
     validate: validate::deployment,
     validate_update: validate::fixed_selector,
     warnings: warnings::name_in_pods,

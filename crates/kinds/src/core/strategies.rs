@@ -60,6 +60,7 @@ pub(super) static NAMESPACE: Rules = Rules {
         }
         finalize
     },
+    reset: |part| (part == Part::View("finalize")).then_some(&["status"]),
     // The finalizers of the spec are for the finalize view alone.
     update: |part, new, old| {
         if part == Part::Main {

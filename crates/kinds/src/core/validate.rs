@@ -47,7 +47,7 @@ pub(super) fn config_map(object: &Object, errors: &mut Errors) {
         size += value.as_str().map_or(0, decoded_len);
     }
     if size > MAX_DATA {
-        errors.push(Error::too_long(&Path::new(""), MAX_DATA));
+        errors.push(Error::too_long(&Path::new("[]"), MAX_DATA));
     }
 }
 

@@ -34,6 +34,7 @@ pub(super) static DEFINITION: Rules = Rules {
     validate: validate::definition,
     validate_create: validate::definition_create,
     validate_update: validate::definition_update,
+    reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
 
@@ -47,6 +48,7 @@ pub(super) static API_SERVICE: Rules = Rules {
     ],
     validate: validate::api_service,
     validate_create: validate::api_service_create,
+    reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
 

@@ -55,6 +55,7 @@ pub(super) static SERVICE_CIDR: Rules = Rules {
     defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
     validate: validate::service_cidr,
     validate_update: validate::service_cidr_update,
+    reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sampan_api::field::Path;
 use serde_json::Value;
 
+use crate::core::pod::change::{APP_ARMOR, app_armor};
 use crate::tree;
 use crate::warnings as common;
 
@@ -134,7 +135,6 @@ fn pod_affinity(spec: &Value, path: &Path, out: &mut Vec<String>) {
 fn annotations(pod: &Value, spec: &Value, at: &Path, out: &mut Vec<String>) {
     const POD_SECCOMP: &str = "seccomp.security.alpha.kubernetes.io/pod";
     const SECCOMP: &str = "container.seccomp.security.alpha.kubernetes.io/";
-    const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
     let Some(set) = tree::map(pod, "metadata.annotations") else {
         return;
     };
@@ -150,14 +150,22 @@ fn annotations(pod: &Value, spec: &Value, at: &Path, out: &mut Vec<String>) {
         }
     };
     let unset = |value: &Value, field: &str| tree::get(value, &format!("securityContext.{field}")).is_none();
+    let is_pod = *at == Path::default();
     let gone = "non-functional in v1.27+";
     instead(POD_SECCOMP, unset(spec, "seccompProfile"), gone, "seccompProfile");
     for (container, _) in containers(spec, at) {
         let name = tree::text(container, "name");
         let key = format!("{SECCOMP}{name}");
         instead(&key, unset(container, "seccompProfile"), gone, "seccompProfile");
-        let missing = unset(container, "appArmorProfile") && unset(spec, "appArmorProfile");
         let key = format!("{APP_ARMOR}{name}");
+        let stated = set.get(&key).and_then(Value::as_str).and_then(app_armor);
+        // A Pod's annotation has become a field by now (see `copy_app_armor`); who stated both the same is told too,
+        // which upstream would not.
+        let missing = match (is_pod, stated) {
+            (true, None) => unset(container, "appArmorProfile"),
+            (true, stated) => tree::get(container, "securityContext.appArmorProfile") == stated.as_ref(),
+            (false, _) => unset(container, "appArmorProfile") && unset(spec, "appArmorProfile"),
+        };
         instead(&key, missing, "deprecated since v1.30", "appArmorProfile");
     }
 }

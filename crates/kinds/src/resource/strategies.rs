@@ -26,6 +26,7 @@ pub(super) static CLAIM: Rules = Rules {
         ),
         ("spec", Rule::Immutable),
     ],
+    reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
 

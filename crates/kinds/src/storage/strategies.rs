@@ -104,6 +104,7 @@ pub(super) static VOLUME_ATTACHMENT: Rules = Rules {
         ("spec", Rule::Immutable),
     ],
     validate: attachment,
+    reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
 pub(super) static VOLUME_ATTRIBUTES_CLASS: Rules = Rules {

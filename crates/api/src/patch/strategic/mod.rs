@@ -278,7 +278,7 @@ fn without_directives(value: Value) -> Option<Value> {
 }
 
 /// A value as Go's `%v` prints it, for messages.
-pub(crate) fn go(value: &Value) -> String {
+pub fn go(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),

@@ -24,6 +24,51 @@ pub(super) fn prepare_create(pod: &mut Object) {
     }
     tree::set(pod, "status", status);
     merge_match_label_keys(pod);
+    copy_app_armor(pod);
+}
+
+/// The annotations AppArmor profiles were once named in, one per container.
+pub(crate) const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// Makes fields of AppArmor annotations, for containers without the field.
+fn copy_app_armor(pod: &mut Object) {
+    if tree::text(pod, "spec.os.name") == "windows" {
+        return;
+    }
+    let profiles: Vec<(String, Value)> = tree::map(pod, "metadata.annotations")
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((key.strip_prefix(APP_ARMOR)?.to_owned(), app_armor(value.as_str()?)?)))
+        .collect();
+    if profiles.is_empty() {
+        return;
+    }
+    let common = tree::get(pod, "spec.securityContext.appArmorProfile").cloned();
+    for list in crate::pod_spec::CONTAINER_LISTS {
+        for container in tree::items_mut(pod, &format!("spec.{list}")) {
+            let own = profiles.iter().find(|(name, _)| name == tree::text(container, "name"));
+            if let Some((_, profile)) = own
+                && tree::get(container, "securityContext.appArmorProfile").is_none()
+                && common.as_ref() != Some(profile)
+            {
+                tree::set(container, "securityContext.appArmorProfile", profile.clone());
+            }
+        }
+    }
+}
+
+/// The field an annotation's value stands for; nothing for a value that says nothing valid.
+pub(crate) fn app_armor(annotation: &str) -> Option<Value> {
+    const LONGEST: usize = 4095;
+    match annotation {
+        "unconfined" => Some(json!({"type": "Unconfined"})),
+        "runtime/default" => Some(json!({"type": "RuntimeDefault"})),
+        other => {
+            let name = other.strip_prefix("localhost/")?;
+            let good = !name.is_empty() && name.trim() == name && name.len() <= LONGEST;
+            good.then(|| json!({"type": "Localhost", "localhostProfile": name}))
+        }
+    }
 }
 
 /// The three views beside `status`' common rule: what each may change, everything else staying as it was.
@@ -122,6 +167,28 @@ mod tests {
         assert_eq!(pod["status"]["phase"], "Pending");
         assert_eq!(pod["status"]["qosClass"], "Burstable");
         assert_eq!(pod["status"]["conditions"][0]["reason"], "SchedulingGated");
+    }
+
+    #[test]
+    fn app_armor_annotations_become_fields() {
+        let mut pod = json!({
+            "metadata": {"annotations": {
+                format!("{APP_ARMOR}a"): "localhost/web", format!("{APP_ARMOR}b"): "unconfined",
+                format!("{APP_ARMOR}c"): "localhost/ x", format!("{APP_ARMOR}d"): "runtime/default"}},
+            "spec": {"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}, "containers": [
+                {"name": "a"}, {"name": "b", "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}},
+                {"name": "c"}, {"name": "d"}]},
+        });
+        RULES.prepare_create(&mut pod);
+        let profile = |index: usize| &pod["spec"]["containers"][index]["securityContext"]["appArmorProfile"];
+        assert_eq!(profile(0), &json!({"type": "Localhost", "localhostProfile": "web"}));
+        assert_eq!(
+            profile(1),
+            &json!({"type": "RuntimeDefault"}),
+            "a field beats its annotation"
+        );
+        assert_eq!(profile(2), &Value::Null, "an invalid value is not copied");
+        assert_eq!(profile(3), &Value::Null, "the Pod's own profile says the same");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Pods.
 
-mod change;
+pub(crate) mod change;
 mod defaults;
 pub(crate) mod print;
 pub(crate) mod qos;
@@ -9,7 +9,7 @@ mod validate;
 use super::text_field;
 use crate::defaults::Fill;
 use crate::rules::{RULES as PLAIN, Rules};
-use crate::spec::SelectableField;
+use crate::spec::{Part, SelectableField};
 use crate::tree;
 use crate::warnings;
 
@@ -20,6 +20,9 @@ pub(crate) static RULES: Rules = Rules {
     default: defaults::default,
     create: change::prepare_create,
     view: change::prepare_view,
+    reset: |part| {
+        (part == Part::View("status")).then_some(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"])
+    },
     grace: change::grace,
     validate_create: validate::create,
     validate_update: validate::update,
