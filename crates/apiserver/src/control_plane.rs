@@ -21,7 +21,7 @@ use sampan_pki::tls::ClientVerifier;
 use sampan_store::Store;
 use sampan_tasks::{OnExit, Tasks};
 
-use crate::admission::{Chain, Reader, Wiring};
+use crate::admission::{Chain, Reader, Selection, UnknownPlugin, Wiring};
 use crate::allocate::{NODE_PORTS, Services};
 use crate::body::Body;
 use crate::bootstrap;
@@ -57,6 +57,8 @@ pub struct Config {
     pub event_ttl: Duration,
     /// Tokens that name a user as long as the process runs.
     pub fixed_tokens: Vec<(String, UserInfo)>,
+    /// Which admission plugins are on.
+    pub admission: Selection,
 }
 
 impl Config {
@@ -71,6 +73,7 @@ impl Config {
             request_timeout: Duration::from_secs(60),
             event_ttl: Duration::from_secs(3600),
             fixed_tokens: Vec::new(),
+            admission: Selection::default(),
         }
     }
 }
@@ -86,6 +89,8 @@ pub enum StartError {
     Store(#[from] sampan_store::Error),
     #[error("the control plane's certificates are unusable: {0}")]
     Tls(#[from] sampan_pki::tls::TlsError),
+    #[error(transparent)]
+    Admission(#[from] UnknownPlugin),
     #[error("the cluster's own objects cannot be made: {0}")]
     Bootstrap(String),
 }
@@ -108,6 +113,7 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Loads the store, starts the watch cache, and brings the cluster's own objects into being.
     pub async fn start(config: Config, store: Arc<dyn Store>, tasks: &Tasks) -> Result<Arc<Self>, StartError> {
+        config.admission.check()?;
         let (rows, storages) = Rows::build(sampan_kinds::resources());
         let rows = Arc::new(rows);
         let cache = Cache::start(store, storages, tasks).await?;
@@ -124,6 +130,7 @@ impl ControlPlane {
                 outbound: &outbound,
                 tasks,
                 metrics: Arc::default(),
+                selection: &config.admission,
             }),
             authorizer: authorizer.clone(),
             leases: Leases::new(config.event_ttl),

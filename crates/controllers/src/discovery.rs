@@ -23,15 +23,61 @@ impl Served {
     }
 }
 
+/// What is served, as far as it could be found out.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Without subresources.
+    pub(crate) resources: Vec<Served>,
+    /// Groups that could not be asked (the extension server is away): group, version and why.
+    pub(crate) failed: Vec<Failed>,
+}
+
+/// A group and version that is registered and does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failed {
+    pub(crate) group: String,
+    pub(crate) version: String,
+    pub(crate) why: String,
+}
+
+impl Found {
+    /// What is unknown, in upstream's words.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        if self.failed.is_empty() {
+            return None;
+        }
+        let mut groups: Vec<String> = self
+            .failed
+            .iter()
+            .map(|failed| format!("{}/{}: {}", failed.group, failed.version, failed.why))
+            .collect();
+        groups.sort();
+        Some(format!(
+            "unable to retrieve the complete list of server APIs: {}",
+            groups.join(", ")
+        ))
+    }
+
+    /// Whether all versions of a group are known.
+    pub(crate) fn knows(&self, group: &str) -> bool {
+        !self.failed.iter().any(|failed| failed.group == group)
+    }
+}
+
 /// All served resources, without subresources.
 pub(crate) async fn served(client: &kube::Client) -> kube::Result<Vec<Served>> {
-    let mut found = Vec::new();
+    Ok(discover(client).await?.resources)
+}
+
+/// All that is served, and what cannot be known.
+pub(crate) async fn discover(client: &kube::Client) -> kube::Result<Found> {
+    let mut found = Found::default();
     for root in ["/api", "/apis"] {
         let answer = get(client, root).await?;
         if text(&answer, "kind") == "APIGroupDiscoveryList" {
             aggregated(&answer, &mut found);
         } else if root == "/api" {
-            plain(&get(client, "/api/v1").await?, "", "v1", &mut found);
+            plain(&get(client, "/api/v1").await?, "", "v1", &mut found.resources);
         } else {
             groups(client, &answer, &mut found).await?;
         }
@@ -55,15 +101,24 @@ fn items<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     value.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-fn aggregated(answer: &Value, found: &mut Vec<Served>) {
+fn aggregated(answer: &Value, found: &mut Found) {
     for group in items(answer, "items") {
         let name = group.get("metadata").map_or("", |meta| text(meta, "name"));
         for version in items(group, "versions") {
+            if text(version, "freshness") == "Stale" {
+                let version = text(version, "version");
+                found.failed.push(Failed {
+                    group: name.to_owned(),
+                    version: version.to_owned(),
+                    why: format!("stale GroupVersion discovery: {name}/{version}"),
+                });
+                continue;
+            }
             for resource in items(version, "resources") {
                 let kind = resource.get("responseKind").map_or("", |k| text(k, "kind"));
                 let namespaced = text(resource, "scope") == "Namespaced";
                 add(
-                    found,
+                    &mut found.resources,
                     name,
                     text(version, "version"),
                     text(resource, "resource"),
@@ -76,7 +131,7 @@ fn aggregated(answer: &Value, found: &mut Vec<Served>) {
     }
 }
 
-async fn groups(client: &kube::Client, answer: &Value, found: &mut Vec<Served>) -> kube::Result<()> {
+async fn groups(client: &kube::Client, answer: &Value, found: &mut Found) -> kube::Result<()> {
     for group in items(answer, "groups") {
         let preferred = group
             .get("preferredVersion")
@@ -89,11 +144,13 @@ async fn groups(client: &kube::Client, answer: &Value, found: &mut Vec<Served>) 
         for version in versions {
             let name = text(group, "name");
             match get(client, &format!("/apis/{name}/{version}")).await {
-                Ok(list) => plain(&list, name, version, found),
+                Ok(list) => plain(&list, name, version, &mut found.resources),
                 // A group behind an extension server that is away must not hide all the others.
-                Err(error) => {
-                    tracing::warn!(group = name, version, %error, "cannot discover a group");
-                }
+                Err(error) => found.failed.push(Failed {
+                    group: name.to_owned(),
+                    version: version.to_owned(),
+                    why: crate::pods::api_message(&error),
+                }),
             }
         }
     }

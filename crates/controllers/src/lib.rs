@@ -29,6 +29,7 @@ mod nodeipam;
 mod nodelifecycle;
 mod podgc;
 mod pods;
+mod protection;
 mod quota;
 mod replicaset;
 mod rootca;
@@ -95,6 +96,21 @@ pub const TABLE: &[Row] = &[
     ),
     row("resourcequota-controller", "resourcequota-controller", quota::start),
     row("namespace-controller", "namespace-controller", namespace::start),
+    row(
+        "persistentvolumeclaim-protection-controller",
+        "pvc-protection-controller",
+        protection::start_claims,
+    ),
+    row(
+        "persistentvolume-protection-controller",
+        "pv-protection-controller",
+        protection::start_volumes,
+    ),
+    row(
+        "volumeattributesclass-protection-controller",
+        "volumeattributesclass-protection-controller",
+        protection::start_classes,
+    ),
 ];
 
 const fn row(name: &'static str, service_account: &'static str, start: fn(Context)) -> Row {

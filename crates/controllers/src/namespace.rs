@@ -16,7 +16,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::PartialObjectMeta;
 use sampan_client::{Backoff, Change, Informer, Key, WorkQueue, is_not_found, or_absent, retry_on_conflict};
 
-use crate::discovery::{Served, served};
+use crate::discovery::{Served, discover};
 use crate::{Context, SyncError};
 
 const FINALIZER: &str = "kubernetes";
@@ -102,7 +102,8 @@ impl Deleter {
         if namespace.metadata.deletion_timestamp.is_none() || !ours {
             return Ok(());
         }
-        let outcome = self.delete_content(name).await;
+        let mut outcome = self.delete_content(name).await;
+        outcome.errors.sort();
         self.report(&api, &namespace, &outcome).await?;
         if let Some(error) = outcome.errors.first().or(outcome.discovery_error.as_ref()) {
             return Err(SyncError::other(error.clone()));
@@ -132,10 +133,17 @@ impl Deleter {
 
     async fn delete_content(&self, namespace: &str) -> Outcome {
         let mut outcome = Outcome::default();
-        let all = match served(&self.context.client).await {
-            Ok(all) => all,
+        let all = match discover(&self.context.client).await {
+            // What is known is deleted; what is not holds the namespace.
+            Ok(found) => {
+                outcome.discovery_error = found.trouble().map(|trouble| {
+                    let failing = found.failed.len();
+                    format!("Discovery failed for some groups, {failing} failing: {trouble}")
+                });
+                found.resources
+            }
             Err(error) => {
-                outcome.discovery_error = Some(error.to_string());
+                outcome.discovery_error = Some(crate::pods::api_message(&error));
                 return outcome;
             }
         };
@@ -171,7 +179,7 @@ impl Deleter {
             }
             // The resource itself went away (its CRD was deleted): nothing is left.
             Err(error) if is_not_found(&error) => {}
-            Err(error) => outcome.errors.push(error.to_string()),
+            Err(error) => outcome.errors.push(crate::pods::api_message(&error)),
         }
     }
 

@@ -13,8 +13,10 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::x509::X509Name;
 
 use crate::PkiError;
 
@@ -258,9 +260,12 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 
 /// Common name and organizations, as Go's `pkix.Name` reads them (the last common name wins).
 fn subject_of(certificate: &X509Certificate<'_>) -> Subject {
+    subject(certificate.subject())
+}
+
+fn subject(name: &X509Name<'_>) -> Subject {
     let text =
         |value: &x509_parser::x509::AttributeTypeAndValue<'_>| value.as_str().map(str::to_owned).unwrap_or_default();
-    let name = certificate.subject();
     Subject {
         common_name: name.iter_common_name().last().map(text).unwrap_or_default(),
         organizations: name.iter_organization().map(text).collect(),
@@ -273,6 +278,14 @@ impl Subject {
         let (_, certificate) =
             X509Certificate::from_der(certificate).map_err(|error| format!("not a certificate: {error}"))?;
         Ok(subject_of(&certificate))
+    }
+
+    /// Reads the subject that a certificate request (PEM) asks for.
+    pub fn of_request(pem: &[u8]) -> Result<Self, String> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pem).map_err(|error| format!("not PEM: {error}"))?;
+        let (_, request) = X509CertificationRequest::from_der(&pem.contents)
+            .map_err(|error| format!("not a certificate request: {error}"))?;
+        Ok(subject(&request.certification_request_info.subject))
     }
 }
 

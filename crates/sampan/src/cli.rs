@@ -30,7 +30,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// Run a cluster: API, store, scheduler, controllers, node, network and DNS in one process
-    Server(Server),
+    Server(Box<Server>),
     /// Run the scheduler alone, against any API server
     Scheduler(Alone),
     /// Run the controllers alone, against any API server

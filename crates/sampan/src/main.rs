@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Image(command) => image::run(command).await,
             Command::Apply(command) => apply::run(command).await,
-            Command::Server(command) => serve(command).await,
+            Command::Server(command) => serve(*command).await,
             Command::Scheduler(command) => alone::scheduler(command).await,
             Command::Controllers(command) => alone::controllers(command).await,
         }

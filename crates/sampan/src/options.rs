@@ -69,6 +69,22 @@ pub struct Options {
     /// ... until it is this full [default: 80]
     #[arg(long, env = "SAMPAN_IMAGE_GC_LOW_THRESHOLD", value_name = "PERCENT")]
     pub image_gc_low_threshold: Option<u8>,
+    /// Admission plugins to switch on besides the usual ones, separated by commas
+    #[arg(
+        long,
+        env = "SAMPAN_ENABLE_ADMISSION_PLUGINS",
+        value_name = "NAME,...",
+        value_delimiter = ','
+    )]
+    pub enable_admission_plugins: Option<Vec<String>>,
+    /// Admission plugins to switch off, separated by commas
+    #[arg(
+        long,
+        env = "SAMPAN_DISABLE_ADMISSION_PLUGINS",
+        value_name = "NAME,...",
+        value_delimiter = ','
+    )]
+    pub disable_admission_plugins: Option<Vec<String>>,
     /// What to do with Pods and the Pod network when the server is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
@@ -129,6 +145,8 @@ pub struct Settings {
     pub eviction: Eviction,
     /// Percent of the images' file system: collection begins above the first and ends at the second.
     pub image_gc: (u8, u8),
+    pub enable_admission_plugins: Vec<String>,
+    pub disable_admission_plugins: Vec<String>,
     pub on_exit: OnExit,
 }
 
@@ -176,6 +194,8 @@ impl Options {
             eviction_hard: self.eviction_hard.or(file.eviction_hard),
             image_gc_high_threshold: self.image_gc_high_threshold.or(file.image_gc_high_threshold),
             image_gc_low_threshold: self.image_gc_low_threshold.or(file.image_gc_low_threshold),
+            enable_admission_plugins: self.enable_admission_plugins.or(file.enable_admission_plugins),
+            disable_admission_plugins: self.disable_admission_plugins.or(file.disable_admission_plugins),
             on_exit: self.on_exit.or(file.on_exit),
         }
     }
@@ -268,6 +288,8 @@ impl Options {
             insecure_registries: self.insecure_registries.unwrap_or_default(),
             eviction,
             image_gc: (high, low),
+            enable_admission_plugins: self.enable_admission_plugins.unwrap_or_default(),
+            disable_admission_plugins: self.disable_admission_plugins.unwrap_or_default(),
             on_exit: self.on_exit.unwrap_or_default(),
         })
     }

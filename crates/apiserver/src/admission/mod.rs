@@ -6,16 +6,22 @@
 //! If a webhook or a mutating policy has changed the object, every mutating plugin gets a second look at it,
 //! once ([`Notes::ask_again`]); policies and webhooks decide for themselves which of them run again.
 
+mod certificates;
+mod claims;
 mod limits;
 pub mod metrics;
 mod namespace;
 mod nodes;
 mod notes;
+mod optional;
+mod placement;
+mod pod_security;
 mod pods;
 mod quota;
 mod rbac;
 mod requestor;
 mod review;
+mod selection;
 mod service_account;
 mod storage;
 mod webhook;
@@ -37,7 +43,9 @@ use crate::watch_cache::{Cache, Entry, Storage};
 
 pub use metrics::Metrics;
 pub use notes::Notes;
+pub use pod_security::Exemptions;
 pub use review::{Operation, Options, Review};
+pub use selection::{Selection, UnknownPlugin};
 
 /// The cluster as plugins may see it: the watch cache, read only.
 #[derive(Clone)]
@@ -135,6 +143,7 @@ pub struct Wiring<'a> {
     pub outbound: &'a Outbound,
     pub tasks: &'a Tasks,
     pub metrics: Arc<Metrics>,
+    pub selection: &'a Selection,
 }
 
 /// The plugins in order.
@@ -148,20 +157,37 @@ impl Chain {
         Chain { plugins, metrics }
     }
 
-    /// What is on by default.
+    /// What is on, in upstream's order.
     pub fn standard(wiring: &Wiring<'_>) -> Self {
         let (reader, authorizer) = (wiring.reader, wiring.authorizer);
         let plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(namespace::Lifecycle::new(reader.clone())),
             Box::new(limits::LimitRanger::new(reader.clone())),
             Box::new(service_account::ServiceAccount::new(reader.clone())),
-            Box::new(nodes::TaintNewNodes),
             Box::new(nodes::Restriction::new(reader.clone())),
+            Box::new(nodes::TaintNewNodes),
+            Box::new(optional::AlwaysPullImages),
+            Box::new(pod_security::PodSecurity::new(
+                reader.clone(),
+                wiring.selection.exemptions.clone(),
+            )),
             Box::new(pods::Priority::new(reader.clone())),
             Box::new(pods::DefaultTolerations),
-            Box::new(pods::RuntimeClass::new(reader.clone())),
             Box::new(storage::DefaultStorageClass::new(reader.clone())),
+            Box::new(claims::InUseProtection),
+            Box::new(optional::OwnerPermissions {
+                authorizer: authorizer.clone(),
+                rows: wiring.rows.clone(),
+            }),
+            Box::new(claims::Resize(reader.clone())),
+            Box::new(pods::RuntimeClass::new(reader.clone())),
+            Box::new(certificates::Approval(authorizer.clone())),
+            Box::new(certificates::Signing(authorizer.clone())),
+            Box::new(certificates::SubjectRestriction),
             Box::new(storage::DefaultIngressClass::new(reader.clone())),
+            Box::new(optional::DenyExternalIps),
+            Box::new(placement::TopologyLabels(reader.clone())),
+            Box::new(placement::PodResize(reader.clone())),
             Box::new(rbac::NoEscalation::new(authorizer.clone())),
             Box::new(requestor::Requestor),
             Box::new(webhook::Mutating::new(wiring)),
@@ -169,7 +195,11 @@ impl Chain {
             // Last: what is charged here must not be refused by anybody after.
             Box::new(quota::ResourceQuota::start(reader.clone(), wiring.tasks)),
         ];
-        Chain::new(plugins, wiring.metrics.clone())
+        let on = plugins
+            .into_iter()
+            .filter(|plugin| wiring.selection.has(plugin.name()))
+            .collect();
+        Chain::new(on, wiring.metrics.clone())
     }
 
     pub fn metrics(&self) -> &Metrics {

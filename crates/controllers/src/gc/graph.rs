@@ -61,6 +61,11 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// Never seen, and nobody refers to it any more.
+    fn is_idle_guess(&self) -> bool {
+        self.kind.is_none() && self.dependents.is_empty()
+    }
+
     /// Whether this is the object that `reference` in an object of `namespace` means.
     pub(super) fn is_meant_by(&self, reference: &OwnerReference, namespace: &str) -> bool {
         let group = |version: &str| version.split_once('/').map_or("", |(g, _)| g).to_owned();
@@ -150,6 +155,10 @@ impl Graph {
             let blocks = |reference: &OwnerReference| reference.block_owner_deletion == Some(true);
             if now.is_none() {
                 owner.dependents.remove(&meta.uid);
+                if owner.is_idle_guess() {
+                    self.nodes.remove(&old.uid);
+                    continue;
+                }
             }
             // An owner that waits may have waited for this one.
             if owner.waiting && blocks(old) && !now.is_some_and(blocks) {
@@ -208,6 +217,45 @@ impl Graph {
                 owner_node.dependents.remove(uid);
                 if owner_node.waiting {
                     work.push(Work::Delete(owner.uid.clone()));
+                } else if owner_node.is_idle_guess() {
+                    self.nodes.remove(&owner.uid);
+                }
+            }
+        }
+        work
+    }
+
+    /// The resource is served no more, so its objects are out of reach. Nothing is concluded for their dependents, but
+    /// nobody waits for them.
+    pub(super) fn forget(&mut self, kind: &Arc<Kind>) -> Vec<Work> {
+        let of_kind = |node: &Node| {
+            node.kind.as_ref().is_some_and(|known| {
+                known.resource.group == kind.resource.group && known.resource.plural == kind.resource.plural
+            })
+        };
+        let gone: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| of_kind(node))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        let mut work = Vec::new();
+        for uid in gone {
+            let Some(node) = self.nodes.get_mut(&uid) else { continue };
+            node.kind = None;
+            (node.deleting, node.waiting, node.orphaning) = (false, false, false);
+            let owners = std::mem::take(&mut node.owners);
+            if node.dependents.is_empty() {
+                self.nodes.remove(&uid);
+            }
+            for owner in owners {
+                if let Some(owner_node) = self.nodes.get_mut(&owner.uid) {
+                    owner_node.dependents.remove(&uid);
+                    if owner_node.waiting {
+                        work.push(Work::Delete(owner.uid));
+                    } else if owner_node.is_idle_guess() {
+                        self.nodes.remove(&owner.uid);
+                    }
                 }
             }
         }
@@ -339,5 +387,130 @@ mod tests {
         let dying = object("n", "owner", &[], &[ORPHAN]);
         assert_eq!(graph.upsert(&kind, &dying).0, [Work::Orphan("owner".into())]);
         assert_eq!(graph.upsert(&kind, &dying).0, []);
+    }
+
+    #[test]
+    fn guesses_that_nobody_refers_to_are_forgotten() {
+        let (mut graph, kind) = (Graph::default(), kind());
+        graph.upsert(&kind, &object("n", "a", &["absent"], &[]));
+        graph.upsert(&kind, &object("n", "b", &["absent"], &[]));
+        graph.remove("a");
+        assert!(graph.get("absent").is_some());
+        graph.upsert(&kind, &object("n", "b", &[], &[]));
+        assert!(graph.get("absent").is_none());
+    }
+
+    #[test]
+    fn a_resource_that_is_served_no_more_holds_nobody_up() {
+        let (mut graph, kind) = (Graph::default(), kind());
+        let other = Arc::new(Kind {
+            resource: ApiResource {
+                group: "example.com".into(),
+                version: "v1".into(),
+                api_version: "example.com/v1".into(),
+                kind: "Foo".into(),
+                plural: "foos".into(),
+            },
+            namespaced: true,
+        });
+        graph.upsert(&kind, &object("n", "owner", &[], &[]));
+        graph.upsert(&other, &object("n", "foo", &["owner"], &[]));
+        graph.upsert(&kind, &object("n", "child", &["foo"], &[]));
+        graph.upsert(&kind, &object("n", "owner", &[], &[FOREGROUND]));
+        assert_eq!(graph.blocking("owner"), ["foo"]);
+        assert_eq!(graph.forget(&other), delete(&["owner"]));
+        assert!(graph.blocking("owner").is_empty());
+        assert!(
+            graph.get("foo").is_some_and(|foo| foo.kind.is_none()),
+            "its dependent still refers to it"
+        );
+        graph.remove("child");
+        assert!(graph.get("foo").is_none());
+    }
+
+    /// What happens to one of a few objects.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Seen {
+            object: usize,
+            owners: Vec<usize>,
+            finalizer: Option<&'static str>,
+        },
+        Gone(usize),
+        Forgotten,
+    }
+
+    fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
+        use proptest::prelude::*;
+        let finalizer = prop_oneof![4 => Just(None), 1 => Just(Some(FOREGROUND)), 1 => Just(Some(ORPHAN))];
+        let seen = (0usize..8, proptest::collection::vec(0usize..10, 0..3), finalizer).prop_map(
+            |(object, mut owners, finalizer)| {
+                owners.sort_unstable();
+                owners.dedup();
+                Step::Seen {
+                    object,
+                    owners,
+                    finalizer,
+                }
+            },
+        );
+        let one = prop_oneof![12 => seen, 4 => (0usize..8).prop_map(Step::Gone), 1 => Just(Step::Forgotten)];
+        proptest::collection::vec(one, 1..60)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn links_go_both_ways_and_nothing_is_left_behind(steps in steps()) {
+            let (mut graph, kind) = (Graph::default(), kind());
+            // What comes again is another object.
+            let mut lives = [0; 10];
+            let mut seen = std::collections::BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Seen { object: number, owners, finalizer } => {
+                        let name = |number: usize| format!("o{number}-{}", lives[number]);
+                        let names: Vec<String> = owners.into_iter().map(name).collect();
+                        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                        let finalizers: Vec<&str> = finalizer.into_iter().collect();
+                        let object = object("n", &name(number), &names, &finalizers);
+                        graph.upsert(&kind, &object);
+                        seen.insert(name(number), object);
+                    }
+                    Step::Gone(number) => {
+                        let name = format!("o{number}-{}", lives[number]);
+                        graph.remove(&name);
+                        seen.remove(&name);
+                        lives[number] += 1;
+                    }
+                    Step::Forgotten => {
+                        graph.forget(&kind);
+                        seen.clear();
+                        lives.iter_mut().for_each(|life| *life += 1);
+                    }
+                }
+                for (uid, object) in &seen {
+                    let node = graph.get(uid).expect("what was seen is known");
+                    proptest::prop_assert!(node.kind.is_some());
+                    for reference in &object.metadata.owner_references {
+                        let linked = graph.get(&reference.uid).is_none_or(|owner| owner.dependents.contains(uid));
+                        proptest::prop_assert!(linked, "{} does not know of {}", reference.uid, uid);
+                    }
+                }
+                for (uid, node) in &graph.nodes {
+                    proptest::prop_assert_eq!(node.kind.is_some(), seen.contains_key(uid));
+                    proptest::prop_assert!(node.kind.is_some() || !node.dependents.is_empty(), "an idle guess: {}", uid);
+                    for dependent in &node.dependents {
+                        let refers = seen.get(dependent).is_some_and(|object| {
+                            object.metadata.owner_references.iter().any(|reference| reference.uid == *uid)
+                        });
+                        proptest::prop_assert!(refers, "{} is no dependent of {}", dependent, uid);
+                    }
+                }
+            }
+            for uid in seen.keys() {
+                graph.remove(uid);
+            }
+            proptest::prop_assert!(graph.nodes.is_empty());
+        }
     }
 }

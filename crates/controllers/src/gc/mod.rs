@@ -25,7 +25,7 @@ use sampan_client::{Cached, Change, EventType, Informer, Summary, WorkQueue, run
 use sampan_tasks::OnExit;
 use serde::de::DeserializeOwned;
 
-use crate::discovery::served;
+use crate::discovery::discover;
 use crate::{Context, SyncError};
 use graph::{Graph, Kind, Work};
 
@@ -101,10 +101,10 @@ impl Collector {
 
     /// Brings what is followed in line with what is served.
     async fn discover(self: &Arc<Self>) -> Result<(), SyncError> {
-        let served = served(&self.context.client).await?;
+        let found = discover(&self.context.client).await?;
         let mut current = HashSet::new();
         let mut waiting: Vec<futures::future::BoxFuture<'static, ()>> = Vec::new();
-        for one in served {
+        for one in found.resources.iter().cloned() {
             let id = (one.resource.group.clone(), one.resource.plural.clone());
             let ignored = IGNORED.contains(&(id.0.as_str(), id.1.as_str()));
             if ignored || !["delete", "list", "watch"].iter().all(|verb| one.can(verb)) {
@@ -130,19 +130,25 @@ impl Collector {
                 old.stop();
             }
         }
-        {
-            let mut followed = lock(&self.followed);
-            followed.retain(|id, gone| {
-                if current.contains(id) {
-                    return true;
-                }
-                if let Some(informer) = &gone.informer {
-                    informer.stop();
-                }
-                let names = (id.0.clone(), gone.kind.resource.kind.clone());
-                lock(&self.kinds).remove(&names);
-                false
-            });
+        let mut vanished = Vec::new();
+        lock(&self.followed).retain(|id, gone| {
+            // An extension server that is away may come back: what is known of its objects stays.
+            if current.contains(id) || !found.knows(&id.0) {
+                return true;
+            }
+            if let Some(informer) = &gone.informer {
+                informer.stop();
+            }
+            let names = (id.0.clone(), gone.kind.resource.kind.clone());
+            lock(&self.kinds).remove(&names);
+            vanished.push(Arc::clone(&gone.kind));
+            false
+        });
+        for kind in vanished {
+            let work = lock(&self.graph).forget(&kind);
+            for one in work {
+                self.queue.add(one);
+            }
         }
         // A resource that cannot be listed (an extension server that is away) must not hold up all others for ever.
         let all = futures::future::join_all(waiting);

@@ -45,6 +45,8 @@ pub async fn run(settings: Settings) -> Result<()> {
         sampan_apiserver::Config::new(pki.clone(), SocketAddr::new(settings.node_ip, settings.listen.port()));
     config.service_range = settings.service_cidr;
     config.node_ports = settings.node_port_range;
+    config.admission.enable = settings.enable_admission_plugins.clone();
+    config.admission.disable = settings.disable_admission_plugins.clone();
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
     let tls_config = tls::server_config(pki.serving(), &tls::ClientVerifier::new(pki.ca())?)?;
     tasks.spawn(
