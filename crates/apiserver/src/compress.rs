@@ -19,6 +19,10 @@ use crate::body::{Body, BoxError};
 
 const WORTH_IT: u64 = 128 << 10;
 
+/// Marks an answer that goes out as it came from a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Verbatim;
+
 /// Whether this client takes gzip and is far enough away.
 pub fn asked(headers: &HeaderMap, peer: SocketAddr) -> bool {
     !peer.ip().is_loopback()
@@ -36,7 +40,8 @@ pub fn asked(headers: &HeaderMap, peer: SocketAddr) -> bool {
 /// Compresses a large body of known size.
 pub fn response(response: Response<Body>) -> Response<Body> {
     let large = response.body().size_hint().exact().is_some_and(|size| size > WORTH_IT);
-    if !large || response.headers().contains_key(CONTENT_ENCODING) {
+    if !large || response.extensions().get::<Verbatim>().is_some() || response.headers().contains_key(CONTENT_ENCODING)
+    {
         return response;
     }
     let (mut parts, body) = response.into_parts();

@@ -103,7 +103,9 @@ pub struct ControlPlane {
     pub(crate) authorizer: Authorizer,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
-    pub(crate) nodes: crate::streaming::NodeClient,
+    pub(crate) backends: crate::streaming::Backends,
+    /// Group versions others answer.
+    pub(crate) aggregator: crate::aggregator::Aggregator,
     /// How everything else outside is called.
     pub(crate) outbound: Outbound,
     flow: Flow,
@@ -145,7 +147,8 @@ impl ControlPlane {
         }
         let plane = Arc::new(ControlPlane {
             flow: Flow::new(config.in_flight.0, config.in_flight.1),
-            nodes: crate::streaming::NodeClient::new(&config.pki)?,
+            backends: crate::streaming::Backends::new(&config.pki)?,
+            aggregator: crate::aggregator::Aggregator::default(),
             outbound: outbound.clone(),
             config,
             registry,
@@ -162,6 +165,7 @@ impl ControlPlane {
             .await
             .map_err(|refusal| StartError::Bootstrap(refusal.message.clone()))?;
         crate::aggregation::start(&plane);
+        crate::aggregator::start(&plane);
         plane.ready.store(true, Ordering::Release);
         let drain = tasks.drain();
         let kept = cache.clone();

@@ -22,7 +22,7 @@ use crate::registry::reply::{Reply, add_warnings, refusal};
 use crate::registry::scale::ScaleRequest;
 use crate::request::{DeleteOptions, Encoding, ListOptions, Query, RequestInfo, WriteOptions, media};
 use crate::rows::Row;
-use crate::{Refusal, discovery, refuse, special, streaming};
+use crate::{Refusal, aggregator, discovery, refuse, special, streaming};
 
 /// The largest request body.
 pub const MAX_BODY: usize = 3 << 20;
@@ -37,6 +37,12 @@ pub struct Incoming {
 }
 
 pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Response<Body>, Refusal> {
+    if let Some(remote) = plane.aggregator.remote_of(&incoming.info) {
+        return aggregator::serve(plane, &remote, incoming).await;
+    }
+    if let Some(remote) = plane.aggregator.openapi_of(&incoming.info) {
+        return aggregator::serve(plane, &remote, incoming).await;
+    }
     if !incoming.info.is_resource {
         let Incoming { parts, info, query, .. } = incoming;
         return discovery::serve(
@@ -51,6 +57,9 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
     }
     let table = plane.registry.rows.get();
     let info = &incoming.info;
+    if !info.is_served() {
+        return Err(refuse(Status::no_such_path()));
+    }
     let row = table
         .find(&info.group, &info.version, &info.resource)
         .cloned()
@@ -60,6 +69,12 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
     }
     if !info.subresource.is_empty() && row.spec.subresource(&info.subresource).is_none() {
         return Err(refuse(Status::no_such_path()));
+    }
+    if let Some(why) = no_segment(&info.name) {
+        return Err(refuse(Status::bad_request(format!(
+            "Name parameter invalid: {:?}: {why}",
+            info.name
+        ))));
     }
     if let Some(stream) = streaming::Stream::of(&row, &info.subresource) {
         return streaming::serve(plane, stream, &row, incoming).await;
@@ -99,6 +114,14 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
             Ok(response)
         }
         Err(refused) => Err(refused),
+    }
+}
+
+/// Why a name cannot be part of a key.
+fn no_segment(name: &str) -> Option<String> {
+    match name {
+        "." | ".." => Some(format!("may not be '{name}'")),
+        _ => name.contains('%').then(|| "may not contain '%'".to_owned()),
     }
 }
 

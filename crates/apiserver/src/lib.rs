@@ -11,6 +11,7 @@
 
 pub mod admission;
 mod aggregation;
+mod aggregator;
 mod allocate;
 pub mod body;
 mod bootstrap;

@@ -10,19 +10,29 @@ use sampan_api::status::Status;
 use sampan_kinds::SubresourceKind;
 use serde_json::Value;
 
+use crate::aggregator;
 use crate::body::Body;
-use crate::discovery::Asked;
+use crate::discovery::{Asked, View};
 use crate::registry::reply::response;
 use crate::request::media::accept_clauses;
-use crate::rows::{Row, Table};
+use crate::rows::Row;
 use crate::{Refusal, refuse};
 
 /// Serves every path below `/openapi`.
-pub fn serve(version: &str, table: &Table, segments: &[&str], asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
+pub fn serve(version: &str, view: &View<'_>, segments: &[&str], asked: &Asked<'_>) -> Result<Response<Body>, Refusal> {
     let headers = &asked.parts.headers;
-    let api = describe(version, table);
+    let api = describe(version, view);
     match segments {
-        ["openapi", "v3"] => Ok(json(&v3::index(&api))),
+        ["openapi", "v3"] => {
+            let mut index = v3::index(&api);
+            if let Some(paths) = index.get_mut("paths").and_then(Value::as_object_mut) {
+                for remote in view.remotes.values() {
+                    let theirs = remote.documents().v3;
+                    paths.extend(theirs.iter().map(|(path, entry)| (path.clone(), entry.clone())));
+                }
+            }
+            Ok(json(&index))
+        }
         ["openapi", "v3", name @ ..] => {
             let name = name.join("/");
             let hash = v3::hash(&api, &name).ok_or_else(|| refuse(Status::no_such_path()))?;
@@ -56,11 +66,12 @@ pub fn serve(version: &str, table: &Table, segments: &[&str], asked: &Asked<'_>)
                     _ => None,
                 })
                 .unwrap_or(false);
-            let hash = format!("{}{}", v2::hash(&api), if protobuf { "-pb" } else { "" });
+            let theirs = aggregator::v2_tag(view.remotes);
+            let hash = format!("{}{theirs}{}", v2::hash(&api), if protobuf { "-pb" } else { "" });
             if let Some(unchanged) = unchanged(headers, &hash) {
                 return Ok(unchanged);
             }
-            let document = v2::document(&api);
+            let document = aggregator::merged_v2(v2::document(&api), view.remotes);
             let response = if protobuf {
                 response(200, "application/octet-stream", v2::protobuf(&document))
             } else {
@@ -95,10 +106,22 @@ fn tagged(mut response: Response<Body>, hash: &str) -> Result<Response<Body>, Re
 }
 
 /// What the table serves, as the documents want it.
-fn describe(version: &str, table: &Table) -> Api {
+fn describe(version: &str, view: &View<'_>) -> Api {
+    let theirs = |row: &Row| {
+        !view.remotes.is_empty()
+            && view
+                .remotes
+                .contains_key(&(row.spec.group.to_owned(), row.spec.version.to_owned()))
+    };
     Api {
         version: version.to_owned(),
-        resources: table.rows.iter().map(|row| resource(row)).collect(),
+        resources: view
+            .table
+            .rows
+            .iter()
+            .filter(|row| !theirs(row))
+            .map(|row| resource(row))
+            .collect(),
     }
 }
 

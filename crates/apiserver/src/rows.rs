@@ -9,6 +9,8 @@ use sampan_api::Object;
 use sampan_api::schema::{self, Type};
 use sampan_kinds::{Resource, Strategy};
 
+use tokio::sync::watch;
+
 use crate::custom::Custom;
 use crate::sync::{read, write};
 use crate::watch_cache::Storage;
@@ -146,7 +148,10 @@ impl Table {
 
 /// The table that can be replaced while requests run.
 #[derive(Default)]
-pub struct Rows(RwLock<Arc<Table>>);
+pub struct Rows {
+    table: RwLock<Arc<Table>>,
+    changed: watch::Sender<()>,
+}
 
 impl Rows {
     /// Rows and storages for built-in resources.
@@ -173,20 +178,30 @@ impl Rows {
             .iter()
             .map(|spec| Arc::new(row(spec, resources, storages.get(spec.storage_prefix).cloned())))
             .collect();
-        let rows = Rows(RwLock::new(Arc::new(Table::new(rows))));
+        let rows = Rows {
+            table: RwLock::new(Arc::new(Table::new(rows))),
+            changed: watch::Sender::default(),
+        };
         (rows, storages.into_values().collect())
     }
 
+    /// Tells of every replacement.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     pub fn get(&self) -> Arc<Table> {
-        read(&self.0).clone()
+        read(&self.table).clone()
     }
 
     /// Puts these rows in place of every row of a group and plural.
     pub fn replace(&self, group: &str, plural: &str, rows: Vec<Arc<Row>>) {
-        let mut table = write(&self.0);
+        let mut table = write(&self.table);
         let kept = table.rows.iter().filter(|row| !row.is(group, plural)).cloned();
         let all = kept.chain(rows).collect();
         *table = Arc::new(Table::new(all));
+        drop(table);
+        self.changed.send_replace(());
     }
 
     /// Takes away every row of a group and plural.

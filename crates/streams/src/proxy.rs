@@ -90,10 +90,26 @@ pub async fn proxy_upgrade<B, IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    proxy_upgrade_with(request, host, target, HeaderMap::new(), io, tasks).await
+}
+
+/// Like [`proxy_upgrade`], with headers of the proxy's own (on whose behalf it asks, say).
+pub async fn proxy_upgrade_with<B, IO>(
+    request: &mut Request<B>,
+    host: &str,
+    target: &str,
+    own: HeaderMap,
+    io: IO,
+    tasks: &Tasks,
+) -> Result<Response<ProxyBody>, ProxyError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     if !http_upgrade::is_upgrade(request.headers()) {
         return Err(ProxyError::NoUpgrade);
     }
-    let passed = backend_request(request, host, target)?;
+    let mut passed = backend_request(request, host, target)?;
+    passed.headers_mut().extend(own);
     let response = send(passed, io, tasks).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(relayed(response));

@@ -10,29 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::Refusal;
 use crate::body::Body;
+use crate::discovery::view::{Group, Version, View};
 use crate::registry::reply::response;
 use crate::request::media::accept_clauses;
 use crate::rows::{Row, Table};
-
-/// Groups in table order, each with its versions in order.
-fn groups(table: &Table) -> Vec<(&'static str, Vec<&'static str>)> {
-    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-    for row in &table.rows {
-        let at = groups
-            .iter()
-            .position(|(group, _)| *group == row.spec.group)
-            .unwrap_or_else(|| {
-                groups.push((row.spec.group, Vec::new()));
-                groups.len() - 1
-            });
-        if let Some((_, versions)) = groups.get_mut(at)
-            && !versions.contains(&row.spec.version)
-        {
-            versions.push(row.spec.version);
-        }
-    }
-    groups
-}
 
 fn rows<'a>(table: &'a Table, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a Row> {
     let mut rows: Vec<_> = table
@@ -54,31 +35,34 @@ pub fn core_versions(address: SocketAddr) -> Value {
 }
 
 /// `/apis`
-pub fn group_list(table: &Table) -> Value {
-    let groups: Vec<Value> = groups(table)
+pub fn group_list(view: &View<'_>) -> Value {
+    let groups: Vec<Value> = view
+        .groups()
         .iter()
-        .filter(|(group, _)| !group.is_empty())
-        .map(|(group, versions)| describe(group, versions))
+        .filter(|group| !group.name.is_empty())
+        .map(describe)
         .collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/GROUP`
-pub fn group(table: &Table, name: &str) -> Option<Value> {
-    let groups = groups(table);
-    let (group, versions) = groups.iter().find(|(group, _)| *group == name && !group.is_empty())?;
-    let mut document = describe(group, versions);
+pub fn group(view: &View<'_>, name: &str) -> Option<Value> {
+    let groups = view.groups();
+    let group = groups.iter().find(|group| group.name == name && !name.is_empty())?;
+    let mut document = describe(group);
     document["kind"] = "APIGroup".into();
     document["apiVersion"] = "v1".into();
     Some(document)
 }
 
-fn describe(group: &str, versions: &[&str]) -> Value {
-    let versions: Vec<Value> = versions
+fn describe(group: &Group<'_>) -> Value {
+    let name = group.name;
+    let versions: Vec<Value> = group
+        .versions
         .iter()
-        .map(|version| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
+        .map(|version| json!({"groupVersion": format!("{name}/{}", version.name), "version": version.name}))
         .collect();
-    json!({"name": group, "preferredVersion": versions.first(), "versions": versions})
+    json!({"name": name, "preferredVersion": versions.first(), "versions": versions})
 }
 
 /// `/api/v1` and `/apis/GROUP/VERSION`
@@ -155,8 +139,8 @@ impl Aggregated {
         None
     }
 
-    pub fn respond(&self, table: &Table, core: bool, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
-        let text = self.document(table, core).to_string();
+    pub fn respond(&self, view: &View<'_>, core: bool, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
+        let text = self.document(view, core).to_string();
         let tag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&text)));
         let content_type = match self.0 {
             "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
@@ -180,22 +164,21 @@ impl Aggregated {
         Ok(response)
     }
 
-    fn document(&self, table: &Table, core: bool) -> Value {
-        let items: Vec<Value> = groups(table)
+    fn document(&self, view: &View<'_>, core: bool) -> Value {
+        let items: Vec<Value> = view
+            .groups()
             .iter()
-            .filter(|(group, _)| group.is_empty() == core)
-            .map(|(group, versions)| {
+            .filter(|group| group.name.is_empty() == core)
+            .map(|group| {
                 let mut metadata = Map::new();
-                if !group.is_empty() {
-                    metadata.insert("name".into(), (*group).into());
+                if !group.name.is_empty() {
+                    metadata.insert("name".into(), group.name.into());
                 }
                 metadata.insert("creationTimestamp".into(), Value::Null);
-                let versions: Vec<Value> = versions
+                let versions: Vec<Value> = group
+                    .versions
                     .iter()
-                    .map(|version| {
-                        let resources: Vec<Value> = rows(table, group, version).map(aggregated).collect();
-                        json!({"version": version, "resources": resources, "freshness": "Current"})
-                    })
+                    .map(|version| version_entry(view.table, group.name, version))
                     .collect();
                 json!({"metadata": metadata, "versions": versions})
             })
@@ -205,6 +188,22 @@ impl Aggregated {
             "metadata": {}, "items": items,
         })
     }
+}
+
+/// Of an extension server, what was last heard of it.
+fn version_entry(table: &Table, group: &str, version: &Version<'_>) -> Value {
+    let Some(remote) = version.remote else {
+        let resources: Vec<Value> = rows(table, group, version.name).map(aggregated).collect();
+        return json!({"version": version.name, "resources": resources, "freshness": "Current"});
+    };
+    let documents = remote.documents();
+    let mut entry = json!({
+        "version": version.name, "freshness": if documents.fresh { "Current" } else { "Stale" },
+    });
+    if !documents.resources.is_empty() {
+        entry["resources"] = documents.resources.to_vec().into();
+    }
+    entry
 }
 
 fn aggregated(row: &Row) -> Value {

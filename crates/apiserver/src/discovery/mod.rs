@@ -3,6 +3,7 @@
 
 mod groups;
 mod health;
+mod view;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::control_plane::ControlPlane;
 use crate::registry::reply::{encode, response};
 use crate::request::{Encoding, Query, RequestInfo, media};
 use crate::{Refusal, refuse};
+pub use view::View;
 
 /// A request for something that is no resource.
 pub struct Asked<'a> {
@@ -36,23 +38,27 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
         return Err(refuse(status));
     }
     let segments: Vec<&str> = path.split('/').skip(1).collect();
-    let table = plane.registry.rows.get();
+    let (table, remotes) = (plane.registry.rows.get(), plane.aggregator.remotes());
+    let view = View {
+        table: &table,
+        remotes: &remotes,
+    };
     let document = match segments.as_slice() {
-        [] | [""] => paths(&table),
+        [] | [""] => paths(&view),
         ["version"] => version(&plane.config.version),
         ["api"] | ["apis"] => {
             let core = segments == ["api"];
             if let Some(form) = groups::Aggregated::asked(&incoming.parts.headers) {
-                return form.respond(&table, core, &incoming.parts.headers);
+                return form.respond(&view, core, &incoming.parts.headers);
             }
             if core {
                 groups::core_versions(plane.config.advertise)
             } else {
-                groups::group_list(&table)
+                groups::group_list(&view)
             }
         }
         ["api", version] => groups::resources(&table, "", version).ok_or_else(|| refuse(Status::no_such_path()))?,
-        ["apis", group] => groups::group(&table, group).ok_or_else(|| refuse(Status::no_such_path()))?,
+        ["apis", group] => groups::group(&view, group).ok_or_else(|| refuse(Status::no_such_path()))?,
         ["apis", group, version] => {
             groups::resources(&table, group, version).ok_or_else(|| refuse(Status::no_such_path()))?
         }
@@ -64,7 +70,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
                 plane.metrics.text(plane),
             ));
         }
-        ["openapi", ..] => return crate::openapi::serve(&plane.config.version, &table, &segments, incoming),
+        ["openapi", ..] => return crate::openapi::serve(&plane.config.version, &view, &segments, incoming),
         [".well-known", "openid-configuration"] => {
             let address = plane.config.advertise.to_string();
             let document = plane.config.pki.tokens().openid_configuration(&address);
@@ -101,7 +107,7 @@ fn version(git_version: &str) -> Value {
 }
 
 /// The list of paths at `/`.
-fn paths(table: &crate::rows::Table) -> Value {
+fn paths(view: &View<'_>) -> Value {
     let mut paths: Vec<String> = [
         "/.well-known/openid-configuration",
         "/api",
@@ -122,9 +128,11 @@ fn paths(table: &crate::rows::Table) -> Value {
     ]
     .map(str::to_owned)
     .into();
-    for row in table.rows.iter().filter(|row| !row.spec.group.is_empty()) {
-        paths.push(format!("/apis/{}", row.spec.group));
-        paths.push(format!("/apis/{}/{}", row.spec.group, row.spec.version));
+    for group in view.groups().iter().filter(|group| !group.name.is_empty()) {
+        paths.push(format!("/apis/{}", group.name));
+        for version in &group.versions {
+            paths.push(format!("/apis/{}/{}", group.name, version.name));
+        }
     }
     paths.sort();
     paths.dedup();

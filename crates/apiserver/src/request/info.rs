@@ -2,6 +2,9 @@
 //!
 //! The rules are upstream's (`/api` and `/apis` trees, the old `/watch/` prefix, the two subresources of
 //! namespaces, everything else a non-resource path), because authorization and audit depend on them.
+//!
+//! As there, a path is decoded first and divided second, and slashes at its ends do not count: authorization sees
+//! `//api/v1/pods` as a list of Pods, though nothing is served under such a name ([`RequestInfo::is_served`]).
 
 use http::Method;
 
@@ -12,7 +15,7 @@ use super::query::{Query, decode};
 pub struct RequestInfo {
     /// Whether this addresses a resource at all.
     pub is_resource: bool,
-    /// The path as received, without its query.
+    /// The path, decoded, without its query.
     pub path: String,
     /// `get`, `list`, `watch`, `create`, … or the lower-case method for non-resource paths.
     pub verb: String,
@@ -28,12 +31,13 @@ pub struct RequestInfo {
 
 impl RequestInfo {
     pub fn resolve(method: &Method, path: &str, query: &Query) -> Self {
+        let path = decode(path, false);
         let mut info = RequestInfo {
-            path: path.to_owned(),
+            path: path.clone(),
             verb: method.as_str().to_ascii_lowercase(),
             ..RequestInfo::default()
         };
-        let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let mut parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let prefix = if parts.is_empty() { "" } else { parts.remove(0) };
         match prefix {
             "api" if parts.len() >= 2 => {
@@ -63,16 +67,16 @@ impl RequestInfo {
         if parts.first() == Some(&"namespaces")
             && let Some(namespace) = parts.get(1)
         {
-            info.namespace = decode(namespace, false);
+            info.namespace = (*namespace).to_owned();
             // /namespaces/N/status and /namespaces/N/finalize belong to the namespace itself.
             if parts.get(2).is_some_and(|part| !matches!(*part, "status" | "finalize")) {
                 parts.drain(..2);
             }
         }
         let mut parts = parts.into_iter();
-        info.resource = decode(parts.next().unwrap_or_default(), false);
-        info.name = decode(parts.next().unwrap_or_default(), false);
-        info.subresource = decode(parts.next().unwrap_or_default(), false);
+        info.resource = parts.next().unwrap_or_default().to_owned();
+        info.name = parts.next().unwrap_or_default().to_owned();
+        info.subresource = parts.next().unwrap_or_default().to_owned();
         info.rest = parts.collect::<Vec<_>>().join("/");
         if info.resource == "namespaces" && !info.name.is_empty() {
             info.namespace.clone_from(&info.name);
@@ -95,6 +99,11 @@ impl RequestInfo {
             }
         }
         info
+    }
+
+    /// Whether anything can be served under the path: it has the form its resolution assumed.
+    pub fn is_served(&self) -> bool {
+        self.path.starts_with("/api/") || self.path.starts_with("/apis/")
     }
 
     /// Whether the request may live longer than the request timeout and outside the in-flight limits.
@@ -231,6 +240,28 @@ mod tests {
             assert_eq!(got, wanted, "{uri}");
         }
         assert_eq!(resolve(Method::GET, "/api/v1/nodes/n/proxy/a/b").rest, "a/b");
+    }
+
+    #[test]
+    fn tricks_with_slashes() {
+        // As upstream: decoded, then trimmed, then divided; what is empty in between counts.
+        let cases = [
+            ("//api/v1/pods", "list pods  false"),
+            ("/api/v1/pods/", "list pods  true"),
+            ("/api/v1//pods", "get  pods true"),
+            ("/api/v1/nodes/x/../y", "get nodes x true"),
+            ("/api/v1/nodes%2Fx", "get nodes x true"),
+            ("/api/v1/nodes/..", "get nodes .. true"),
+            ("/x/../api/v1/pods", "get   false"),
+            ("/api/v1/nodes/%00", "get nodes \u{0} true"),
+        ];
+        for (path, expected) in cases {
+            let info = resolve(Method::GET, path);
+            let got = format!("{} {} {} {}", info.verb, info.resource, info.name, info.is_served());
+            assert_eq!(got, expected, "{path}");
+        }
+        assert_eq!(resolve(Method::GET, "/api/v1/namespaces//pods").resource, "pods");
+        assert_eq!(resolve(Method::GET, "/%61pi/v1/pods").resource, "pods");
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! The API server decides whether and where to; what flows is not its business. Upgraded connections are
 //! passed on byte for byte, everything else as it arrives.
 
-mod backend;
+pub mod backend;
 mod connect;
+pub mod links;
 mod pods;
-mod proxy;
+pub mod proxy;
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use http::Response;
 use sampan_api::status::Status;
 use sampan_kinds::Resource;
 
-pub use backend::NodeClient;
+pub use backend::Backends;
 
 use crate::body::Body;
 use crate::control_plane::ControlPlane;
@@ -59,8 +60,9 @@ pub async fn serve(
         .subresource(&incoming.info.subresource)
         .map_or(&[][..], |sub| sub.verbs);
     let verb = incoming.info.verb.as_str();
-    // A stream is a create (SPDY's POST) or a get (a WebSocket).
-    if !verbs.contains(&verb) {
+    // A stream is a create (SPDY's POST) or a get (a WebSocket). A proxy takes every method, OPTIONS too, which is no verb.
+    let options = stream == Stream::Proxy && incoming.parts.method == http::Method::OPTIONS;
+    if !options && !verbs.contains(&verb) {
         return Err(refuse(Status::method_not_supported(
             row.spec.group,
             row.spec.plural,

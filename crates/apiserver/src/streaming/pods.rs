@@ -78,7 +78,9 @@ pub async fn stream(plane: &Arc<ControlPlane>, stream: Stream, incoming: Incomin
         return Err(refuse(Status::bad_request("Upgrade request required")));
     }
     let request = Request::from_parts(parts, body);
-    let response = forward(&plane.nodes, &plane.tasks, request, &target).await?;
+    let response = forward(&plane.backends, &plane.tasks, request, &target, &target.authority())
+        .await
+        .map_err(|failure| failure.dialing())?;
     if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
         return Ok(response);
     }
@@ -116,7 +118,9 @@ pub async fn log(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
     let mut request = Request::new(Body::Empty);
     *request.method_mut() = Method::GET;
     *request.headers_mut() = HeaderMap::new();
-    let response = forward(&plane.nodes, &plane.tasks, request, &target).await?;
+    let response = forward(&plane.backends, &plane.tasks, request, &target, &target.authority())
+        .await
+        .map_err(|failure| failure.getting(&target))?;
     if !response.status().is_success() {
         return Err(refused(response, &info.name).await);
     }

@@ -111,6 +111,15 @@ impl Server {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    // A stream whose client vanished without a word must not keep its command for ever.
+                    let alive = socket2::TcpKeepalive::new()
+                        .with_time(std::time::Duration::from_secs(60))
+                        .with_interval(std::time::Duration::from_secs(15))
+                        .with_retries(4);
+                    if let Err(error) = socket2::SockRef::from(&stream).set_tcp_keepalive(&alive) {
+                        tracing::debug!(%error, "a connection to the node's server is already gone");
+                        continue;
+                    }
                     let (server, acceptor) = (Arc::clone(&self), acceptor.clone());
                     self.tasks
                         .spawn_until_drain("node server connection", OnExit::Expected, async move {

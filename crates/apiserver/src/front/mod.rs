@@ -1,4 +1,12 @@
 //! The network side: TLS, HTTP/1.1 and HTTP/2, who is connected, and a graceful end.
+//!
+//! Everything a client can make large has a bound: connections, the time of a handshake, of headers and of silence,
+//! headers, streams, resets, and what waits for a client that does not read. Dead peers are noticed by keepalive
+//! (TCP's, and HTTP/2's pings).
+
+mod activity;
+mod stall;
+mod unread;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +31,8 @@ use crate::compress;
 use crate::control_plane::ControlPlane;
 use crate::registry::reply::refusal;
 use crate::request::Encoding;
+use activity::Activity;
+use stall::Stalling;
 
 /// Connections at once; beyond this, new ones wait in the kernel's line.
 const CONNECTIONS: usize = 10_000;
@@ -31,7 +41,24 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(90);
 /// HTTP/2 streams a client may have open on one connection, as upstream allows.
 const STREAMS: u32 = 250;
-static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+/// What a request's line and headers may take, in either protocol. URLs have a limit of 64 KiB of their own.
+const HEAD: usize = 128 << 10;
+/// Bytes of an answer that wait for one HTTP/2 stream's window.
+const SEND: usize = 128 << 10;
+/// Streams a client may open and reset before they were looked at; more is an attack.
+const RESETS: usize = 50;
+/// When a silent peer is asked whether it still lives, how often, and how many answers may fail to come.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
+/// Names one request in logs here and wherever it is passed on to.
+pub const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// Who is on the other side of a request's connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// The name of a request, its client's if it gave one.
+#[derive(Clone, Debug)]
+pub struct AuditId(pub HeaderValue);
 
 type Connection = Result<Option<Arc<UserInfo>>, AuthenticationError>;
 
@@ -71,6 +98,9 @@ async fn connection(
     drain: Drain,
 ) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    keep_alive(&stream).map_err(|error| error.to_string())?;
+    let activity = Activity::new();
+    let stream = Stalling::new(stream, activity.clone());
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
         .await
         .map_err(|_| "TLS handshake took too long".to_owned())?
@@ -82,11 +112,17 @@ async fn connection(
         tracing::debug!(%peer, %error, "client certificate");
     }
     let service = service_fn({
-        let drain = drain.clone();
+        let (drain, activity) = (drain.clone(), activity.clone());
         move |request: Request<Incoming>| {
             let (plane, user, closing) = (plane.clone(), user.clone(), drain.is_started());
+            let activity = activity.clone();
             async move {
+                let busy = activity.begin();
                 let mut response = answer(&plane, &user, peer, request).await;
+                if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                    activity.upgrade();
+                }
+                response = response.map(|body| busy.until_end_of(body));
                 if closing {
                     response
                         .headers_mut()
@@ -101,6 +137,7 @@ async fn connection(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS)
+        .max_buf_size(HEAD)
         .keep_alive(true);
     builder
         .http2()
@@ -108,7 +145,9 @@ async fn connection(
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(1 << 22)
-        .max_send_buf_size(1 << 20)
+        .max_send_buf_size(SEND)
+        .max_header_list_size(HEAD as u32)
+        .max_pending_accept_reset_streams(RESETS)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(15));
     let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -119,8 +158,23 @@ async fn connection(
             served.as_mut().graceful_shutdown();
             served.await
         }
+        () = activity.idle(HEADERS) => {
+            served.as_mut().graceful_shutdown();
+            // Nothing is under way: all that is left is to say goodbye.
+            tokio::time::timeout(HANDSHAKE, served).await.unwrap_or(Ok(()))
+        }
     };
     result.map_err(|error| error.to_string())
+}
+
+/// Peers that vanished without a word are noticed, whatever is or is not under way.
+fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
+    let (after, between, tries) = KEEPALIVE;
+    let settings = socket2::TcpKeepalive::new()
+        .with_time(after)
+        .with_interval(between)
+        .with_retries(tries);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&settings)
 }
 
 async fn answer(
@@ -129,10 +183,19 @@ async fn answer(
     peer: SocketAddr,
     request: Request<Incoming>,
 ) -> http::Response<Body> {
-    let mut request = request.map(Body::incoming);
+    // Whoever waits to be told to send its body sends none when it is not told.
+    let waits = request.headers().contains_key(http::header::EXPECT);
+    let mut request = request.map(|body| {
+        if waits {
+            Body::incoming(body)
+        } else {
+            unread::drained(body, &plane.tasks)
+        }
+    });
     let audit_id = request
         .headers()
         .get(&AUDIT_ID)
+        .filter(|id| !id.is_empty())
         .cloned()
         .or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
     let compression = compress::asked(request.headers(), peer);
@@ -143,6 +206,10 @@ async fn answer(
         Ok(user) => {
             authentication::remove_credentials(request.headers_mut());
             request.extensions_mut().insert(user);
+            request.extensions_mut().insert(Peer(peer));
+            if let Some(audit_id) = &audit_id {
+                request.extensions_mut().insert(AuditId(audit_id.clone()));
+            }
             plane.handle(request).await
         }
         Err(error) => {
@@ -151,7 +218,7 @@ async fn answer(
         }
     };
     if let Some(audit_id) = audit_id {
-        response.headers_mut().insert(AUDIT_ID.clone(), audit_id);
+        response.headers_mut().insert(AUDIT_ID, audit_id);
     }
     if compression {
         compress::response(response)
