@@ -6,6 +6,8 @@
 mod address;
 mod objects;
 
+pub(crate) use objects::flow_control;
+
 use std::sync::Arc;
 
 use futures::StreamExt;

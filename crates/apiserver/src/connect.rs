@@ -1,4 +1,8 @@
 //! The in-process client transport: the same API without a network.
+//!
+//! A component may have many things to do at once and no network in front of it to slow it down. It is held to a
+//! number of requests in progress, so that it waits here instead of filling its priority level's queues
+//! and being turned away.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -9,15 +13,20 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Request, Response};
 use sampan_auth::UserInfo;
+use tokio::sync::Semaphore;
 
 use crate::body::{Body, BoxError};
 use crate::control_plane::ControlPlane;
+
+/// Requests of one component that are worked on at once.
+const AT_ONCE: usize = 64;
 
 /// A `tower` service that speaks to a control plane as one user. Goes under `kube::Client::new`.
 #[derive(Clone)]
 pub struct InProcess {
     plane: Arc<ControlPlane>,
     user: Arc<UserInfo>,
+    turns: Arc<Semaphore>,
 }
 
 impl ControlPlane {
@@ -26,6 +35,7 @@ impl ControlPlane {
         InProcess {
             plane: self.clone(),
             user: Arc::new(user),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
 }
@@ -53,6 +63,11 @@ where
             }
         });
         request.extensions_mut().insert(self.user.clone());
-        Box::pin(async move { Ok(plane.handle(request).await) })
+        let turns = self.turns.clone();
+        Box::pin(async move {
+            // Never closed; a stream that goes on after its head is not counted.
+            let _turn = turns.acquire().await;
+            Ok(plane.handle(request).await)
+        })
     }
 }

@@ -26,7 +26,7 @@ use crate::allocate::{NODE_PORTS, Services};
 use crate::body::Body;
 use crate::bootstrap;
 use crate::dispatch;
-use crate::flow::Flow;
+use crate::flow::{self, Flow, Mark};
 use crate::metrics::Metrics;
 use crate::outbound::Outbound;
 use crate::pretty;
@@ -49,7 +49,7 @@ pub struct Config {
     pub advertise: SocketAddr,
     /// `gitVersion` in `/version`.
     pub version: String,
-    /// Requests in progress at once: reading and writing.
+    /// Requests in progress at once, reading and writing; their sum is what priority levels share.
     pub in_flight: (usize, usize),
     /// For everything but watches and streams.
     pub request_timeout: Duration,
@@ -108,7 +108,7 @@ pub struct ControlPlane {
     pub(crate) aggregator: crate::aggregator::Aggregator,
     /// How everything else outside is called.
     pub(crate) outbound: Outbound,
-    flow: Flow,
+    pub(crate) flow: Arc<Flow>,
     ready: AtomicBool,
 }
 
@@ -123,7 +123,9 @@ impl ControlPlane {
         let services = Services::new(config.service_range, config.node_ports);
         let reader = Reader::new(cache.clone());
         let outbound = Outbound::new(&reader, tasks);
-        follow(&rows, &authorizer, &services);
+        let flow = Flow::new(config.in_flight.0 + config.in_flight.1);
+        flow.start(tasks);
+        follow(&rows, &authorizer, &services, &flow);
         let registry = Arc::new(Registry {
             admission: Chain::standard(&Wiring {
                 reader: &reader,
@@ -146,7 +148,7 @@ impl ControlPlane {
             authenticator = authenticator.with_fixed_token(token, user.clone());
         }
         let plane = Arc::new(ControlPlane {
-            flow: Flow::new(config.in_flight.0, config.in_flight.1),
+            flow,
             backends: crate::streaming::Backends::new(&config.pki)?,
             aggregator: crate::aggregator::Aggregator::default(),
             outbound: outbound.clone(),
@@ -166,6 +168,7 @@ impl ControlPlane {
             .map_err(|refusal| StartError::Bootstrap(refusal.message.clone()))?;
         crate::aggregation::start(&plane);
         crate::aggregator::start(&plane);
+        crate::flow::keeper::start(&plane);
         plane.ready.store(true, Ordering::Release);
         let drain = tasks.drain();
         let kept = cache.clone();
@@ -233,13 +236,22 @@ impl ControlPlane {
         let measured = self.metrics.begin(&info, served, long_running);
         let encoding = asked_encoding(&parts);
         let indented = !long_running && pretty::asked(&parts.headers, &query);
-        let work = AssertUnwindSafe(self.route(parts, body, info, query, long_running)).catch_unwind();
-        let outcome = if long_running {
-            Ok(work.await)
-        } else {
-            tokio::time::timeout(self.config.request_timeout, work).await
+        let limit = match self.time_limit(&query, long_running) {
+            Ok(limit) => limit,
+            Err(refused) => {
+                let response = refusal(&refused, encoding);
+                measured.end(response.status().as_u16(), started.elapsed());
+                return response;
+            }
         };
-        let response = match outcome {
+        let mut mark = None;
+        let wait = limit.unwrap_or(self.config.request_timeout) / 4;
+        let work = AssertUnwindSafe(self.route(parts, body, info, query, wait, &mut mark)).catch_unwind();
+        let outcome = match limit {
+            None => Ok(work.await),
+            Some(limit) => tokio::time::timeout(limit, work).await,
+        };
+        let mut response = match outcome {
             Ok(Ok(Ok(response))) => response,
             Ok(Ok(Err(refused))) => refusal(&refused, encoding),
             Ok(Err(_panic)) => {
@@ -250,14 +262,33 @@ impl ControlPlane {
                 )
             }
             Err(_late) => refusal(
-                &Status::timeout(
-                    "the server was unable to return a response in the time allotted, but may still be processing the request",
-                ),
+                &Status::timeout("Timeout: request did not complete within the allotted timeout"),
                 encoding,
             ),
         };
+        if let Some(mark) = mark {
+            mark.put(response.headers_mut());
+        }
         measured.end(response.status().as_u16(), started.elapsed());
         if indented { pretty::response(response) } else { response }
+    }
+
+    /// How long the answer may take to begin: what the client says, if that is less than what the server allows.
+    fn time_limit(&self, query: &Query, long_running: bool) -> Result<Option<Duration>, Refusal> {
+        let most = self.config.request_timeout;
+        if long_running {
+            return Ok(None);
+        }
+        let Some(text) = query.text("timeout") else {
+            return Ok(Some(most));
+        };
+        match crate::request::go_duration(text) {
+            Some(Duration::ZERO) => Ok(Some(most)),
+            Some(asked) => Ok(Some(asked.min(most))),
+            None => Err(refuse(Status::bad_request(format!(
+                "invalid timeout specified in the request URL - time: invalid duration {text:?}"
+            )))),
+        }
     }
 
     async fn route(
@@ -266,7 +297,8 @@ impl ControlPlane {
         body: Body,
         info: RequestInfo,
         query: Query,
-        long_running: bool,
+        wait: Duration,
+        mark: &mut Option<Mark>,
     ) -> Result<Response<Body>, Refusal> {
         let requestor = parts
             .extensions
@@ -274,13 +306,21 @@ impl ControlPlane {
             .or_else(|| parts.extensions.remove::<UserInfo>().map(Arc::new))
             .ok_or_else(|| refuse(Status::unauthorized()))?;
         let user = self.impersonated(&requestor, &mut parts)?;
-        let _permit = if long_running {
-            None
-        } else {
-            Some(self.flow.enter(info.is_read_only()).await?)
-        };
+        // Streams are not counted; a watch is until it has sent the state it begins with.
+        let mut seat = None;
+        let keeps = flow::keeps_seat(&info, &query);
+        if info.verb == "watch" || !info.is_long_running(&query) {
+            let entered = self.flow.enter(&user, &info, &query, &self.registry.rows, wait).await;
+            if let Some((classified, outcome)) = entered {
+                *mark = Some(classified);
+                match outcome {
+                    Ok(taken) => seat = Some(taken),
+                    Err(seconds) => return Ok(flow::come_back(seconds)),
+                }
+            }
+        }
         self.authorize(&user, &info, &query, &parts)?;
-        dispatch::run(
+        let response = dispatch::run(
             self,
             dispatch::Incoming {
                 parts,
@@ -290,7 +330,11 @@ impl ControlPlane {
                 user,
             },
         )
-        .await
+        .await?;
+        Ok(match seat {
+            Some(seat) if keeps => response.map(|body| flow::hold(body, seat)),
+            _ => response,
+        })
     }
 
     /// Whom the request wants to act as, if it may.
@@ -354,7 +398,7 @@ impl ControlPlane {
 }
 
 /// Feeds the in-memory indexes that must never be behind a reply.
-fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>) {
+fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>, flow: &Arc<Flow>) {
     let table = rows.get();
     for row in table.rows.iter().filter(|row| !row.converts()) {
         let Some(storage) = &row.storage else { continue };
@@ -379,6 +423,13 @@ fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>) {
         } else if row.is("", "services") {
             let services = services.clone();
             storage.set_hook(Box::new(move |change, object| services.observe(change, object)));
+        } else if row.spec.group == "flowcontrol.apiserver.k8s.io" {
+            let kind = match plural {
+                "flowschemas" => flow::Kind::Schema,
+                _ => flow::Kind::Level,
+            };
+            let flow = flow.clone();
+            storage.set_hook(Box::new(move |change, object| flow.observe(kind, change, object)));
         }
     }
 }

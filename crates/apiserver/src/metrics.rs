@@ -176,6 +176,7 @@ impl Metrics {
         );
         let _ok = writeln!(out, "sampan_store_revision {}", plane.registry.cache.revision());
         plane.registry.admission.metrics().text(&mut out);
+        crate::flow::metrics(&plane.flow, &mut out);
         process(&mut out);
         out
     }

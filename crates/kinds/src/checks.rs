@@ -18,8 +18,6 @@ pub(crate) enum Rule {
     RequiredOneOf(&'static [&'static str]),
     /// When present, at least 0.
     NonNegative,
-    /// When present, above 0.
-    Positive,
     /// When present, within these bounds (upstream's "must be between" wording).
     Between(i64, i64),
     /// When present and not empty, text that passes; one error per message.
@@ -102,13 +100,6 @@ fn check(rule: Rule, path: &field::Path, value: Option<&Value>, errors: &mut fie
         Rule::NonNegative => {
             if let Some(number) = value.and_then(Value::as_i64) {
                 non_negative(path, number, errors);
-            }
-        }
-        Rule::Positive => {
-            if let Some(number) = value.and_then(Value::as_i64)
-                && number <= 0
-            {
-                errors.push(field::Error::invalid(path, number, "must be greater than zero"));
             }
         }
         Rule::Between(low, high) => {

@@ -51,6 +51,13 @@ pub struct Options {
     /// Further names and addresses for the API's certificate, separated by commas
     #[arg(long, env = "SAMPAN_TLS_SAN", value_name = "NAME,...", value_delimiter = ',')]
     pub tls_san: Option<Vec<String>>,
+    /// Requests that change nothing, worked on at once; together with the other number, the seats that priority
+    /// levels share [default: 400]
+    #[arg(long, env = "SAMPAN_MAX_REQUESTS_INFLIGHT", value_name = "NUMBER")]
+    pub max_requests_inflight: Option<usize>,
+    /// Requests that change something, worked on at once [default: 200]
+    #[arg(long, env = "SAMPAN_MAX_MUTATING_REQUESTS_INFLIGHT", value_name = "NUMBER")]
+    pub max_mutating_requests_inflight: Option<usize>,
     /// Registries (host or host:port) that may be spoken to without TLS, separated by commas
     #[arg(
         long,
@@ -141,6 +148,8 @@ pub struct Settings {
     pub node_port_range: (u16, u16),
     pub cluster_domain: String,
     pub tls_san: Vec<String>,
+    /// Reading and writing requests at once.
+    pub in_flight: (usize, usize),
     pub insecure_registries: Vec<String>,
     pub eviction: Eviction,
     /// Percent of the images' file system: collection begins above the first and ends at the second.
@@ -190,6 +199,10 @@ impl Options {
             node_port_range: self.node_port_range.or(file.node_port_range),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             tls_san: self.tls_san.or(file.tls_san),
+            max_requests_inflight: self.max_requests_inflight.or(file.max_requests_inflight),
+            max_mutating_requests_inflight: self
+                .max_mutating_requests_inflight
+                .or(file.max_mutating_requests_inflight),
             insecure_registries: self.insecure_registries.or(file.insecure_registries),
             eviction_hard: self.eviction_hard.or(file.eviction_hard),
             image_gc_high_threshold: self.image_gc_high_threshold.or(file.image_gc_high_threshold),
@@ -270,8 +283,20 @@ impl Options {
                 format!("it is above the high threshold {high}; give less"),
             ));
         }
+        let in_flight = (
+            self.max_requests_inflight.unwrap_or(400),
+            self.max_mutating_requests_inflight.unwrap_or(200),
+        );
+        if in_flight == (0, 0) {
+            return Err(invalid(
+                "--max-requests-inflight",
+                0,
+                "this and --max-mutating-requests-inflight cannot both be 0: nothing would be worked on",
+            ));
+        }
         Ok(Settings {
             data_dir,
+            in_flight,
             listen,
             disabled: self.disable.unwrap_or_default().into_iter().collect(),
             node_name,

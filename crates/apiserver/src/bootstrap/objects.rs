@@ -100,13 +100,13 @@ const AUTO_UPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 /// Name, shares, lendable percent, and queues with hand size and length (none: reject when full).
 type Level = (&'static str, i64, i64, Option<(i64, i64, i64)>);
 
-fn flow_control() -> Vec<Object> {
-    let mut objects = Vec::new();
-    objects.push(json!({
+/// The objects of priority and fairness, mandatory and suggested.
+pub fn flow_control() -> Vec<Object> {
+    let mut objects = vec![json!({
         "apiVersion": FLOW, "kind": "PriorityLevelConfiguration",
         "metadata": {"name": "exempt", "annotations": {AUTO_UPDATE: "true"}},
         "spec": {"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}},
-    }));
+    })];
     let levels: [Level; 6] = [
         ("system", 30, 33, Some((64, 6, 50))),
         ("node-high", 40, 25, Some((64, 6, 50))),
@@ -119,7 +119,7 @@ fn flow_control() -> Vec<Object> {
         objects.push(level(name, shares, lendable, queues));
     }
     objects.push(level("catch-all", 5, 0, None));
-    let everyone = json!([group("system:authenticated"), group("system:unauthenticated")]);
+    let everyone = json!([group("system:unauthenticated"), group("system:authenticated")]);
     let schemas: Vec<(&str, &str, i64, &str, Value)> = vec![
         (
             "exempt",
@@ -143,24 +143,6 @@ fn flow_control() -> Vec<Object> {
             json!([{
             "subjects": [user("system:kube-controller-manager"), user("system:kube-scheduler"), account("kube-system", "*")],
             "resourceRules": [resources(&["get", "create", "update"], &["coordination.k8s.io"], &["leases"], false)]}]),
-        ),
-        (
-            "workload-leader-election",
-            "leader-election",
-            200,
-            "ByUser",
-            json!([{
-            "subjects": [account("*", "*")],
-            "resourceRules": [resources(&["get", "create", "update"], &["coordination.k8s.io"], &["leases"], false)]}]),
-        ),
-        (
-            "endpoint-controller",
-            "workload-high",
-            150,
-            "ByUser",
-            json!([{
-            "subjects": [user("system:kube-controller-manager"), account("kube-system", "endpoint-controller"), account("kube-system", "endpointslicemirroring-controller")],
-            "resourceRules": [resources(&["get", "create", "update"], &[""], &["endpoints"], false)]}]),
         ),
         (
             "system-node-high",

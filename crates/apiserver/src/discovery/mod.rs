@@ -70,6 +70,11 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
                 plane.metrics.text(plane),
             ));
         }
+        ["debug", "api_priority_and_fairness", page] => {
+            let details = incoming.query.text("includeRequestDetails").is_some();
+            let page = crate::flow::page(&plane.flow, page, details).ok_or_else(|| refuse(Status::no_such_path()))?;
+            return Ok(response(200, "text/plain; charset=utf-8", page));
+        }
         ["openapi", ..] => return crate::openapi::serve(&plane.config.version, &view, &segments, incoming),
         [".well-known", "openid-configuration"] => {
             let address = plane.config.advertise.to_string();

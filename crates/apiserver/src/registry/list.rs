@@ -30,40 +30,78 @@ pub struct List {
 /// Upstream's continue token: where to go on, in which snapshot. -1: whatever is there now.
 #[derive(Serialize, Deserialize)]
 struct Token {
+    #[serde(default)]
     v: String,
+    #[serde(default)]
     rv: i64,
+    #[serde(default)]
     start: String,
 }
 
 impl Token {
-    fn encode(revision: i64, start: &str) -> String {
+    /// `start` is a path; the token says where it is below `prefix`.
+    fn encode(revision: i64, start: &str, prefix: &str) -> String {
         let token = Token {
             v: "meta.k8s.io/v1".into(),
             rv: revision,
-            start: start.to_owned(),
+            start: start.strip_prefix(prefix).unwrap_or(start).to_owned(),
         };
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
-    fn decode(text: &str) -> Result<Self, Refusal> {
+
+    /// The token with its start as a path below `prefix`, whatever the client made of it.
+    fn decode(text: &str, prefix: &str) -> Result<Self, Refusal> {
         let invalid = |why: &str| refuse(Status::bad_request(format!("invalid continue token: {why}")));
-        let bytes = URL_SAFE_NO_PAD
-            .decode(text.trim_end_matches('='))
-            .map_err(|_| invalid("continue key is not valid: illegal base64 data"))?;
-        let token: Token = serde_json::from_slice(&bytes).map_err(|_| invalid("continue key is not valid"))?;
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| {
+            let known = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            let at = text.bytes().position(|byte| !known(&byte)).unwrap_or(text.len());
+            invalid(&format!(
+                "continue key is not valid: illegal base64 data at input byte {at}"
+            ))
+        })?;
+        let mut token: Token =
+            serde_json::from_slice(&bytes).map_err(|error| invalid(&format!("continue key is not valid: {error}")))?;
         if token.v != "meta.k8s.io/v1" {
-            return Err(invalid("server does not recognize this encoded version"));
+            return Err(invalid(&format!(
+                "continue key is not valid: server does not recognize this encoded version {}",
+                token.v
+            )));
         }
+        if token.rv == 0 {
+            return Err(invalid(
+                "continue key is not valid: incorrect encoded start resourceVersion (version meta.k8s.io/v1)",
+            ));
+        }
+        if token.start.is_empty() {
+            return Err(invalid(
+                "continue key is not valid: encoded start key empty (version meta.k8s.io/v1)",
+            ));
+        }
+        let start = token.start.strip_prefix('/').unwrap_or(&token.start);
+        if start.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(invalid(&format!("continue key is not valid: {}", token.start)));
+        }
+        token.start = format!("{prefix}{start}");
         Ok(token)
     }
 }
 
-pub(super) fn parse_version(text: &str) -> Result<Revision, Refusal> {
+/// What Go says of text that is no number.
+pub(super) fn syntax_error(text: &str) -> String {
+    let why = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        "value out of range"
+    } else {
+        "invalid syntax"
+    };
+    format!("strconv.ParseUint: parsing {text:?}: {why}")
+}
+
+fn parse_version(text: &str) -> Result<Revision, Refusal> {
     text.parse().map_err(|_| {
-        refuse(Status::new(
-            400,
-            "BadRequest",
-            format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"),
-        ))
+        refuse(Status::bad_request(format!(
+            "invalid resource version: resourceVersion: Invalid value: {text:?}: {}",
+            syntax_error(text)
+        )))
     })
 }
 
@@ -120,14 +158,14 @@ impl Registry {
         filter: &Filter,
         options: &ListOptions,
     ) -> Result<Selected, Refusal> {
-        let (snapshot, start) = match self.view(storage, filter, options).await? {
-            View::At(snapshot, start) => (snapshot, start),
-            View::Gone(start) => return Ok(Selected::Gone(gone(&start))),
-        };
         let prefix = match &filter.scope {
             Scope::Namespace(namespace) => format!("{namespace}/"),
             _ if !filter.namespace().is_empty() => format!("{}/", filter.namespace()),
             _ => String::new(),
+        };
+        let (snapshot, start) = match self.view(storage, filter, options, &prefix).await? {
+            View::At(snapshot, start) => (snapshot, start),
+            View::Gone(start) => return Ok(Selected::Gone(gone(&start, &prefix))),
         };
         let mut entries = Vec::new();
         if let Scope::Object(path) = &filter.scope {
@@ -155,7 +193,13 @@ impl Registry {
             .from(from)
             .take_while(|entry| entry.path().starts_with(&prefix))
             .peekable();
-        let limit = if options.limit == 0 { usize::MAX } else { options.limit };
+        // As upstream has it: whoever takes any version takes all of it.
+        let any = options.resource_version == "0" && options.continue_token.is_empty();
+        let limit = if options.limit == 0 || any {
+            usize::MAX
+        } else {
+            options.limit
+        };
         while entries.len() < limit {
             let Some(entry) = walk.next() else { break };
             if filter.matches(storage, entry) {
@@ -171,7 +215,7 @@ impl Registry {
         };
         if more && let Some(last) = list.entries.last() {
             let next = format!("{}\0", last.path());
-            list.continue_token = Some(Token::encode(snapshot.revision as i64, &next));
+            list.continue_token = Some(Token::encode(snapshot.revision as i64, &next, &prefix));
             if filter.is_plain() {
                 let rest = snapshot
                     .index
@@ -195,13 +239,25 @@ impl Registry {
     }
 
     /// The snapshot a list reads and the path it starts at.
-    async fn view(&self, storage: &Storage, filter: &Filter, options: &ListOptions) -> Result<View, Refusal> {
+    async fn view(
+        &self,
+        storage: &Storage,
+        filter: &Filter,
+        options: &ListOptions,
+        prefix: &str,
+    ) -> Result<View, Refusal> {
         if !options.continue_token.is_empty() {
-            let token = Token::decode(&options.continue_token)?;
+            let token = Token::decode(&options.continue_token, prefix)?;
+            if !matches!(options.resource_version.as_str(), "" | "0") {
+                return Err(refuse(Status::bad_request(
+                    "specifying resource version is not allowed when using continue",
+                )));
+            }
             if token.rv < 0 {
                 self.cache.caught_up().await;
                 return Ok(View::At(storage.snapshot(self.cache.revision()), token.start));
             }
+            self.wait_for(token.rv as Revision).await?;
             return Ok(match self.past(storage, token.rv as Revision) {
                 Some(snapshot) => View::At(snapshot, token.start),
                 None => View::Gone(token.start),
@@ -222,9 +278,7 @@ impl Registry {
                         .past(storage, revision)
                         .map(|snapshot| View::At(snapshot, String::new()))
                         .ok_or_else(|| {
-                            refuse(Status::expired(format!(
-                                "The resourceVersion for the provided list is too old: {revision}"
-                            )))
+                            refuse(Status::expired("The resourceVersion for the provided list is too old."))
                         });
                 }
             }
@@ -249,12 +303,12 @@ pub(super) enum Selected {
     Gone(Value),
 }
 
-fn gone(start: &str) -> Value {
+fn gone(start: &str, prefix: &str) -> Value {
     let mut status = Status::expired(
         "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
     )
     .to_value();
-    status["metadata"]["continue"] = Token::encode(-1, start).into();
+    status["metadata"]["continue"] = Token::encode(-1, start, prefix).into();
     status
 }
 
@@ -274,10 +328,31 @@ mod tests {
 
     #[test]
     fn tokens_round_trip_and_bad_ones_are_refused() {
-        let token = Token::decode(&Token::encode(42, "ns/a\0")).unwrap();
-        assert_eq!((token.rv, token.start.as_str()), (42, "ns/a\0"));
-        for bad in ["!", "aGVsbG8", "e30"] {
-            assert_eq!(Token::decode(bad).err().unwrap().code, 400, "{bad}");
+        for (path, prefix, start) in [("ns/a\0", "", "ns/a\0"), ("ns/a\0", "ns/", "a\0")] {
+            let text = Token::encode(42, path, prefix);
+            let raw: Token = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(&text).unwrap()).unwrap();
+            assert_eq!(raw.start, start);
+            let token = Token::decode(&text, prefix).unwrap();
+            assert_eq!((token.rv, token.start.as_str()), (42, path));
+        }
+        let of = |v: &str, rv: i64, start: &str| {
+            URL_SAFE_NO_PAD.encode(serde_json::json!({"v": v, "rv": rv, "start": start}).to_string())
+        };
+        let v1 = "meta.k8s.io/v1";
+        for (bad, why) in [
+            ("!".to_owned(), "illegal base64 data at input byte 0"),
+            ("aGVsbG8".to_owned(), "continue key is not valid"),
+            (of("x", 1, "a"), "does not recognize this encoded version x"),
+            (of(v1, 0, "a"), "incorrect encoded start resourceVersion"),
+            (of(v1, 1, ""), "encoded start key empty"),
+            (of(v1, 1, "../a"), "continue key is not valid: ../a"),
+        ] {
+            let refusal = Token::decode(&bad, "").err().unwrap();
+            assert!(
+                refusal.code == 400 && refusal.message.contains(why),
+                "{bad}: {}",
+                refusal.message
+            );
         }
     }
 }

@@ -18,53 +18,72 @@ use sampan_store::Revision;
 use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep};
 
-use super::list::parse_version;
+use super::list::syntax_error;
 use super::reply::{Encoder, Reply, encode};
 use super::{Call, Filter, Registry};
-use crate::Refusal;
 use crate::body::BoxError;
 use crate::request::{Encoding, ListOptions, Transform};
-use crate::watch_cache::{Cache, Change, ChangeType, Entry, Start, Storage, Watch};
+use crate::rows::Row;
+use crate::watch_cache::{Batch, Cache, Change, ChangeType, Entry, Start, Storage, Watch};
+use crate::{Refusal, refuse};
 
 /// A watch without a timeout of its own ends after this long, or up to twice as long.
 const DEFAULT_TIMEOUT: u64 = 1800;
 /// How often a client that asked for bookmarks learns of progress it had no event of.
 const BOOKMARKS: Duration = Duration::from_secs(60);
+/// How long before its end a watch gets its last one.
+const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 const CHUNK: usize = 64 << 10;
+/// How much of a backlog is made ready at a time.
+const BACKLOG: usize = 64;
 
 impl Registry {
     pub async fn watch(&self, call: &mut Call, options: &ListOptions) -> Result<Reply, Refusal> {
         let storage = call.storage()?;
         let filter = Filter::new(&call.row, &storage, &call.info.namespace, &call.info.name, options)?;
         let encoder = call.encoder()?;
-        let start = match options.resource_version.as_str() {
-            "" => {
-                self.cache.caught_up().await;
-                if options.send_initial_events == Some(false) {
-                    Start::After(self.cache.revision())
-                } else {
-                    Start::Now
-                }
-            }
-            "0" if options.send_initial_events == Some(false) => Start::After(self.cache.revision()),
-            "0" => Start::Now,
-            version => {
-                let revision = parse_version(version)?;
-                if options.send_initial_events == Some(true) {
-                    self.wait_for(revision).await?;
-                    Start::Now
-                } else {
-                    Start::After(revision)
-                }
-            }
+        // Upstream's defaults: a watch from nowhere in particular begins with the state.
+        let from_any = matches!(options.resource_version.as_str(), "" | "0");
+        let legacy = options.send_initial_events.is_none() && from_any;
+        let initial = legacy || options.send_initial_events == Some(true);
+        let revision = match options.resource_version.as_str() {
+            "" | "0" => 0,
+            version => watch_version(&call.row, version)?,
         };
+        if options.resource_version.is_empty() {
+            self.cache.caught_up().await;
+        }
         let mut stream = WatchStream::new(self.cache.clone(), storage.clone(), filter, encoder, options);
+        // From here on errors are events: the client has its stream.
+        if initial
+            && revision > 0
+            && let Err(late) = self.wait_for(revision).await
+        {
+            stream.fail(&late);
+            return Ok(Reply::Watch(Box::new(stream)));
+        }
+        let start = if initial {
+            Start::Now
+        } else if revision == 0 {
+            Start::After(self.cache.revision())
+        } else {
+            Start::After(revision)
+        };
         match storage.watch(stream.filter.scope.clone(), start, self.cache.revision()) {
-            Ok(watch) => stream.begin(watch, start, options),
+            Ok(watch) => stream.begin(watch, start),
             Err(gone) => stream.fail(&Status::expired(gone.to_string())),
         }
         Ok(Reply::Watch(Box::new(stream)))
     }
+}
+
+/// The revision a watch starts after.
+fn watch_version(row: &Row, text: &str) -> Result<Revision, Refusal> {
+    text.parse().map_err(|_| {
+        let path = sampan_api::field::Path::new("resourceVersion");
+        let error = sampan_api::field::Error::invalid(&path, text, syntax_error(text));
+        refuse(Status::invalid(row.spec.group, row.spec.plural, "", &[error]))
+    })
 }
 
 /// The body of a watch.
@@ -96,6 +115,7 @@ impl WatchStream {
             Some(seconds) if seconds > 0 => seconds,
             _ => rand::rng().random_range(DEFAULT_TIMEOUT..2 * DEFAULT_TIMEOUT),
         };
+        let end = Instant::now() + Duration::from_secs(seconds.min(7 * 86_400));
         WatchStream {
             cache,
             storage,
@@ -109,13 +129,15 @@ impl WatchStream {
             ready: VecDeque::new(),
             done: false,
             columns_sent: false,
-            bookmark: options.bookmarks.then(|| Box::pin(tokio::time::sleep(BOOKMARKS))),
+            bookmark: options
+                .bookmarks
+                .then(|| Box::pin(tokio::time::sleep_until(next_bookmark(end)))),
             told: 0,
-            deadline: Box::pin(tokio::time::sleep(Duration::from_secs(seconds.min(7 * 86_400)))),
+            deadline: Box::pin(tokio::time::sleep_until(end)),
         }
     }
 
-    fn begin(&mut self, mut watch: Watch, start: Start, options: &ListOptions) {
+    fn begin(&mut self, mut watch: Watch, start: Start) {
         if let Start::After(revision) = start {
             self.after = revision;
         }
@@ -139,7 +161,8 @@ impl WatchStream {
                 .filter(|entry| self.filter.matches(&self.storage, entry))
                 .collect();
             self.initial = entries.into_iter();
-            if options.send_initial_events == Some(true) {
+            // Who takes bookmarks is told where the state ends.
+            if self.bookmark.is_some() {
                 self.initial_end = self.bookmark_line(snapshot.revision, true).ok();
             }
         }
@@ -299,6 +322,52 @@ impl WatchStream {
         }
     }
 
+    /// What this watcher sees of a batch. All of it for most watchers: then its bytes are made once for all of them.
+    fn take(&mut self, batch: &Batch) {
+        let whole = self.encoder.is_plain()
+            && self.filter.is_plain()
+            && !matches!(self.filter.scope, crate::watch_cache::Scope::Indexed(_));
+        if let (true, Some(first), Some(last)) = (whole, batch.changes.first(), batch.changes.last())
+            && first.revision > self.after
+        {
+            self.told = last.revision;
+            self.ready.push_back(batch.lines());
+            return;
+        }
+        for change in &batch.changes {
+            let event = self.event(change);
+            self.push(event);
+        }
+    }
+
+    /// Takes one batch from the queue, or notices its end; false: nothing is there.
+    fn drain(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(watch) = &self.watch else { return false };
+        match watch.queue.poll_batch(context) {
+            Poll::Ready(Some(batch)) => self.take(&batch),
+            Poll::Ready(None) => self.done = true,
+            Poll::Pending => return false,
+        }
+        true
+    }
+
+    /// What is ready, in chunks of a good size: small events together in one write.
+    fn next_ready(&mut self) -> Option<Bytes> {
+        let first = self.ready.pop_front()?;
+        let fits = |length: usize, next: Option<&Bytes>| next.is_some_and(|next| length + next.len() <= CHUNK);
+        if !fits(first.len(), self.ready.front()) {
+            return Some(first);
+        }
+        let mut chunk = BytesMut::with_capacity(CHUNK.min(4 * first.len()));
+        chunk.put_slice(&first);
+        while fits(chunk.len(), self.ready.front())
+            && let Some(next) = self.ready.pop_front()
+        {
+            chunk.put_slice(&next);
+        }
+        Some(chunk.freeze())
+    }
+
     /// The next chunk of the initial state.
     fn initial_chunk(&mut self) -> Option<Bytes> {
         let mut chunk = BytesMut::new();
@@ -318,7 +387,7 @@ impl WatchStream {
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            if let Some(bytes) = self.ready.pop_front() {
+            if let Some(bytes) = self.next_ready() {
                 return Poll::Ready(Some(bytes));
             }
             if let Some(bytes) = self.initial_chunk() {
@@ -327,30 +396,24 @@ impl WatchStream {
             if let Some(bytes) = self.initial_end.take() {
                 return Poll::Ready(Some(bytes));
             }
-            if let Some(change) = self.backlog.pop_front() {
-                let event = self.event(&change);
-                self.push(event);
+            if !self.backlog.is_empty() {
+                for _ in 0..BACKLOG {
+                    let Some(change) = self.backlog.pop_front() else { break };
+                    let event = self.event(&change);
+                    self.push(event);
+                }
                 continue;
             }
             if self.done {
                 return Poll::Ready(None);
             }
-            // Read before the queue is polled: everything up to here is in the queue already.
-            let reached = self.cache.revision();
-            let Some(watch) = &mut self.watch else {
+            if self.watch.is_none() {
                 return Poll::Ready(None);
-            };
-            match watch.queue.poll_recv(context) {
-                Poll::Ready(Some(change)) => {
-                    let event = self.event(&change);
-                    self.push(event);
-                    continue;
-                }
-                Poll::Ready(None) => {
-                    self.done = true;
-                    continue;
-                }
-                Poll::Pending => {}
+            }
+            // Read before the queue is polled: everything up to here is in the queue, or waits for its round.
+            let reached = self.cache.revision();
+            if self.drain(context) {
+                continue;
             }
             if self.deadline.as_mut().poll(context).is_ready() {
                 self.done = true;
@@ -359,8 +422,11 @@ impl WatchStream {
             if let Some(bookmark) = &mut self.bookmark
                 && bookmark.as_mut().poll(context).is_ready()
             {
-                bookmark.as_mut().reset(Instant::now() + BOOKMARKS);
-                if reached > self.told {
+                bookmark.as_mut().reset(next_bookmark(self.deadline.deadline()));
+                // What waits for its round comes before the bookmark that covers it.
+                self.storage.rounds(None);
+                while !self.done && self.drain(context) {}
+                if !self.done && reached > self.told {
                     self.told = reached;
                     let line = self.bookmark_line(reached, false);
                     self.push(Some(line));
@@ -369,6 +435,17 @@ impl WatchStream {
             }
             return Poll::Pending;
         }
+    }
+}
+
+/// A minute from now, and once shortly before the watch ends.
+fn next_bookmark(end: Instant) -> Instant {
+    let now = Instant::now();
+    let last = end.checked_sub(LAST_BOOKMARK).unwrap_or(end);
+    if last > now {
+        last.min(now + BOOKMARKS)
+    } else {
+        now + BOOKMARKS
     }
 }
 

@@ -8,4 +8,4 @@ pub mod query;
 pub use info::RequestInfo;
 pub use media::{Encoding, Media, MetaVersion, Transform};
 pub use options::{DeleteOptions, FieldValidation, ListOptions, VersionMatch, WriteOptions};
-pub use query::Query;
+pub use query::{Query, go_duration};

@@ -1,6 +1,7 @@
 //! The options of a request: what may stand in its query, or in the body of a delete.
 
 pub use sampan_api::codec::Validation as FieldValidation;
+use sampan_api::field::{Error, Path};
 use sampan_api::status::Status;
 use sampan_kinds::Propagation;
 use serde_json::Value;
@@ -34,85 +35,86 @@ pub enum VersionMatch {
 
 impl ListOptions {
     pub fn parse(query: &Query, watch: bool) -> Result<Self, Refusal> {
+        let matching = query.text("resourceVersionMatch").unwrap_or_default();
         let options = ListOptions {
             label_selector: query.text("labelSelector").unwrap_or_default().to_owned(),
             field_selector: query.text("fieldSelector").unwrap_or_default().to_owned(),
             watch,
             bookmarks: query.flag("allowWatchBookmarks"),
             resource_version: query.text("resourceVersion").unwrap_or_default().to_owned(),
-            version_match: match query.text("resourceVersionMatch") {
-                None => VersionMatch::Unset,
-                Some("Exact") => VersionMatch::Exact,
-                Some("NotOlderThan") => VersionMatch::NotOlderThan,
-                Some(other) => {
-                    return Err(invalid(&format!(
-                        "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\""
-                    )));
-                }
+            version_match: match matching {
+                "Exact" => VersionMatch::Exact,
+                "NotOlderThan" => VersionMatch::NotOlderThan,
+                _ => VersionMatch::Unset,
             },
             timeout_seconds: number(query, "timeoutSeconds")?,
             limit: number(query, "limit")?.unwrap_or(0) as usize,
             continue_token: query.text("continue").unwrap_or_default().to_owned(),
             send_initial_events: query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents")),
         };
-        options.check()?;
+        options.check(matching)?;
         Ok(options)
     }
 
     /// Which combinations make sense, as upstream says it.
-    fn check(&self) -> Result<(), Refusal> {
-        let matched = self.version_match != VersionMatch::Unset;
+    fn check(&self, matching: &str) -> Result<(), Refusal> {
+        let path = Path::new("resourceVersionMatch");
+        let forbidden = |why: &str| Error::forbidden(&path, why);
+        let mut errors = Vec::new();
+        let given = !matching.is_empty();
+        let initial = self.send_initial_events.is_some();
         if self.watch {
-            if matched && self.send_initial_events.is_none() {
-                return Err(invalid(
-                    "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            if initial && matching != "NotOlderThan" {
+                errors.push(forbidden(
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
                 ));
             }
-            if self.send_initial_events.is_some() && self.version_match != VersionMatch::NotOlderThan {
-                return Err(invalid(
-                    "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            if given && !initial {
+                errors.push(forbidden(
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
                 ));
             }
-            if self.send_initial_events == Some(true) && !self.bookmarks {
-                return Err(invalid(
-                    "sendInitialEvents: Forbidden: sendInitialEvents requires setting allowWatchBookmarks to true",
+            if given && matching != "NotOlderThan" {
+                errors.push(unsupported(&path, matching, &["NotOlderThan"]));
+            }
+        } else {
+            if given && self.resource_version.is_empty() {
+                errors.push(forbidden(
+                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
                 ));
             }
+            if given && !self.continue_token.is_empty() {
+                errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
+            }
+            if given && !matches!(matching, "Exact" | "NotOlderThan") {
+                errors.push(unsupported(&path, matching, &["Exact", "NotOlderThan", ""]));
+            }
+            if matching == "Exact" && self.resource_version == "0" {
+                errors.push(forbidden(
+                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+                ));
+            }
+            if initial {
+                let path = Path::new("sendInitialEvents");
+                errors.push(Error::forbidden(&path, "sendInitialEvents is forbidden for list"));
+            }
+        }
+        if self.watch && given && !self.continue_token.is_empty() {
+            errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
+        }
+        if errors.is_empty() {
             return Ok(());
         }
-        if self.send_initial_events.is_some() {
-            return Err(invalid(
-                "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list",
-            ));
-        }
-        if matched {
-            if self.resource_version.is_empty() {
-                return Err(invalid(
-                    "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
-                ));
-            }
-            if !self.continue_token.is_empty() {
-                return Err(invalid(
-                    "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden when continue is provided",
-                ));
-            }
-            if self.version_match == VersionMatch::Exact && self.resource_version == "0" {
-                return Err(invalid(
-                    "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-                ));
-            }
-        }
-        if !self.continue_token.is_empty() && !self.resource_version.is_empty() && self.resource_version != "0" {
-            return Err(refuse(Status::bad_request(
-                "specifying resource version is not allowed when using continue",
-            )));
-        }
-        Ok(())
+        Err(refuse(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)))
     }
 }
 
-fn invalid(message: &str) -> Refusal {
-    options_invalid("ListOptions", message)
+/// Values in upstream's order, which is not sorted.
+fn unsupported(path: &Path, value: &str, supported: &[&str]) -> Error {
+    let mut error = Error::not_supported(path, value, supported);
+    let names: Vec<_> = supported.iter().map(|name| format!("{name:?}")).collect();
+    error.detail = format!("supported values: {}", names.join(", "));
+    error
 }
 
 fn number(query: &Query, key: &str) -> Result<Option<u64>, Refusal> {
@@ -302,12 +304,28 @@ mod tests {
             ("resourceVersionMatch=Newest&resourceVersion=1", false),
             ("sendInitialEvents=true", false),
             ("sendInitialEvents=true&allowWatchBookmarks=true", true),
-            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", true),
-            ("continue=x&resourceVersion=5", false),
+            ("resourceVersionMatch=NotOlderThan", true),
+            ("sendInitialEvents=false&resourceVersionMatch=Exact", true),
             ("limit=many", false),
         ] {
             assert!(ListOptions::parse(&Query::parse(query), watch).is_err(), "{query}");
         }
+        let message = |query: &str| ListOptions::parse(&Query::parse(query), false).err().unwrap().message;
+        let start = "ListOptions.meta.k8s.io \"\" is invalid: ";
+        assert_eq!(
+            message("resourceVersionMatch=Newest&resourceVersion=1"),
+            format!(
+                "{start}resourceVersionMatch: Unsupported value: \"Newest\": supported values: \"Exact\", \"NotOlderThan\", \"\""
+            )
+        );
+        let forbidden = "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden";
+        assert_eq!(
+            message("resourceVersionMatch=Exact&continue=x"),
+            format!("{start}[{forbidden} unless resourceVersion is provided, {forbidden} when continue is provided]")
+        );
+        // Without bookmarks there is no mark at the end of the state, that is all.
+        let unmarked = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+        assert!(ListOptions::parse(&Query::parse(unmarked), true).is_ok());
         let good = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
         assert!(ListOptions::parse(&Query::parse(good), true).is_ok());
     }

@@ -75,9 +75,56 @@ pub fn decode(text: &str, plus: bool) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// A duration as Go writes it (`1h30m`, `500ms`); not negative.
+pub fn go_duration(text: &str) -> Option<std::time::Duration> {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Some(std::time::Duration::ZERO);
+    }
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(digits);
+        let unit = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let scale = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * scale;
+        rest = after;
+    }
+    (!text.is_empty()).then(|| std::time::Duration::try_from_secs_f64(seconds).ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, millis) in [
+            ("30s", Some(30_000)),
+            ("1m30s", Some(90_000)),
+            ("1.5s", Some(1500)),
+            ("20ms", Some(20)),
+            ("0", Some(0)),
+            ("5", None),
+            ("-1s", None),
+            ("s", None),
+            ("", None),
+            ("1x", None),
+        ] {
+            assert_eq!(go_duration(text).map(|d| d.as_millis()), millis, "{text}");
+        }
+    }
 
     #[test]
     fn pairs_are_decoded() {

@@ -8,6 +8,7 @@
 mod change;
 mod entry;
 mod index;
+mod queue;
 pub mod scan;
 mod storage;
 mod watchers;
@@ -15,15 +16,16 @@ mod watchers;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sampan_store::{self as store, Revision, Store};
 use sampan_tasks::{OnExit, Tasks};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 pub use change::{Change, FormKey};
 pub use entry::{Attributes, ChangeType, Entry};
 pub use index::{Index, Iter};
+pub use queue::{Batch, Queue};
 pub use storage::{HISTORY, Hook, Snapshot, Start, Storage, TooOld, Watch};
 pub use watchers::Scope;
 
@@ -46,6 +48,8 @@ pub struct Cache {
     storages: RwLock<HashMap<String, Arc<Storage>>>,
     revision: AtomicU64,
     waiters: Mutex<BTreeMap<Revision, Vec<oneshot::Sender<()>>>>,
+    /// Storages with a round of telling put off, and until when.
+    rounds: mpsc::UnboundedSender<(Instant, Arc<Storage>)>,
 }
 
 impl Cache {
@@ -55,6 +59,8 @@ impl Cache {
         storages: Vec<Arc<Storage>>,
         tasks: &Tasks,
     ) -> Result<Arc<Cache>, store::Error> {
+        let (rounds, due) = mpsc::unbounded_channel();
+        tasks.spawn_until_drain("watch-rounds", OnExit::Critical, hold_rounds(due));
         let cache = Arc::new(Cache {
             store: store.clone(),
             storages: RwLock::new(
@@ -65,6 +71,7 @@ impl Cache {
             ),
             revision: AtomicU64::new(0),
             waiters: Mutex::default(),
+            rounds,
         });
         let page = store.range(ROOT, &store::prefix_end(ROOT), 0).await?;
         let mut history = store.compacted().max(page.revision.saturating_sub(START_HISTORY));
@@ -184,7 +191,10 @@ impl Cache {
         if event.revision <= loaded {
             storage.remember(event);
         } else {
-            storage.apply(event);
+            if let Some(due) = storage.apply(event) {
+                // Its end is the server's end, and that of all watches.
+                let _ended = self.rounds.send((due, storage));
+            }
         }
     }
 
@@ -290,6 +300,43 @@ impl Cache {
                 }
             }
         }
+    }
+}
+
+/// Tells crowds of watchers when their round is due.
+async fn hold_rounds(mut put_off: mpsc::UnboundedReceiver<(Instant, Arc<Storage>)>) {
+    let mut due: Vec<(Instant, Arc<Storage>)> = Vec::new();
+    loop {
+        let next = due.iter().map(|(at, _)| *at).min();
+        let news = match next {
+            None => match put_off.recv().await {
+                Some(news) => Some(news),
+                None => return,
+            },
+            Some(at) => match tokio::time::timeout_at(at.into(), put_off.recv()).await {
+                Ok(Some(news)) => Some(news),
+                Ok(None) => return,
+                Err(_) => None,
+            },
+        };
+        if let Some((at, storage)) = news {
+            // One entry for each storage, at the earliest of its rounds.
+            match due.iter_mut().find(|(_, known)| Arc::ptr_eq(known, &storage)) {
+                Some((known, _)) => *known = at.min(*known),
+                None => due.push((at, storage)),
+            }
+            continue;
+        }
+        let now = Instant::now();
+        due = due
+            .into_iter()
+            .filter_map(|(at, storage)| {
+                if at > now {
+                    return Some((at, storage));
+                }
+                storage.rounds(Some(now)).map(|next| (next, storage))
+            })
+            .collect();
     }
 }
 

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use sampan_api::Object;
 use sampan_kinds::SelectableField;
 use sampan_store::{self as store, Revision};
-use tokio::sync::mpsc;
 
 use super::entry::ByPath;
+use super::queue::Queue;
 use super::watchers::{Scope, Watchers};
 use super::{Change, ChangeType, Entry, Index};
 use crate::sync::lock;
@@ -48,6 +48,8 @@ struct State {
     index: Index,
     /// Objects by the indexed field, then by path.
     indexed: HashMap<String, BTreeSet<ByPath>>,
+    /// The size of all objects in the index.
+    bytes: usize,
     revision: Revision,
     /// The revision the whole was read at; changes up to it are in it already.
     loaded: Revision,
@@ -82,7 +84,7 @@ pub struct Watch {
     pub initial: Option<Snapshot>,
     /// Changes that happened before the registration.
     pub backlog: VecDeque<Arc<Change>>,
-    pub queue: mpsc::Receiver<Arc<Change>>,
+    pub queue: Queue,
 }
 
 impl Drop for Watch {
@@ -180,6 +182,7 @@ impl Storage {
             .collect();
         state.watchers.clear();
         state.indexed = indexed;
+        state.bytes = entries.iter().map(|entry| entry.size()).sum();
         state.index = Index::from_sorted(entries);
         state.revision = revision;
         state.loaded = revision;
@@ -263,15 +266,12 @@ impl Storage {
         })
     }
 
-    /// Applies one committed change and tells the watchers.
-    pub(super) fn apply(&self, event: &store::Event) {
+    /// Applies one committed change and tells the watchers. Returns when a round of telling is due, if one is put off.
+    pub(super) fn apply(&self, event: &store::Event) -> Option<Instant> {
         let path = event.key.get(self.prefix_len..).unwrap_or_default();
         let cached = lock(&self.state).index.get(path).cloned();
         // Only the feed changes the index, so building the entry outside the lock is safe.
-        let Some(change) = self.change_of(event, cached) else {
-            return;
-        };
-        let change = Arc::new(change);
+        let change = Arc::new(self.change_of(event, cached)?);
         // One parse for whoever needs the tree.
         let hook = self.hook.get();
         let object = (hook.is_some() || self.indexed_field.is_some()).then(|| change.entry.object());
@@ -286,13 +286,18 @@ impl Storage {
         let mut state = lock(&self.state);
         // The end of a lease in etcd changes several keys at one revision.
         if change.revision <= state.loaded || change.revision < state.revision {
-            return;
+            return None;
         }
         state.put(&change, before, after);
         if let (Some(hook), Some(object)) = (hook, &object) {
             hook(&change, object);
         }
-        state.watchers.tell(&change, after, before);
+        state.watchers.tell(&change, after, before)
+    }
+
+    /// Tells crowds of watchers what is due by `now`; without it, everything. Returns when the next round is due.
+    pub fn rounds(&self, now: Option<Instant>) -> Option<Instant> {
+        lock(&self.state).watchers.rounds(now)
     }
 
     /// One object as it stands.
@@ -306,6 +311,22 @@ impl Storage {
     }
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many objects there are, and their size together.
+    pub fn weight(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.index.len(), state.bytes)
+    }
+
+    /// How many watches a change of this object would be told to; without a name, of one in this namespace.
+    pub fn interested(&self, namespace: &str, name: &str) -> usize {
+        lock(&self.state).watchers.interested(namespace, name)
+    }
+
+    #[cfg(test)]
+    pub fn preload(&self, entries: Vec<Arc<Entry>>, revision: Revision) {
+        self.load(entries, revision, revision);
     }
 
     /// Everything as it stands. `known` is the revision the whole cache has reached.
@@ -453,11 +474,13 @@ impl State {
     fn put(&mut self, change: &Arc<Change>, before: Option<&str>, after: Option<&str>) {
         let path = change.entry.path();
         let gone = change.kind == ChangeType::Deleted;
-        if gone {
-            self.index.remove(path);
+        let old = if gone {
+            self.index.remove(path)
         } else {
-            self.index.insert(change.entry.clone());
-        }
+            self.bytes += change.entry.size();
+            self.index.insert(change.entry.clone())
+        };
+        self.bytes -= old.map_or(0, |old| old.size());
         if let Some(value) = before
             && let Some(entries) = self.indexed.get_mut(value)
         {

@@ -47,6 +47,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     config.node_ports = settings.node_port_range;
     config.admission.enable = settings.enable_admission_plugins.clone();
     config.admission.disable = settings.disable_admission_plugins.clone();
+    config.in_flight = settings.in_flight;
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
     let tls_config = tls::server_config(pki.serving(), &tls::ClientVerifier::new(pki.ca())?)?;
     tasks.spawn(
