@@ -545,6 +545,52 @@ async fn selectors_and_policies_choose() {
     let put_on = json!({"metadata": {"labels": {"hooked": "yes"}}});
     assert_eq!(api.merge(&format!("{CM}/labelled"), put_on).await.code, 403);
 
+    // Conditions spare calls.
+    hooks.forget().await;
+    let conditions = json!([{"name": "not-skipped", "expression": "object.metadata.name != 'skip'"},
+        {"name": "not-nodes", "expression": "!('system:nodes' in request.userInfo.groups)"}]);
+    let conditional = |path: &str| with(hook(path), "matchConditions", conditions.clone());
+    hooks.validating("conditions", vec![conditional("/no-skip")]).await;
+    hooks.mutating("conditions", vec![conditional("/stage-1")]).await;
+    let skipped = api.post(CM, config_map("skip")).await.ok();
+    assert_eq!(skipped["data"], json!({"key": "value"}));
+    let seen = api.post(CM, config_map("seen")).await.ok();
+    assert_eq!(seen["data"]["mutation-stage-1"], "yes");
+    assert_eq!(hooks.last("/no-skip")["object"]["metadata"]["name"], "seen");
+    hooks.forget().await;
+    let broken = with(
+        hook("/deny"),
+        "matchConditions",
+        json!([{"name": "broken", "expression": "object.no.such == 1"}]),
+    );
+    hooks.validating("conditions", vec![broken.clone()]).await;
+    let refused = api.post(CM, config_map("broken")).await;
+    assert_eq!(refused.code, 403);
+    assert!(
+        refused.message().contains("resulted in error: no such key"),
+        "{}",
+        refused.message()
+    );
+    hooks.forget().await;
+    hooks
+        .validating("conditions", vec![with(broken, "failurePolicy", json!("Ignore"))])
+        .await;
+    api.post(CM, config_map("broken")).await.ok();
+    let wrong = with(
+        hook("/deny"),
+        "matchConditions",
+        json!([{"name": "wrong", "expression": "object.("}]),
+    );
+    let refused = hooks
+        .register("ValidatingWebhookConfiguration", "wrong", vec![wrong])
+        .await;
+    assert_eq!(refused.code, 422);
+    assert!(
+        refused.message().contains("compilation failed"),
+        "{}",
+        refused.message()
+    );
+
     // Exact keeps to the version named; Equivalent converts to it.
     hooks.forget().await;
     let v1 = json!([{"operations": ["*"], "apiGroups": ["autoscaling"], "apiVersions": ["v1"],

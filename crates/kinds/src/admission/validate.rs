@@ -14,10 +14,10 @@ use crate::tree;
 const WEBHOOK: &[Check] = &[
     ("failurePolicy", Rule::OneOf(&["Fail", "Ignore"])),
     ("matchPolicy", Rule::OneOf(&["Equivalent", "Exact"])),
-    ("reinvocationPolicy", Rule::OneOf(&["IfNeeded", "Never"])),
-    ("matchConditions[].name", Rule::RequiredNamed(api::qualified_name)),
-    ("matchConditions[].expression", Rule::Required("")),
 ];
+
+/// Match conditions of one webhook or policy, at most.
+const MAX_CONDITIONS: usize = 64;
 
 pub(super) fn webhooks(configuration: &Object, errors: &mut Errors) {
     let mut seen = BTreeSet::new();
@@ -25,23 +25,11 @@ pub(super) fn webhooks(configuration: &Object, errors: &mut Errors) {
         let path = Path::new("webhooks").index(index);
         let name = tree::text(hook, "name");
         qualified(name, &path.child("name"), errors);
-        if !name.is_empty() && !seen.insert(name) {
-            errors.push(Error::duplicate(&path.child("name"), name));
-        }
         for (number, rule) in tree::items(hook, "rules").iter().enumerate() {
             operations(rule, &path.child("rules").index(number), errors);
         }
         checks::run_at(WEBHOOK, hook, &path, None, errors);
-        let effects = tree::text(hook, "sideEffects");
-        const EFFECTS: [&str; 2] = ["None", "NoneOnDryRun"];
-        if effects.is_empty() {
-            errors.push(Error::required(
-                &path.child("sideEffects"),
-                "must specify one of None, NoneOnDryRun",
-            ));
-        } else if !EFFECTS.contains(&effects) {
-            errors.push(Error::not_supported(&path.child("sideEffects"), effects, &EFFECTS));
-        }
+        side_effects(hook, &path.child("sideEffects"), errors);
         if let Some(seconds) = tree::opt_int(hook, "timeoutSeconds").filter(|seconds| !(1..=30).contains(seconds)) {
             errors.push(Error::invalid(
                 &path.child("timeoutSeconds"),
@@ -52,8 +40,65 @@ pub(super) fn webhooks(configuration: &Object, errors: &mut Errors) {
         for field in ["namespaceSelector", "objectSelector"] {
             selector(hook, field, &path.child(field), errors);
         }
+        let again = [("reinvocationPolicy", Rule::OneOf(&["IfNeeded", "Never"]))];
+        checks::run_at(&again, hook, &path, None, errors);
         client(hook, &path.child("clientConfig"), errors);
+        match_conditions(hook, &path.child("matchConditions"), errors);
         review_versions(hook, &path.child("admissionReviewVersions"), errors);
+        if !name.is_empty() && !seen.insert(name) {
+            errors.push(Error::duplicate(&path.child("name"), name));
+        }
+    }
+}
+
+fn side_effects(hook: &Value, path: &Path, errors: &mut Errors) {
+    const EFFECTS: [&str; 2] = ["None", "NoneOnDryRun"];
+    match tree::get(hook, "sideEffects").and_then(Value::as_str) {
+        None => errors.push(Error::required(path, "must specify one of None, NoneOnDryRun")),
+        Some(effects) if !EFFECTS.contains(&effects) => errors.push(Error::not_supported(path, effects, &EFFECTS)),
+        Some(_) => {}
+    }
+}
+
+/// Conditions must compile, and give a boolean.
+fn match_conditions(hook: &Value, path: &Path, errors: &mut Errors) {
+    let conditions = tree::items(hook, "matchConditions");
+    if conditions.is_empty() {
+        return;
+    }
+    if conditions.len() > MAX_CONDITIONS {
+        errors.push(Error::too_many(path, conditions.len(), MAX_CONDITIONS));
+    }
+    let env = sampan_cel::admission::env();
+    let mut seen = BTreeSet::new();
+    for (index, condition) in conditions.iter().enumerate() {
+        let path = path.index(index);
+        let (name, expression) = (
+            tree::text(condition, "name"),
+            tree::text(condition, "expression").trim(),
+        );
+        let at = path.child("expression");
+        if expression.is_empty() {
+            errors.push(Error::required(&at, ""));
+        } else {
+            let wrong = match env.compile(expression) {
+                Err(error) => Some(format!("compilation failed: {error}")),
+                Ok(program) if program.output().to_string() != "bool" => Some("must evaluate to bool".to_owned()),
+                Ok(_) => None,
+            };
+            if let Some(why) = wrong {
+                errors.push(Error::invalid(&at, expression, why));
+            }
+        }
+        let at = path.child("name");
+        if name.is_empty() {
+            errors.push(Error::required(&at, ""));
+        } else {
+            checks::named(&at, name, api::qualified_name, errors);
+            if !seen.insert(name) {
+                errors.push(Error::duplicate(&at, name));
+            }
+        }
     }
 }
 
@@ -77,69 +122,155 @@ fn qualified(name: &str, path: &Path, errors: &mut Errors) {
 
 fn operations(rule: &Value, path: &Path, errors: &mut Errors) {
     let list = |field: &str| tree::items(rule, field);
-    for (field, also) in [
-        ("operations", "if '*' is present, must not specify other operations"),
-        ("apiGroups", "if '*' is present, must not specify other API groups"),
-        ("apiVersions", "if '*' is present, must not specify other API versions"),
-    ] {
+    let several = |field: &str, what: &str, errors: &mut Errors| {
         let at = path.child(field);
         if list(field).is_empty() {
             errors.push(Error::required(&at, ""));
         } else if list(field).len() > 1 && list(field).iter().any(|value| value == "*") {
-            errors.push(Error::invalid(&at, list(field).to_vec(), also));
+            let why = format!("if '*' is present, must not specify other {what}");
+            errors.push(Error::invalid(&at, list(field).to_vec(), why));
+        }
+    };
+    several("operations", "operations", errors);
+    const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
+    checks::run_at(&[("operations[]", Rule::OneOf(&OPERATIONS))], rule, path, None, errors);
+    several("apiGroups", "API groups", errors);
+    several("apiVersions", "API versions", errors);
+    for (index, _) in list("apiVersions")
+        .iter()
+        .enumerate()
+        .filter(|(_, version)| *version == "")
+    {
+        errors.push(Error::required(&path.child("apiVersions").index(index), ""));
+    }
+    resources(list("resources"), &path.child("resources"), errors);
+    const SCOPES: [&str; 3] = ["*", "Cluster", "Namespaced"];
+    checks::run_at(&[("scope", Rule::OneOf(&SCOPES))], rule, path, None, errors);
+}
+
+/// What a wildcard covers must not be named again.
+fn resources(resources: &[Value], path: &Path, errors: &mut Errors) {
+    if resources.is_empty() {
+        errors.push(Error::required(path, ""));
+    }
+    let (mut whole, mut everywhere) = (BTreeSet::new(), BTreeSet::new());
+    let mut bare = false;
+    for (index, resource) in resources.iter().filter_map(Value::as_str).enumerate() {
+        let at = path.index(index);
+        let Some((plural, sub)) = resource.split_once('/') else {
+            match resource {
+                "" => errors.push(Error::required(&at, "")),
+                // As upstream has it: the last one without a subresource decides.
+                _ => bare = resource != "*",
+            }
+            continue;
+        };
+        let covered = |by: String| format!("if '{by}' is present, must not specify {resource}");
+        if whole.contains(plural) {
+            errors.push(Error::invalid(&at, resource, covered(format!("{plural}/*"))));
+        }
+        if everywhere.contains(sub) {
+            errors.push(Error::invalid(&at, resource, covered(format!("*/{sub}"))));
+        }
+        if sub == "*" {
+            whole.insert(plural);
+        }
+        if plural == "*" {
+            everywhere.insert(sub);
         }
     }
-    if list("resources").is_empty() {
-        errors.push(Error::required(&path.child("resources"), ""));
+    let has = |wanted: &str| resources.iter().any(|resource| resource == wanted);
+    if resources.len() > 1 && has("*/*") {
+        let why = "if '*/*' is present, must not specify other resources";
+        errors.push(Error::invalid(path, resources.to_vec(), why));
     }
-    checks::run_at(
-        &[
-            (
-                "operations[]",
-                Rule::OneOf(&["*", "CONNECT", "CREATE", "DELETE", "UPDATE"]),
-            ),
-            ("scope", Rule::OneOf(&["*", "Cluster", "Namespaced"])),
-        ],
-        rule,
-        path,
-        None,
-        errors,
-    );
+    if has("*") && bare {
+        let why = "if '*' is present, must not specify other resources without subresources";
+        errors.push(Error::invalid(path, resources.to_vec(), why));
+    }
 }
 
 fn client(hook: &Value, path: &Path, errors: &mut Errors) {
     let url = tree::get(hook, "clientConfig.url").and_then(Value::as_str);
     let service = tree::get(hook, "clientConfig.service");
     match (url, service) {
-        (Some(url), None) => {
-            if !url.starts_with("https://") {
-                errors.push(Error::invalid(
-                    &path.child("url"),
-                    url,
-                    "'https' is the only allowed URL scheme; desired format: https://host[/path]",
-                ));
-            }
-        }
-        (None, Some(service)) => {
-            let path = path.child("service");
-            checks::run_at(
-                &[
-                    ("name", Rule::Required("service name is required")),
-                    ("namespace", Rule::Required("service namespace is required")),
-                ],
-                service,
-                &path,
-                None,
-                errors,
-            );
-            let port = tree::int(service, "port");
-            let wrong = api::port_number(port);
-            if !wrong.is_empty() {
-                let why = format!("port is not valid: {}", wrong.join(", "));
-                errors.push(Error::invalid(&path.child("port"), port, why));
-            }
-        }
+        (Some(address), None) => url_of(address, &path.child("url"), errors),
+        (None, Some(service)) => service_of(service, &path.child("service"), errors),
         _ => errors.push(Error::required(path, "exactly one of url or service is required")),
+    }
+}
+
+fn url_of(url: &str, path: &Path, errors: &mut Errors) {
+    const FORM: &str = "; desired format: https://host[/path]";
+    if url.chars().any(|char| char.is_control()) {
+        let why = format!("url must be a valid URL: parse {url:?}: net/url: invalid control character in URL{FORM}");
+        errors.push(Error::required(path, &why));
+        return;
+    }
+    let (rest, fragment) = url.split_once('#').unwrap_or((url, ""));
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (scheme, rest) = match rest.split_once(':') {
+        Some((scheme, rest)) if !scheme.is_empty() && !scheme.contains('/') => (scheme.to_lowercase(), rest),
+        _ => (String::new(), rest),
+    };
+    let authority = rest
+        .strip_prefix("//")
+        .map_or("", |rest| rest.split('/').next().unwrap_or_default());
+    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let mut wrong = |value: &str, why: &str| errors.push(Error::invalid(path, value, why));
+    if scheme != "https" {
+        wrong(&scheme, &format!("'https' is the only allowed URL scheme{FORM}"));
+    }
+    if host.is_empty() {
+        wrong("", &format!("host must be specified{FORM}"));
+    }
+    for (part, why) in [
+        (user, "user information is not permitted in the URL"),
+        (fragment, "fragments are not permitted in the URL"),
+        (query, "query parameters are not permitted in the URL"),
+    ] {
+        if !part.is_empty() {
+            wrong(part, why);
+        }
+    }
+}
+
+fn service_of(service: &Value, path: &Path, errors: &mut Errors) {
+    // Each is reported under the other's name, as upstream does; clients have learnt it.
+    for (field, told) in [("namespace", "name"), ("name", "namespace")] {
+        if tree::text(service, field).is_empty() {
+            errors.push(Error::required(&path.child(told), ""));
+        }
+    }
+    let port = tree::int(service, "port");
+    let wrong = api::port_number(port);
+    if !wrong.is_empty() {
+        let why = format!("port is not valid: {}", wrong.join(", "));
+        errors.push(Error::invalid(&path.child("port"), port, why));
+    }
+    let asked = tree::text(service, "path");
+    let mut wrong = |why: String| errors.push(Error::invalid(&path.child("path"), asked, why));
+    if asked.is_empty() || asked == "/" {
+        return;
+    }
+    if asked == "//" {
+        wrong("segment[0] may not be empty".into());
+        return;
+    }
+    if !asked.starts_with('/') {
+        wrong("must start with a '/'".into());
+    }
+    let mut chars = asked.chars();
+    chars.next();
+    let rest = chars.as_str();
+    for (index, step) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
+        if step.is_empty() {
+            wrong(format!("segment[{index}] may not be empty"));
+            continue;
+        }
+        for why in api::dns1123_subdomain(step) {
+            wrong(format!("segment[{index}]: {why}"));
+        }
     }
 }
 
@@ -147,7 +278,20 @@ fn review_versions(hook: &Value, path: &Path, errors: &mut Errors) {
     let versions = tree::items(hook, "admissionReviewVersions");
     if versions.is_empty() {
         errors.push(Error::required(path, "must specify one of v1, v1beta1"));
-    } else if !versions.iter().any(|version| version == "v1" || version == "v1beta1") {
+        return;
+    }
+    let mut seen = BTreeSet::new();
+    for (index, version) in versions.iter().filter_map(Value::as_str).enumerate() {
+        let at = path.index(index);
+        if !seen.insert(version) {
+            errors.push(Error::invalid(&at, version, "duplicate version"));
+            continue;
+        }
+        for why in api::dns1035_label(version) {
+            errors.push(Error::invalid(&at, version, why));
+        }
+    }
+    if !versions.iter().any(|version| version == "v1" || version == "v1beta1") {
         errors.push(Error::invalid(
             path,
             versions.to_vec(),
@@ -263,6 +407,112 @@ pub(super) fn binding(binding: &Object, errors: &mut Errors) {
             ));
         } else if !named && !selected {
             errors.push(Error::required(&path, "one of name or selector must be specified"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn told(change: impl FnOnce(&mut Value)) -> Vec<String> {
+        let mut hook = json!({"name": "a.b.c", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "clientConfig": {"service": {"namespace": "n", "name": "s", "port": 443, "path": "/a/b/"}},
+            "rules": [{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["v1"], "resources": ["pods", "pods/status"]}]});
+        change(&mut hook);
+        let mut errors = Errors::new();
+        webhooks(&json!({"webhooks": [hook]}), &mut errors);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn webhooks_are_refused_in_upstreams_words() {
+        assert_eq!(told(|_| ()), [""; 0]);
+        type Change = fn(&mut Value);
+        let cases: &[(Change, &str)] = &[
+            (
+                |hook| hook["name"] = "a.b".into(),
+                r#"webhooks[0].name: Invalid value: "a.b": should be a domain with at least three segments separated by dots"#,
+            ),
+            (
+                |hook| hook["sideEffects"] = Value::Null,
+                "webhooks[0].sideEffects: Required value: must specify one of None, NoneOnDryRun",
+            ),
+            (
+                |hook| hook["sideEffects"] = "Some".into(),
+                r#"webhooks[0].sideEffects: Unsupported value: "Some": supported values: "None", "NoneOnDryRun""#,
+            ),
+            (
+                |hook| hook["timeoutSeconds"] = 31.into(),
+                "webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds",
+            ),
+            (
+                |hook| hook["clientConfig"] = json!({}),
+                "webhooks[0].clientConfig: Required value: exactly one of url or service is required",
+            ),
+            (
+                |hook| hook["clientConfig"] = json!({"url": "http://x/y"}),
+                r#"webhooks[0].clientConfig.url: Invalid value: "http": 'https' is the only allowed URL scheme; desired format: https://host[/path]"#,
+            ),
+            (
+                |hook| hook["clientConfig"] = json!({"url": "https://u@x/y"}),
+                r#"webhooks[0].clientConfig.url: Invalid value: "u": user information is not permitted in the URL"#,
+            ),
+            (
+                |hook| hook["clientConfig"] = json!({"url": "https://x/y?z=1"}),
+                r#"webhooks[0].clientConfig.url: Invalid value: "z=1": query parameters are not permitted in the URL"#,
+            ),
+            (
+                |hook| hook["clientConfig"]["service"]["path"] = "a//b".into(),
+                r#"webhooks[0].clientConfig.service.path: Invalid value: "a//b": must start with a '/'"#,
+            ),
+            (
+                |hook| hook["clientConfig"]["service"]["port"] = 0.into(),
+                "webhooks[0].clientConfig.service.port: Invalid value: 0: port is not valid: must be between 1 and 65535, inclusive",
+            ),
+            (
+                |hook| hook["admissionReviewVersions"] = json!(["v1", "v1"]),
+                r#"webhooks[0].admissionReviewVersions[1]: Invalid value: "v1": duplicate version"#,
+            ),
+            (
+                |hook| hook["rules"][0]["resources"] = json!(["pods/*", "pods/status"]),
+                r#"webhooks[0].rules[0].resources[1]: Invalid value: "pods/status": if 'pods/*' is present, must not specify pods/status"#,
+            ),
+            (
+                |hook| hook["rules"][0]["resources"] = json!(["*/*", "a"]),
+                r#"webhooks[0].rules[0].resources: Invalid value: ["*/*","a"]: if '*/*' is present, must not specify other resources"#,
+            ),
+            (
+                |hook| hook["rules"][0]["resources"] = json!(["*", "a"]),
+                r#"webhooks[0].rules[0].resources: Invalid value: ["*","a"]: if '*' is present, must not specify other resources without subresources"#,
+            ),
+            (
+                |hook| hook["matchConditions"] = json!([{"name": "n", "expression": "1 +"}]),
+                r#"webhooks[0].matchConditions[0].expression: Invalid value: "1 +": compilation failed: ERROR"#,
+            ),
+            (
+                |hook| hook["matchConditions"] = json!([{"name": "n", "expression": "1"}]),
+                r#"webhooks[0].matchConditions[0].expression: Invalid value: "1": must evaluate to bool"#,
+            ),
+            (
+                |hook| hook["matchConditions"] = json!([{"name": "n", "expression": "params.a"}]),
+                r#"webhooks[0].matchConditions[0].expression: Invalid value: "params.a": compilation failed: ERROR"#,
+            ),
+            (
+                |hook| {
+                    hook["matchConditions"] =
+                        json!([{"name": "n", "expression": "true"}, {"name": "n", "expression": "false"}])
+                },
+                r#"webhooks[0].matchConditions[1].name: Duplicate value: "n""#,
+            ),
+        ];
+        for (change, expected) in cases {
+            let told = told(change);
+            assert!(
+                told.iter().any(|told| told.starts_with(expected)),
+                "{told:?}\n{expected}"
+            );
         }
     }
 }

@@ -13,6 +13,7 @@ use sampan_api::{Object, meta};
 use serde_json::Value;
 
 use super::super::{Operation, text};
+use super::conditions::Conditions;
 use crate::outbound::{Error, Outbound, Peer, Place, Spec, Trust};
 use crate::sync::{lock, read, write};
 use crate::watch_cache::{ChangeType, Storage};
@@ -35,6 +36,7 @@ pub struct Hook {
     pub timeout: Duration,
     /// The first version of the review that both sides know.
     pub version: Option<&'static str>,
+    pub conditions: Conditions,
     target: Result<(Place, String), Error>,
     bundle: Vec<u8>,
     outbound: Outbound,
@@ -181,6 +183,7 @@ fn compile_one(configuration: &str, index: usize, hook: &Value, outbound: &Outbo
                 "v1beta1" => Some("v1beta1"),
                 _ => None,
             }),
+        conditions: Conditions::of(hook),
         target: target(hook),
         bundle: bundle.unwrap_or_default().trim_ascii().to_vec(),
         outbound: outbound.clone(),

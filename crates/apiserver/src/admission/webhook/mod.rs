@@ -2,13 +2,14 @@
 //!
 //! Configurations are compiled once per change ([`config`]) and in force before the write that made them is
 //! answered. A request is matched against the compiled rules ([`matching`]), shown to the webhook in the version
-//! the rule asks for ([`review`]), and the answer is checked before anything of it is believed ([`call`]).
+//! the rule asks for ([`review`]) if its conditions hold ([`conditions`]), and the answer is checked before anything of it is believed ([`call`]).
 //!
 //! Mutating webhooks run one after the other in the order of their configurations' names; validating ones run side
 //! by side. Writes of the server itself and the configurations of admission are exempt, so that no webhook can lock
 //! a cluster up.
 
 mod call;
+mod conditions;
 mod config;
 mod matching;
 mod review;
@@ -22,6 +23,7 @@ use sampan_api::patch::json::JsonPatch;
 use sampan_api::schema::{self, Type};
 use sampan_api::status::Status;
 use sampan_api::{Object, codec};
+use sampan_auth::Authorizer;
 use serde_json::{Value, json};
 
 use self::call::{Failure, Outcome};
@@ -41,6 +43,7 @@ const VALIDATION: &str = "validating.webhook.admission.k8s.io/";
 struct Webhooks {
     source: Arc<Source>,
     matcher: Match,
+    authorizer: Authorizer,
     metrics: Arc<Metrics>,
     /// As metrics name it.
     kind: &'static str,
@@ -56,6 +59,7 @@ impl Webhooks {
         Webhooks {
             source,
             matcher: Match::new(wiring.reader.clone(), wiring.rows.clone()),
+            authorizer: wiring.authorizer.clone(),
             metrics: wiring.metrics.clone(),
             kind,
         }
@@ -69,6 +73,32 @@ impl Webhooks {
         hooks
             .iter()
             .any(|hook| self.matcher.by_rules(hook, review, review.row).is_some())
+    }
+
+    /// Whether the match conditions hold. An error of theirs ends the request, or spares the call.
+    async fn conditions_hold(
+        &self,
+        invocation: &Invocation<'_>,
+        review: &Review<'_>,
+        object: Option<&Object>,
+    ) -> Result<bool, Refusal> {
+        let hook = invocation.hook;
+        if hook.conditions.is_empty() {
+            return Ok(true);
+        }
+        let old = invocation.shown(review, review.old).await?;
+        let old = old.as_ref().or(review.old);
+        let started = Instant::now();
+        let verdict = hook.conditions.hold(invocation, review, object, old, &self.authorizer);
+        let kind = if self.kind == "admit" { "admit" } else { "validate" };
+        let told = verdict.as_ref().copied().map_err(|_| ());
+        self.metrics
+            .match_conditions(&hook.name, "webhook", kind, review.operation, started.elapsed(), told);
+        match verdict {
+            Err(_) if hook.ignores_failure => Ok(false),
+            Err(why) => Err(refuse(review.forbid(object, &why))),
+            Ok(verdict) => Ok(verdict),
+        }
     }
 
     /// Calls one webhook and books it. `Err` is what the client hears; a failure that is ignored is `Ok(None)`.
@@ -186,7 +216,11 @@ impl Plugin for Mutating {
                 continue;
             };
             let shown = invocation.shown(review, present).await?;
-            let called = self.0.call(&invocation, review, shown.as_ref().or(present)).await;
+            let seen = shown.as_ref().or(present);
+            if !self.0.conditions_hold(&invocation, review, seen).await? {
+                continue;
+            }
+            let called = self.0.call(&invocation, review, seen).await;
             called.note(hook, notes);
             let at = format!("round_{round}_index_{index}");
             if called.failed_open {
@@ -301,7 +335,10 @@ impl Plugin for Validating {
         for hook in hooks.iter() {
             if let Some(invocation) = self.0.matcher.select(hook, review, object)? {
                 let shown = invocation.shown(review, object).await?;
-                invocations.push((invocation, shown));
+                let seen = shown.as_ref().or(object);
+                if self.0.conditions_hold(&invocation, review, seen).await? {
+                    invocations.push((invocation, shown));
+                }
             }
         }
         let calls = invocations
