@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use ipnet::Ipv4Net;
 use rand::Rng;
@@ -15,6 +15,7 @@ use sampan_api::status::Status;
 use sampan_api::{Object, field, meta};
 use serde_json::{Value, json};
 
+use crate::claims::{Claims, Owner};
 use crate::rows::Row;
 use crate::sync::lock;
 use crate::watch_cache::{Change, ChangeType};
@@ -36,6 +37,7 @@ struct Taken {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Holding {
+    uid: String,
     addresses: Vec<Ipv4Addr>,
     ports: Vec<u16>,
 }
@@ -68,7 +70,24 @@ impl Holding {
             .collect();
         ports.sort_unstable();
         ports.dedup();
-        Holding { addresses, ports }
+        Holding {
+            uid: meta::uid(service).to_owned(),
+            addresses,
+            ports,
+        }
+    }
+
+    /// What is held, by the names of claims, unless `other` holds it too.
+    fn without(&self, other: &Holding) -> Vec<String> {
+        let addresses = self
+            .addresses
+            .iter()
+            .filter(|address| !other.addresses.contains(address));
+        let ports = self.ports.iter().filter(|port| !other.ports.contains(port));
+        addresses
+            .map(|address| format!("ip/{address}"))
+            .chain(ports.map(|port| format!("port/{port}")))
+            .collect()
     }
 }
 
@@ -76,6 +95,8 @@ impl Holding {
 pub struct Services {
     range: Ipv4Net,
     taken: Mutex<Taken>,
+    /// For what other servers may be about to take.
+    claims: OnceLock<Claims>,
 }
 
 /// Addresses and ports held for a write under way. Dropped without [`Reserved::keep`], they are given back.
@@ -84,6 +105,8 @@ pub struct Reserved {
     services: Option<Arc<Services>>,
     path: String,
     new: Holding,
+    /// What of it was claimed in the store.
+    claimed: Vec<String>,
 }
 
 impl Reserved {
@@ -92,8 +115,37 @@ impl Reserved {
             services: None,
             path: String::new(),
             new: Holding::default(),
+            claimed: Vec::new(),
         }
     }
+
+    fn owner(&self) -> Owner {
+        Owner {
+            path: self.path.clone(),
+            uid: self.new.uid.clone(),
+        }
+    }
+
+    /// Makes what is new ours in the store too, where that is needed. `Some`: another Service was faster.
+    pub async fn claim(&mut self) -> Result<Option<(String, Owner)>, sampan_store::Error> {
+        let Some(services) = self.services.clone() else {
+            return Ok(None);
+        };
+        let Some(claims) = services.claims.get().filter(|claims| claims.needed()) else {
+            return Ok(None);
+        };
+        let owner = self.owner();
+        for what in self.new.without(&Holding::default()) {
+            let holds = |owner: &Owner| services.holds(owner, &what);
+            match claims.take(&what, &owner, holds).await {
+                Ok(()) => self.claimed.push(what),
+                Err(Ok(other)) => return Ok(Some((what, other))),
+                Err(Err(error)) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// The write committed: what it holds is now the cache's business.
     pub fn keep(mut self) {
         self.services = None;
@@ -103,6 +155,9 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         let Some(services) = &self.services else { return };
+        if let Some(claims) = services.claims.get() {
+            claims.release(std::mem::take(&mut self.claimed), self.owner());
+        }
         let mut taken = lock(&services.taken);
         let stored = taken.stored.get(&self.path).cloned().unwrap_or_default();
         for address in self
@@ -133,7 +188,70 @@ impl Services {
         Arc::new(Services {
             range,
             taken: Mutex::new(taken),
+            claims: OnceLock::new(),
         })
+    }
+
+    /// Says where claims are made. Once.
+    pub fn set_claims(&self, claims: Claims) {
+        if self.claims.set(claims).is_err() {
+            tracing::error!("the allocator has its claims already");
+        }
+    }
+
+    /// Whether the Service `owner` is stored and holds `what`.
+    fn holds(&self, owner: &Owner, what: &str) -> bool {
+        let taken = lock(&self.taken);
+        taken.stored.get(&owner.path).is_some_and(|holding| {
+            holding.uid == owner.uid && holding.without(&Holding::default()).iter().any(|held| held == what)
+        })
+    }
+
+    /// Notes that `path` of another server is about to hold `what`.
+    pub fn block(&self, what: &str, path: &str) {
+        let mut taken = lock(&self.taken);
+        match what.split_once('/') {
+            Some(("ip", address)) => {
+                if let Ok(address) = address.parse() {
+                    taken.addresses.entry(address).or_insert_with(|| path.to_owned());
+                }
+            }
+            Some((_, port)) => {
+                if let Ok(port) = port.parse() {
+                    taken.ports.entry(port).or_insert_with(|| path.to_owned());
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Forgets [`Services::block`]: what is stored by now stays known.
+    pub fn unblock(&self, what: &str, path: &str) {
+        let mut taken = lock(&self.taken);
+        let held = taken
+            .stored
+            .get(path)
+            .is_some_and(|holding| holding.without(&Holding::default()).iter().any(|held| held == what));
+        if held {
+            return;
+        }
+        match what.split_once('/') {
+            Some(("ip", address)) => {
+                if let Ok(address) = address.parse()
+                    && taken.addresses.get(&address).is_some_and(|owner| owner == path)
+                {
+                    taken.addresses.remove(&address);
+                }
+            }
+            Some((_, port)) => {
+                if let Ok(port) = port.parse()
+                    && taken.ports.get(&port).is_some_and(|owner| owner == path)
+                {
+                    taken.ports.remove(&port);
+                }
+            }
+            None => {}
+        }
     }
 
     pub fn range(&self) -> Ipv4Net {
@@ -154,6 +272,13 @@ impl Services {
         };
         let mut taken = lock(&self.taken);
         if let Some(old) = taken.stored.remove(&path) {
+            if let Some(claims) = self.claims.get() {
+                let owner = Owner {
+                    path: path.clone(),
+                    uid: old.uid.clone(),
+                };
+                claims.release(old.without(&holding), owner);
+            }
             for address in old.addresses {
                 taken.addresses.remove(&address);
             }
@@ -187,7 +312,11 @@ impl Services {
         let mut reserved = Reserved {
             services: Some(self.clone()),
             path,
-            new: Holding::default(),
+            new: Holding {
+                uid: meta::uid(service).to_owned(),
+                ..Holding::default()
+            },
+            claimed: Vec::new(),
         };
         let mut errors = field::Errors::new();
         if let Some(old) = old {

@@ -20,6 +20,8 @@ use crate::control_plane::ControlPlane;
 use crate::registry::{Call, Registry};
 use crate::request::{DeleteOptions, WriteOptions};
 
+pub use address::settle_to;
+
 /// Writes in flight at once.
 const WIDTH: usize = 128;
 
@@ -39,6 +41,11 @@ pub async fn run(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
     kept?;
     address::keep(plane);
     Ok(())
+}
+
+/// Makes objects be as stated.
+pub async fn keep(plane: &Arc<ControlPlane>, objects: Vec<Object>) -> Result<(), Refusal> {
+    all(&plane.registry, objects, true).await
 }
 
 async fn all(registry: &Registry, objects: Vec<Object>, keep: bool) -> Result<(), Refusal> {

@@ -108,6 +108,8 @@ pub struct ControlPlane {
     pub(crate) aggregator: crate::aggregator::Aggregator,
     /// How everything else outside is called.
     pub(crate) outbound: Outbound,
+    /// The API servers of this cluster.
+    pub(crate) peers: crate::peers::Peers,
     pub(crate) flow: Arc<Flow>,
     ready: AtomicBool,
 }
@@ -121,6 +123,7 @@ impl ControlPlane {
         let cache = Cache::start(store, storages, tasks).await?;
         let authorizer = Authorizer::new();
         let services = Services::new(config.service_range, config.node_ports);
+        services.set_claims(crate::claims::Claims::new(cache.store().clone(), tasks));
         let reader = Reader::new(cache.clone());
         let outbound = Outbound::new(&reader, tasks);
         let flow = Flow::new(config.in_flight.0 + config.in_flight.1);
@@ -152,6 +155,7 @@ impl ControlPlane {
             backends: crate::streaming::Backends::new(&config.pki)?,
             aggregator: crate::aggregator::Aggregator::default(),
             outbound: outbound.clone(),
+            peers: crate::peers::Peers::new(config.advertise),
             config,
             registry,
             authenticator,
@@ -170,6 +174,7 @@ impl ControlPlane {
         crate::aggregator::start(&plane);
         crate::flow::keeper::start(&plane);
         plane.ready.store(true, Ordering::Release);
+        tasks.spawn("peers", OnExit::Critical, crate::peers::run(plane.clone()));
         let drain = tasks.drain();
         let kept = cache.clone();
         tasks.spawn("end-watches", OnExit::Critical, async move {

@@ -44,6 +44,9 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         return aggregator::serve(plane, &remote, incoming).await;
     }
     if !incoming.info.is_resource {
+        if incoming.info.path.starts_with(crate::admin::ROOT) {
+            return crate::admin::serve(plane, incoming).await;
+        }
         let Incoming { parts, info, query, .. } = incoming;
         return discovery::serve(
             plane,

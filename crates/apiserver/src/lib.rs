@@ -9,12 +9,14 @@
 //! strategy, in a small admission plugin, or in the short list of special subresources (binding, eviction,
 //! token, exec and friends, proxy).
 
+mod admin;
 pub mod admission;
 mod aggregation;
 mod aggregator;
 mod allocate;
 pub mod body;
 mod bootstrap;
+mod claims;
 mod compress;
 mod connect;
 mod control_plane;
@@ -26,6 +28,7 @@ pub mod front;
 mod metrics;
 mod openapi;
 pub mod outbound;
+mod peers;
 mod pretty;
 pub mod registry;
 pub mod request;

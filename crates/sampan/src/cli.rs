@@ -39,6 +39,79 @@ pub enum Command {
     Image(Image),
     /// Apply manifests to a cluster, for machines without kubectl
     Apply(Apply),
+    /// Write the whole state of a running cluster to a file
+    Backup(Backup),
+    /// Make the store of a stopped cluster what a backup holds
+    Restore(Restore),
+    /// Move a running cluster from the embedded store to etcd
+    Migrate(Migrate),
+}
+
+/// Where etcd is.
+#[derive(Args)]
+pub struct Etcd {
+    /// URLs of etcd, such as https://192.0.2.10:2379
+    #[arg(long, env = "SAMPAN_ETCD_SERVERS", value_name = "URL,...", value_delimiter = ',')]
+    pub etcd_servers: Vec<String>,
+    /// The authority that etcd's certificates are checked against (PEM)
+    #[arg(long, env = "SAMPAN_ETCD_CAFILE", value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// The certificate that etcd knows us by (PEM)
+    #[arg(long, env = "SAMPAN_ETCD_CERTFILE", value_name = "FILE")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// The key of --etcd-certfile (PEM)
+    #[arg(long, env = "SAMPAN_ETCD_KEYFILE", value_name = "FILE")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// Where in etcd the cluster's keys begin [default: /registry]
+    #[arg(long, env = "SAMPAN_ETCD_PREFIX", value_name = "PATH")]
+    pub etcd_prefix: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Backup {
+    /// The file to write; it holds the cluster's Secrets
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How to reach the cluster as an administrator
+    #[arg(
+        long,
+        env = "KUBECONFIG",
+        default_value = "/var/lib/sampan/admin.kubeconfig",
+        value_name = "FILE"
+    )]
+    pub kubeconfig: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Restore {
+    /// A file that `sampan backup` wrote
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The data directory of the stopped server, unless the store is etcd
+    #[arg(long, env = "SAMPAN_DATA_DIR", default_value = crate::options::DEFAULT_DATA_DIR, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Replace what is there
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub etcd: Etcd,
+}
+
+#[derive(Args)]
+pub struct Migrate {
+    #[command(flatten)]
+    pub etcd: Etcd,
+    /// Replace what is in etcd below the prefix
+    #[arg(long)]
+    pub force: bool,
+    /// How to reach the cluster as an administrator
+    #[arg(
+        long,
+        env = "KUBECONFIG",
+        default_value = "/var/lib/sampan/admin.kubeconfig",
+        value_name = "FILE"
+    )]
+    pub kubeconfig: PathBuf,
 }
 
 #[derive(Args)]

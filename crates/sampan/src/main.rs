@@ -2,6 +2,7 @@
 
 mod alone;
 mod apply;
+mod backup;
 mod cli;
 mod image;
 mod options;
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Image(command) => image::run(command).await,
             Command::Apply(command) => apply::run(command).await,
+            Command::Backup(command) => backup::backup(command).await,
+            Command::Restore(command) => backup::restore(command).await,
+            Command::Migrate(command) => backup::migrate(command).await,
             Command::Server(command) => serve(*command).await,
             Command::Scheduler(command) => alone::scheduler(command).await,
             Command::Controllers(command) => alone::controllers(command).await,

@@ -42,6 +42,24 @@ pub struct Options {
     /// Services get their addresses from here
     #[arg(long, env = "SAMPAN_SERVICE_CIDR", value_name = "CIDR")]
     pub service_cidr: Option<Ipv4Net>,
+    /// Keep the cluster in this etcd instead of the data directory; several servers may share it
+    #[arg(long, env = "SAMPAN_ETCD_SERVERS", value_name = "URL,...", value_delimiter = ',')]
+    pub etcd_servers: Option<Vec<String>>,
+    /// The authority that etcd's certificates are checked against (PEM)
+    #[arg(long, env = "SAMPAN_ETCD_CAFILE", value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// The certificate that etcd knows this server by (PEM)
+    #[arg(long, env = "SAMPAN_ETCD_CERTFILE", value_name = "FILE")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// The key of --etcd-certfile (PEM)
+    #[arg(long, env = "SAMPAN_ETCD_KEYFILE", value_name = "FILE")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// Where in etcd the cluster's keys begin [default: /registry]
+    #[arg(long, env = "SAMPAN_ETCD_PREFIX", value_name = "PATH")]
+    pub etcd_prefix: Option<String>,
+    /// The token that opens the cluster's sealed keys, from another server [default: cluster-token in the data directory]
+    #[arg(long, env = "SAMPAN_CLUSTER_TOKEN_FILE", value_name = "FILE")]
+    pub cluster_token_file: Option<PathBuf>,
     /// Ports that NodePort Services get, as FIRST-LAST
     #[arg(long, env = "SAMPAN_NODE_PORT_RANGE", value_name = "FIRST-LAST")]
     pub node_port_range: Option<String>,
@@ -145,6 +163,9 @@ pub struct Settings {
     pub node_port: u16,
     pub pod_cidr: Ipv4Net,
     pub service_cidr: Ipv4Net,
+    /// `None`: the store is embedded.
+    pub etcd: Option<sampan_store::etcd::Options>,
+    pub cluster_token_file: PathBuf,
     pub node_port_range: (u16, u16),
     pub cluster_domain: String,
     pub tls_san: Vec<String>,
@@ -196,6 +217,12 @@ impl Options {
             node_port: self.node_port.or(file.node_port),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             service_cidr: self.service_cidr.or(file.service_cidr),
+            etcd_servers: self.etcd_servers.or(file.etcd_servers),
+            etcd_cafile: self.etcd_cafile.or(file.etcd_cafile),
+            etcd_certfile: self.etcd_certfile.or(file.etcd_certfile),
+            etcd_keyfile: self.etcd_keyfile.or(file.etcd_keyfile),
+            etcd_prefix: self.etcd_prefix.or(file.etcd_prefix),
+            cluster_token_file: self.cluster_token_file.or(file.cluster_token_file),
             node_port_range: self.node_port_range.or(file.node_port_range),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             tls_san: self.tls_san.or(file.tls_san),
@@ -294,7 +321,16 @@ impl Options {
                 "this and --max-mutating-requests-inflight cannot both be 0: nothing would be worked on",
             ));
         }
+        let etcd = etcd(
+            self.etcd_servers.unwrap_or_default(),
+            [self.etcd_cafile, self.etcd_certfile, self.etcd_keyfile],
+            self.etcd_prefix,
+        )?;
         Ok(Settings {
+            etcd,
+            cluster_token_file: self
+                .cluster_token_file
+                .unwrap_or_else(|| data_dir.join("cluster-token")),
             data_dir,
             in_flight,
             listen,
@@ -318,6 +354,44 @@ impl Options {
             on_exit: self.on_exit.unwrap_or_default(),
         })
     }
+}
+
+/// How to reach etcd, if it is to be used: authority, certificate and key are files.
+pub fn etcd(
+    servers: Vec<String>,
+    [ca_file, cert_file, key_file]: [Option<PathBuf>; 3],
+    prefix: Option<String>,
+) -> Result<Option<sampan_store::etcd::Options>, OptionsError> {
+    if servers.is_empty() {
+        let without = [
+            ("--etcd-cafile", &ca_file),
+            ("--etcd-certfile", &cert_file),
+            ("--etcd-keyfile", &key_file),
+        ];
+        return match without
+            .into_iter()
+            .find_map(|(flag, file)| Some((flag, file.as_ref()?)))
+        {
+            Some((flag, file)) => Err(invalid(flag, file.display(), "it is of no use without --etcd-servers")),
+            None => Ok(None),
+        };
+    }
+    for server in &servers {
+        if !server.starts_with("http://") && !server.starts_with("https://") {
+            return Err(invalid(
+                "--etcd-servers",
+                server,
+                "give URLs such as https://192.0.2.10:2379, separated by commas",
+            ));
+        }
+    }
+    Ok(Some(sampan_store::etcd::Options {
+        servers,
+        ca_file,
+        cert_file,
+        key_file,
+        prefix: prefix.unwrap_or_else(|| "/registry".into()),
+    }))
 }
 
 fn listen(text: &str) -> Result<SocketAddr, OptionsError> {

@@ -10,8 +10,10 @@
 //! - revisions are dense and strictly increasing, and survive kill -9 at any instruction;
 //! - subscribers are told of every change once, in revision order, and before the write's own reply.
 
+pub mod backup;
 pub mod embedded;
 pub mod etcd;
+pub mod movable;
 pub mod testing;
 mod types;
 pub use types::*;

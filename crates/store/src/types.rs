@@ -167,6 +167,16 @@ pub trait Store: Send + Sync + 'static {
     }
     /// The oldest revision that can still be watched from or read at.
     fn compacted(&self) -> Revision;
+    /// Whether other processes may write to this store too.
+    fn shared(&self) -> bool {
+        false
+    }
+    /// Resolves once [`Store::shared`] is true; a store can be moved while it serves.
+    async fn until_shared(&self) {
+        if !self.shared() {
+            std::future::pending::<()>().await;
+        }
+    }
     /// One key as it stands.
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error>;
     /// Keys of `[start, end)` in order, at most `limit` (0: all), as they stand now.
@@ -185,6 +195,17 @@ pub trait Store: Send + Sync + 'static {
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), Error>;
     /// Ends a lease now, deleting its keys.
     async fn revoke(&self, lease: LeaseId) -> Result<(), Error>;
+    /// Moves everything to etcd while it serves, saying how far it is; see [`crate::movable`].
+    async fn move_to(
+        &self,
+        _options: &crate::etcd::Options,
+        _force: bool,
+        _told: &mpsc::UnboundedSender<String>,
+    ) -> Result<(), Error> {
+        Err(Error::Rejected {
+            reason: "only an embedded store can be moved".into(),
+        })
+    }
     /// Bytes on disk.
     async fn size(&self) -> Result<u64, Error>;
 }

@@ -147,9 +147,13 @@ impl Tasks {
     /// Resolves with the reason when a critical task of this set has failed.
     pub async fn failed(&self) -> String {
         let mut seen = self.failed.subscribe();
-        match seen.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let reason = match seen.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone(),
+            Err(_) => None,
+        };
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
         }
     }
 

@@ -1,98 +1,59 @@
-//! `default/kubernetes`: Service, Endpoints and EndpointSlice are what they must be, whoever changes them.
+//! `default/kubernetes`: Service, Endpoints and EndpointSlices are what they must be, whoever changes them.
 //!
-//! Settled at start and whenever one of the three changes. Several servers on one store share the objects: each puts
-//! its own address in and takes out those of others that answer no more, which is looked at on every change and every
-//! few minutes. Upstream keeps leases for this, renewed every few seconds; here silence costs nothing.
+//! Settled at start and whenever one of them changes; where servers share a store, also whenever one comes or goes
+//! (see [`crate::peers`], which knows who is there).
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sampan_api::Object;
 use sampan_tasks::OnExit;
-use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
 use super::{all, objects};
 use crate::Refusal;
 use crate::control_plane::ControlPlane;
+use crate::peers::Addresses;
+use crate::registry::{Call, store_failure};
+use crate::request::DeleteOptions;
 use crate::watch_cache::{Scope, Start, Storage, Watch};
 
 const PATH: &str = "default/kubernetes";
-/// A server that was killed is noticed after this long at the latest.
-const LOOK: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(100);
-const ANSWER: Duration = Duration::from_secs(2);
 
-/// Brings the three objects to what they must be.
+/// Brings the objects to what they must be.
 pub async fn settle(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
-    let mut wanted = objects::address(plane);
-    let own = plane.config.advertise;
-    let mut others = Vec::new();
-    for address in known(plane).into_iter().filter(|address| *address != own) {
-        if answers(address).await {
-            others.push(address);
+    if plane.peers.has_left() {
+        return Ok(());
+    }
+    let store = plane.registry.cache.store();
+    let addresses = plane.peers.addresses(&**store).await.map_err(store_failure)?;
+    settle_to(plane, &addresses).await
+}
+
+/// Makes the objects lead to `addresses`.
+pub async fn settle_to(plane: &Arc<ControlPlane>, addresses: &Addresses) -> Result<(), Refusal> {
+    let mut wanted = objects::endpoints(addresses);
+    wanted.push(objects::service(plane));
+    all(&plane.registry, wanted, true).await?;
+    // Slices of ports that nobody listens on any more.
+    let Some(row) = plane.registry.row("discovery.k8s.io", "endpointslices") else {
+        return Ok(());
+    };
+    let Some(storage) = &row.storage else { return Ok(()) };
+    let wanted: BTreeSet<String> = objects::slice_names(addresses).collect();
+    let snapshot = storage.snapshot(0);
+    let begin = "default/kubernetes-";
+    for entry in snapshot.index.from(begin).take_while(|entry| entry.path().starts_with(begin)) {
+        let port = entry.name().strip_prefix("kubernetes-").unwrap_or_default();
+        if port.parse::<u16>().is_ok() && !wanted.contains(entry.name()) {
+            let mut call = Call::internal(row.clone(), "delete", "default", entry.name());
+            match plane.registry.delete(&mut call, &DeleteOptions::default()).await {
+                Err(refusal) if refusal.code != 404 => return Err(refusal),
+                _ => {}
+            }
         }
     }
-    for object in &mut wanted {
-        add(object, own, &others);
-    }
-    all(&plane.registry, wanted, true).await
-}
-
-/// The addresses the slice holds now.
-fn known(plane: &ControlPlane) -> Vec<SocketAddr> {
-    let storage = plane.registry.storage_of("discovery.k8s.io", "endpointslices");
-    let Some(slice) = storage
-        .and_then(|storage| storage.get(PATH))
-        .map(|entry| entry.object())
-    else {
-        return Vec::new();
-    };
-    let port = slice.pointer("/ports/0/port").and_then(Value::as_u64);
-    let Some(port) = port.and_then(|port| u16::try_from(port).ok()) else {
-        return Vec::new();
-    };
-    slice
-        .get("endpoints")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|endpoint| endpoint.pointer("/addresses/0")?.as_str()?.parse().ok())
-        .map(|ip| SocketAddr::new(ip, port))
-        .collect()
-}
-
-async fn answers(address: SocketAddr) -> bool {
-    matches!(
-        tokio::time::timeout(ANSWER, TcpStream::connect(address)).await,
-        Ok(Ok(_))
-    )
-}
-
-/// Puts other servers beside this one. All share one port: that is what a subset can say.
-fn add(object: &mut Object, own: SocketAddr, others: &[SocketAddr]) {
-    let mut all: Vec<SocketAddr> = others
-        .iter()
-        .copied()
-        .filter(|other| other.port() == own.port())
-        .collect();
-    if all.is_empty() {
-        return;
-    }
-    all.push(own);
-    all.sort();
-    if object.get("subsets").is_some() {
-        object["subsets"][0]["addresses"] = all
-            .iter()
-            .map(|address| json!({"ip": address.ip().to_string()}))
-            .collect();
-    } else if object.get("endpoints").is_some() {
-        object["endpoints"] = all
-            .iter()
-            .map(|address| json!({"addresses": [address.ip().to_string()], "conditions": {"ready": true}}))
-            .collect();
-    }
+    Ok(())
 }
 
 /// Settles again and again, for as long as the server runs.
@@ -136,7 +97,6 @@ pub fn keep(plane: &Arc<ControlPlane>) {
                         change = service => change.is_none(),
                         change = endpoints => change.is_none(),
                         change = slice => change.is_none(),
-                        () = tokio::time::sleep(LOOK) => false,
                     };
                     if ended {
                         break;

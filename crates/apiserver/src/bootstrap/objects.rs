@@ -4,6 +4,7 @@ use sampan_api::Object;
 use serde_json::{Value, json};
 
 use crate::control_plane::ControlPlane;
+use crate::peers::Addresses;
 
 pub fn namespaces() -> Vec<Object> {
     ["default", "kube-system", "kube-public", "kube-node-lease"]
@@ -36,41 +37,62 @@ pub fn fixed(plane: &ControlPlane) -> Vec<Object> {
     objects
 }
 
-/// Service, Endpoints and EndpointSlice `default/kubernetes`: kept as they must be.
-pub fn address(plane: &ControlPlane) -> Vec<Object> {
-    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+/// The Service `default/kubernetes`: kept as it must be.
+pub fn service(plane: &ControlPlane) -> Object {
     let cluster_ip = plane.registry.services.first_address().to_string();
-    let (ip, port) = (plane.config.advertise.ip().to_string(), plane.config.advertise.port());
-    let mut objects = vec![
-        json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
-            "spec": {
-                "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip],
-                "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
-                "internalTrafficPolicy": "Cluster",
-                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
-            },
-        }),
-        json!({
-            "apiVersion": "v1", "kind": "Endpoints",
-            "metadata": {"name": "kubernetes", "namespace": "default",
-                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-            "subsets": [{"addresses": [{"ip": ip}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
-        }),
-        json!({
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip],
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "internalTrafficPolicy": "Cluster",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": plane.config.advertise.port()}],
+        },
+    })
+}
+
+/// The names of the slices that [`endpoints`] makes.
+pub fn slice_names(addresses: &Addresses) -> impl Iterator<Item = String> {
+    addresses.keys().enumerate().map(|(nth, port)| match nth {
+        0 => "kubernetes".to_owned(),
+        _ => format!("kubernetes-{port}"),
+    })
+}
+
+/// Where `default/kubernetes` leads: Endpoints, and a slice for each port. Nothing, if nobody can be reached.
+pub fn endpoints(addresses: &Addresses) -> Vec<Object> {
+    if addresses.is_empty() {
+        return Vec::new();
+    }
+    let ports = |port: u16| json!([{"name": "https", "port": port, "protocol": "TCP"}]);
+    let subsets: Vec<Value> = addresses
+        .iter()
+        .map(|(port, ips)| {
+            let ips: Vec<_> = ips.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
+            json!({"addresses": ips, "ports": ports(*port)})
+        })
+        .collect();
+    let mut objects = vec![json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": subsets,
+    })];
+    for (name, (port, ips)) in slice_names(addresses).zip(addresses) {
+        let endpoints: Vec<_> = ips
+            .iter()
+            .map(|ip| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}}))
+            .collect();
+        objects.push(json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": "kubernetes", "namespace": "default",
+            "metadata": {"name": name, "namespace": "default",
                 "labels": {"kubernetes.io/service-name": "kubernetes"}},
             "addressType": "IPv4",
-            "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-        }),
-    ];
-    if plane.config.advertise.ip().is_loopback() {
-        // Nothing outside this machine's own namespace could follow it there.
-        tracing::warn!(%ip, "the advertised address is a loopback one: Pods cannot reach the API through it");
-        objects.truncate(1);
+            "endpoints": endpoints,
+            "ports": ports(*port),
+        }));
     }
     objects
 }

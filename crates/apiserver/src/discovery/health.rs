@@ -8,12 +8,20 @@ use crate::registry::reply::response;
 use crate::request::Query;
 
 /// Name and verdict of each check.
-fn checks(plane: &ControlPlane, kind: &str) -> Vec<(&'static str, bool)> {
+async fn checks(plane: &ControlPlane, kind: &str) -> Vec<(&'static str, bool)> {
     let draining = plane.tasks.drain().is_started();
+    // Upstream's name, whichever engine it is.
+    let store = match plane.registry.cache.store().health().await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "the store does not work");
+            false
+        }
+    };
     let mut checks = vec![
         ("ping", true),
         ("log", true),
-        ("store", true),
+        ("etcd", store),
         ("watch-cache", plane.registry.cache.revision() > 0 || plane.is_ready()),
         ("poststarthook/bootstrap", plane.is_ready()),
     ];
@@ -23,9 +31,9 @@ fn checks(plane: &ControlPlane, kind: &str) -> Vec<(&'static str, bool)> {
     checks
 }
 
-pub fn serve(plane: &ControlPlane, segments: &[&str], query: &Query) -> Response<Body> {
+pub async fn serve(plane: &ControlPlane, segments: &[&str], query: &Query) -> Response<Body> {
     let kind = segments.first().copied().unwrap_or("healthz");
-    let mut checks = checks(plane, kind);
+    let mut checks = checks(plane, kind).await;
     let single = segments.get(1..).unwrap_or_default().join("/");
     if !single.is_empty() {
         checks.retain(|(name, _)| *name == single);

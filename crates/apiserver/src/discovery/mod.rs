@@ -62,7 +62,9 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
         ["apis", group, version] => {
             groups::resources(&table, group, version).ok_or_else(|| refuse(Status::no_such_path()))?
         }
-        ["healthz" | "livez" | "readyz", ..] => return Ok(health::serve(plane, &segments, incoming.query)),
+        ["healthz" | "livez" | "readyz", ..] => {
+            return Ok(health::serve(plane, &segments, incoming.query).await);
+        }
         ["metrics"] => {
             return Ok(response(
                 200,

@@ -73,7 +73,7 @@ impl Registry {
         }
         strategy.prepare_create(&mut object);
         let name = access::name(&object).to_owned();
-        let reserved = self.services.reserve(&row, &mut object, None)?;
+        let reserved = self.reserve(&row, &mut object, None).await?;
         let mut errors = strategy.validate_create(&object);
         if errors.is_empty() {
             errors = meta::validate_create(&row, &object);

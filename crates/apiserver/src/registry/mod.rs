@@ -15,6 +15,7 @@ mod managers;
 pub mod meta;
 pub mod patch;
 pub mod reply;
+mod reserve;
 pub mod scale;
 mod table;
 mod update;

@@ -279,7 +279,7 @@ impl Registry {
         } else if access::generation(&old) == 0 && access::generation(&new) == 0 {
             access::ensure_metadata(&mut new).remove("generation");
         }
-        let reserved = self.services.reserve(&row, &mut new, Some(&old))?;
+        let reserved = self.reserve(&row, &mut new, Some(&old)).await?;
         let mut errors = sampan_api::names::validate_object_meta_update(&new, &old, &field::Path::new("metadata"));
         errors.extend(strategy.validate_update(part, &new, &old));
         if !errors.is_empty() {

@@ -4,8 +4,10 @@
 //! it can watch for: the scheduler starts before there are nodes, the node before it has a Pod range.
 
 mod dns;
+mod identity;
 mod machine;
 mod network;
+mod roles;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +17,10 @@ use sampan_apiserver::ControlPlane;
 use sampan_auth::UserInfo;
 use sampan_client::{Informers, Recorder, SystemClock};
 use sampan_pki::{Kubeconfig, Params, Pki, UserCredential, tls};
+use sampan_store::Store;
 use sampan_store::embedded::{Embedded, Options as StoreOptions};
+use sampan_store::etcd::Etcd;
+use sampan_store::movable::Movable;
 use sampan_tasks::{OnExit, Tasks};
 use tokio::net::TcpListener;
 
@@ -39,7 +44,16 @@ pub async fn run(settings: Settings) -> Result<()> {
         )
     })?;
     private_dir(&settings.data_dir)?;
-    let store = Embedded::open(&settings.data_dir.join("store"), StoreOptions::default())?;
+    let mut embedded = None;
+    let store: Arc<dyn Store> = match &settings.etcd {
+        Some(etcd) => Etcd::connect(etcd, &tasks).await?,
+        None => {
+            let opened = Embedded::open(&settings.data_dir.join("store"), StoreOptions::default())?;
+            embedded = Some(opened.clone());
+            Movable::new(opened, &tasks)
+        }
+    };
+    identity::share(&*store, &settings).await?;
     let pki = Arc::new(Pki::load_or_create(&settings.pki_dir(), params(&settings))?);
     let mut config =
         sampan_apiserver::Config::new(pki.clone(), SocketAddr::new(settings.node_ip, settings.listen.port()));
@@ -85,7 +99,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     if left > 0 {
         tracing::warn!(left, "some tasks did not finish in time");
     }
-    store.close();
+    if let Some(store) = embedded {
+        store.close();
+    }
     if server.settings.on_exit == options::OnExit::Clean {
         let settings = server.settings.clone();
         drop(server);
@@ -122,21 +138,24 @@ impl Server {
                 ..sampan_controllers::Config::default()
             };
             let plane = self.plane.clone();
-            let client_for = move |name: &str| client(&plane, named(name));
-            sampan_controllers::Controllers::start(config, client_for, &self.informers, &self.tasks)?;
+            roles::start(self, "kube-controller-manager", move |informers, tasks| {
+                let client_for = |name: &str| client(&plane, named(name));
+                sampan_controllers::Controllers::start(config.clone(), client_for, informers, tasks)
+                    .map(|_running| ())
+                    .map_err(|error| error.to_string())
+            });
         }
         if settings.runs(Role::Scheduler) {
-            let client = self.client(UserInfo::component("system:kube-scheduler"));
-            let recorder = Recorder::new(
-                client.clone(),
-                "default-scheduler",
-                None,
-                Arc::new(SystemClock),
-                &self.tasks,
-            );
-            let config = sampan_scheduler::Config::default();
-            let work = sampan_scheduler::run(config, client, self.informers.clone(), recorder, self.tasks.drain());
-            self.tasks.spawn("scheduler", OnExit::Critical, work);
+            let plane = self.plane.clone();
+            roles::start(self, "kube-scheduler", move |informers, tasks| {
+                let client = client(&plane, UserInfo::component("system:kube-scheduler"));
+                let clock = Arc::new(SystemClock);
+                let recorder = Recorder::new(client.clone(), "default-scheduler", None, clock, tasks);
+                let config = sampan_scheduler::Config::default();
+                let work = sampan_scheduler::run(config, client, informers.clone(), recorder, tasks.drain());
+                tasks.spawn("scheduler", OnExit::Critical, work);
+                Ok(())
+            });
         }
         if settings.runs(Role::Node) || settings.runs(Role::Proxy) || settings.runs(Role::Dns) {
             machine::start(self).await?;

@@ -26,9 +26,13 @@ use async_trait::async_trait;
 use redb::{Database, ReadableDatabase, ReadableTable};
 use tokio::sync::oneshot;
 
+use crate::backup::Backup;
 use crate::types::{Error, Key, KeyValue, LeaseId, Page, Revision, Store, WatchStream, Write, Written};
 use tables::{FORMAT, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_FORMAT};
 use writer::{Command, Writer};
+
+/// There when the store was moved: where to.
+pub(crate) const MOVED_KEY: &str = "/registry/sampan/moved-to";
 
 /// How an embedded store is opened.
 #[derive(Clone, Debug)]
@@ -90,6 +94,7 @@ impl Embedded {
             .map_err(failed("open its file"))?;
         let database = Arc::new(database);
         prepare(&database)?;
+        refuse_moved(&database)?;
         let counters = Arc::new(Counters::default());
         let (commands, inbox) = mpsc::channel();
         let writer = Writer::load(Arc::clone(&database), Arc::clone(&counters), options.batch)?;
@@ -115,6 +120,80 @@ impl Embedded {
             sender.send(command(reply)).map_err(|_| Error::Closed)?;
         }
         answer.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Ends every watch with [`Error::Moved`].
+    pub async fn end_watches(&self) -> Result<(), Error> {
+        self.ask(|reply| Command::EndWatches { reply }).await
+    }
+
+    /// Makes `dir` a store that holds `backup`. What is there already is refused, or with `force` kept beside it.
+    /// Returns where it was put.
+    ///
+    /// The counter goes on far beyond the backup's (and the old store's) revision and history begins there, so a
+    /// client that knows anything newer than the backup reads everything anew.
+    pub fn restore(dir: &Path, backup: &Backup, force: bool) -> Result<Option<PathBuf>, Error> {
+        let action = "restore a backup";
+        std::fs::create_dir_all(dir).map_err(failed("create its directory"))?;
+        let _lock = lock(dir)?;
+        let (path, new) = (dir.join("store.redb"), dir.join("store.redb.restoring"));
+        let mut beyond = backup.revision;
+        if path.exists() {
+            if !force {
+                return Err(failed(action)(format!(
+                    "there is a store in {} already; choose another --data-dir, or give --force to replace it (the old one is kept beside the new)",
+                    dir.display()
+                )));
+            }
+            // A damaged store is a reason to restore: then only the backup's revision counts.
+            if let Ok(old) = Database::builder().open(&path)
+                && let Ok(transaction) = old.begin_read()
+                && let Ok(meta) = transaction.open_table(META)
+            {
+                beyond = beyond.max(writer::counter(&meta, tables::META_REVISION).unwrap_or(0));
+            }
+        }
+        let revision = beyond + crate::backup::LEAP;
+        if new.exists() {
+            std::fs::remove_file(&new).map_err(failed(action))?;
+        }
+        let database = Database::builder().create(&new).map_err(failed(action))?;
+        prepare(&database)?;
+        let transaction = database.begin_write().map_err(failed(action))?;
+        {
+            let mut keys = transaction.open_table(KEYS).map_err(failed(action))?;
+            let mut leases = transaction.open_table(LEASES).map_err(failed(action))?;
+            let mut lease_keys = transaction.open_table(LEASE_KEYS).map_err(failed(action))?;
+            let mut next = 1;
+            for entry in &backup.entries {
+                keys.insert(&*entry.key, tables::encode_entry(entry).as_slice())
+                    .map_err(failed(action))?;
+                if let Some(lease) = entry.lease {
+                    // Every engine counts leases in its own way; here small numbers are expected to be free.
+                    let ttl = u64::try_from(crate::backup::LEASE.as_millis()).unwrap_or(u64::MAX);
+                    leases.insert(lease, ttl).map_err(failed(action))?;
+                    lease_keys.insert((lease, &*entry.key), ()).map_err(failed(action))?;
+                    next = next.max(lease + 1);
+                }
+            }
+            let mut meta = transaction.open_table(META).map_err(failed(action))?;
+            for (name, value) in [
+                (tables::META_REVISION, revision),
+                (tables::META_COMPACTED, revision),
+                (tables::META_NEXT_LEASE, next),
+            ] {
+                meta.insert(name, value).map_err(failed(action))?;
+            }
+        }
+        transaction.commit().map_err(failed(action))?;
+        drop(database);
+        let kept = path.exists().then(|| dir.join(format!("store.redb.before-{revision}")));
+        if let Some(kept) = &kept {
+            std::fs::rename(&path, kept).map_err(failed(action))?;
+        }
+        std::fs::rename(&new, &path).map_err(failed(action))?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed(action))?;
+        Ok(kept)
     }
 
     /// Stops the writer once everything queued is committed, and closes the file. Later calls fail with [`Error::Closed`].
@@ -173,6 +252,21 @@ fn lock(dir: &Path) -> Result<File, Error> {
         .and_then(|()| write!(file, "{}", std::process::id()))
         .map_err(failed("write its lock file"))?;
     Ok(file)
+}
+
+/// A store that was moved is of the past: serving it again would undo what happened since.
+fn refuse_moved(database: &Database) -> Result<(), Error> {
+    let action = "open its file";
+    let transaction = database.begin_read().map_err(failed(action))?;
+    let keys = transaction.open_table(KEYS).map_err(failed(action))?;
+    let Some(found) = keys.get(MOVED_KEY).map_err(failed(action))? else {
+        return Ok(());
+    };
+    let entry = tables::decode_entry(Key::from(MOVED_KEY), found.value()).map_err(failed(action))?;
+    Err(failed(action)(format!(
+        "it was moved to etcd; start with --etcd-servers {} (and its other --etcd- options)",
+        String::from_utf8_lossy(&entry.value)
+    )))
 }
 
 /// Makes sure every table exists and the format is ours.

@@ -23,6 +23,9 @@ pub(super) enum Command {
         after: Revision,
         reply: Reply<WatchStream>,
     },
+    EndWatches {
+        reply: Reply<()>,
+    },
     Compact {
         revision: Revision,
         reply: Reply<()>,
@@ -138,6 +141,13 @@ impl Writer {
                     self.commit(writes);
                 }
                 Command::Watch { prefix, after, reply } => answer(reply, self.watch(prefix, after)),
+                Command::EndWatches { reply } => {
+                    for watcher in self.watchers.drain(..) {
+                        // A watcher that left needs no word.
+                        let _gone = watcher.events.send(Err(Error::Moved));
+                    }
+                    answer(reply, Ok(()));
+                }
                 Command::Compact { revision, reply } => answer(reply, self.compact(revision)),
                 Command::Grant { ttl, reply } => answer(reply, self.grant(ttl)),
                 Command::KeepAlive { lease, reply } => answer(reply, self.keep_alive(lease)),

@@ -108,16 +108,11 @@ impl Etcd {
         Ok(Arc::new(Etcd(inner.ready().await?)))
     }
 
-    /// Connects to an etcd that is to be filled from elsewhere with revisions greater than `beyond`. There must be
-    /// nothing below the prefix, unless `force` says to remove it. Until [`Etcd::filled`] nobody else can use it.
-    pub async fn connect_to_fill(
-        options: &Options,
-        beyond: Revision,
-        force: bool,
-        tasks: &Tasks,
-    ) -> Result<Arc<Self>, Error> {
+    /// Connects to an etcd that is to be filled from elsewhere. There must be nothing below the prefix, unless `force`
+    /// says to remove it. Until [`Etcd::filled`] nobody else can use it.
+    pub async fn connect_to_fill(options: &Options, force: bool, tasks: &Tasks) -> Result<Arc<Self>, Error> {
         let mut inner = Inner::open(options, tasks).await?;
-        let before = inner.stored_offset().await?;
+        inner.offset = inner.stored_offset().await?;
         let root = format!("{ROOT}/");
         let first = inner
             .fetch(&root, &prefix_end(&root), 1, 0)
@@ -129,9 +124,8 @@ impl Etcd {
                 inner.prefix
             )));
         }
-        let now = revision_of(&first.header);
-        // What was here before counts too: clients may know its revisions.
-        inner.offset = (beyond + 1).saturating_sub(now).max(before);
+        // First the mark, so that what was here is never taken for whole while it goes.
+        inner.put(FILLING_KEY, "1".to_owned()).await?;
         let _deleted: proto::Nothing = inner
             .client
             .call(
@@ -144,14 +138,18 @@ impl Etcd {
             )
             .await?;
         let inner = inner.ready().await?;
+        // What was here before counts too: clients may know its revisions.
         for (key, value) in [(FILLING_KEY, "1".to_owned()), (OFFSET_KEY, inner.offset.to_string())] {
             inner.put(key, value).await?;
         }
         Ok(Arc::new(Etcd(inner)))
     }
 
-    /// Says that everything is there. How it came here is forgotten: nobody may watch from before.
-    pub async fn filled(&self) -> Result<(), Error> {
+    /// Says that everything is there, and that its revisions are to be greater than `beyond` for everyone who connects
+    /// from now on ([`Etcd::connect`] again). How it came here is forgotten: nobody may watch from before.
+    pub async fn filled(&self, beyond: Revision) -> Result<(), Error> {
+        let offset = self.0.offset.max(beyond);
+        self.0.put(OFFSET_KEY, offset.to_string()).await?;
         let write = Write {
             key: FILLING_KEY.into(),
             condition: Condition::None,
@@ -159,6 +157,11 @@ impl Etcd {
         };
         self.write(write).await?;
         self.0.forget(self.newest().await?).await
+    }
+
+    /// Whether a key is the engine's own and not part of what it keeps.
+    pub fn is_own(key: &str) -> bool {
+        matches!(key, OFFSET_KEY | FILLING_KEY)
     }
 }
 
@@ -452,6 +455,10 @@ impl Store for Etcd {
 
     fn compacted(&self) -> Revision {
         self.0.compacted.load(Ordering::Acquire)
+    }
+
+    fn shared(&self) -> bool {
+        true
     }
 
     async fn newest(&self) -> Result<Revision, Error> {

@@ -1,0 +1,99 @@
+//! What only the cluster's administrators ask of a server, below `/sampan/v1/`: a backup of the store, and its move
+//! to etcd. Authorized like any path that is no resource: nobody but `system:masters` may, unless a role says so.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Limited, StreamBody};
+use sampan_api::status::Status;
+use sampan_store::backup::Backup;
+use sampan_store::etcd;
+use sampan_tasks::OnExit;
+use serde::Deserialize;
+
+use crate::body::{Body, BoxError};
+use crate::control_plane::ControlPlane;
+use crate::dispatch::Incoming;
+use crate::registry::reply::response;
+use crate::registry::store_failure;
+use crate::{Refusal, refuse};
+
+pub const ROOT: &str = "/sampan/v1/";
+/// A wish is a few file names.
+const MAX_WISH: usize = 64 << 10;
+
+/// Where a store is to be moved.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Wish {
+    servers: Vec<String>,
+    prefix: String,
+    force: bool,
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+}
+
+pub async fn serve(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Response<Body>, Refusal> {
+    let what = incoming.info.path.strip_prefix(ROOT).unwrap_or_default();
+    match (&incoming.parts.method, what) {
+        (&Method::GET, "backup") => backup(plane).await,
+        (&Method::POST, "migrate") => migrate(plane, incoming.body).await,
+        _ => Err(refuse(Status::no_such_path())),
+    }
+}
+
+async fn backup(plane: &Arc<ControlPlane>) -> Result<Response<Body>, Refusal> {
+    let backup = Backup::of(&**plane.registry.cache.store())
+        .await
+        .map_err(store_failure)?;
+    let encoded = tokio::task::spawn_blocking(move || {
+        let mut file = Vec::new();
+        backup.write(&mut file).map(|()| file)
+    });
+    let file = encoded
+        .await
+        .map_err(|error| refuse(Status::internal(error)))?
+        .map_err(|error| refuse(Status::internal(error)))?;
+    Ok(response(200, "application/octet-stream", file))
+}
+
+/// Answers with lines that say how far it is; the last begins with "moved" or "error".
+async fn migrate(plane: &Arc<ControlPlane>, body: Body) -> Result<Response<Body>, Refusal> {
+    let body = Limited::new(body, MAX_WISH)
+        .collect()
+        .await
+        .map_err(|error| refuse(Status::bad_request(error.to_string())))?
+        .to_bytes();
+    let wish: Wish = serde_json::from_slice(&body).map_err(|error| refuse(Status::bad_request(error.to_string())))?;
+    let options = etcd::Options {
+        servers: wish.servers,
+        ca_file: wish.ca_file,
+        cert_file: wish.cert_file,
+        key_file: wish.key_file,
+        prefix: wish.prefix,
+    };
+    let store = plane.registry.cache.store().clone();
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    // A task of its own: the move goes on when whoever asked goes away.
+    plane.tasks.spawn("move-store", OnExit::Expected, async move {
+        if let Err(error) = store.move_to(&options, wish.force, &tell).await {
+            tracing::error!(%error, "the store could not be moved");
+            // Nobody may be listening any more.
+            drop(tell.send(format!("error: {error}")));
+        }
+    });
+    let lines = futures::stream::unfold(told, |mut told| async move {
+        let line = told.recv().await?;
+        Some((Ok::<_, BoxError>(Frame::data(Bytes::from(line + "\n"))), told))
+    });
+    let mut answer = Response::new(Body::wrap(StreamBody::new(lines)));
+    answer.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    Ok(answer)
+}
