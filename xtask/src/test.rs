@@ -32,6 +32,11 @@ const TOOLS: &[Tool] = &[
         why: "tests run real containers of it",
     },
     Tool {
+        program: "etcd",
+        package: "etcd-server",
+        why: "tests keep clusters in a real etcd",
+    },
+    Tool {
         program: "docker-registry",
         package: "docker-registry",
         why: "tests pull from a real registry",

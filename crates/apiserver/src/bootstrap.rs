@@ -24,6 +24,8 @@ pub use address::settle_to;
 
 /// Writes in flight at once.
 const WIDTH: usize = 128;
+/// How often an object is tried that another server writes at the same time.
+const ATTEMPTS: usize = 8;
 
 pub async fn run(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
     let registry = &plane.registry;
@@ -57,8 +59,21 @@ async fn all(registry: &Registry, objects: Vec<Object>, keep: bool) -> Result<()
     results.into_iter().collect()
 }
 
+/// [`ensure_once`], again while other servers write the same objects.
+async fn ensure(registry: &Registry, object: Object, keep: bool) -> Result<(), Refusal> {
+    for _ in 1..ATTEMPTS {
+        match ensure_once(registry, object.clone(), keep).await {
+            Err(refusal) if matches!(refusal.code, 404 | 409) => {
+                registry.cache.caught_up().await;
+            }
+            outcome => return outcome,
+        }
+    }
+    ensure_once(registry, object, keep).await
+}
+
 /// Creates an object if it is absent; with `keep`, brings it back to what it must be.
-async fn ensure(registry: &Registry, mut object: Object, keep: bool) -> Result<(), Refusal> {
+async fn ensure_once(registry: &Registry, mut object: Object, keep: bool) -> Result<(), Refusal> {
     let (group, version) = meta::group_version(meta::api_version(&object)).unwrap_or_default();
     let table = registry.rows.get();
     let Some(row) = table.of_kind(group, version, meta::kind(&object)).cloned() else {

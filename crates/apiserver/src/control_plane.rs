@@ -174,7 +174,6 @@ impl ControlPlane {
         crate::aggregator::start(&plane);
         crate::flow::keeper::start(&plane);
         plane.ready.store(true, Ordering::Release);
-        tasks.spawn("peers", OnExit::Critical, crate::peers::run(plane.clone()));
         let drain = tasks.drain();
         let kept = cache.clone();
         tasks.spawn("end-watches", OnExit::Critical, async move {

@@ -43,6 +43,7 @@ pub use body::Body;
 pub use connect::InProcess;
 pub use control_plane::{Config, ControlPlane, DEFAULT_SERVICE_RANGE, StartError, VERSION};
 pub use front::serve;
+pub use peers::run as follow_peers;
 
 use sampan_api::status::Status;
 

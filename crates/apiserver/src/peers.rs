@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use sampan_api::{Object, meta};
 use sampan_store::{self as store, Condition, LeaseId, Op, Write, prefix_end};
+use sampan_tasks::Drain;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
@@ -110,9 +111,8 @@ impl Peers {
     }
 }
 
-/// Keeps this server known and the Service's endpoints right, until it stops.
-pub async fn run(plane: Arc<ControlPlane>) {
-    let drain = plane.tasks.drain();
+/// Keeps this server known and the Service's endpoints right, until `drain`; to be drained while the API still works.
+pub async fn run(plane: Arc<ControlPlane>, drain: Drain) {
     let store = plane.registry.cache.store().clone();
     if drain.until(store.until_shared()).await.is_none() {
         return;

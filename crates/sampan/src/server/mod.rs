@@ -32,6 +32,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// How long tasks may take to finish once asked to.
 const DRAIN: Duration = Duration::from_secs(20);
+/// How long controllers and the scheduler, which are drained first, may take.
+const ROLES: Duration = Duration::from_secs(8);
 
 /// Runs a server until it is asked to stop or a part that it cannot do without fails.
 pub async fn run(settings: Settings) -> Result<()> {
@@ -78,6 +80,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         ),
         settings,
         tasks,
+        roles: Tasks::new(),
         plane,
         pki,
     };
@@ -95,7 +98,8 @@ pub async fn run(settings: Settings) -> Result<()> {
             .err()
             .map_or_else(|| "asked to".to_owned(), ToString::to_string)
     );
-    let left = server.tasks.shutdown(DRAIN).await;
+    // Leases are given back while there still is an API to do it with.
+    let left = server.roles.shutdown(ROLES).await + server.tasks.shutdown(DRAIN).await;
     if left > 0 {
         tracing::warn!(left, "some tasks did not finish in time");
     }
@@ -114,6 +118,8 @@ pub async fn run(settings: Settings) -> Result<()> {
 struct Server {
     settings: Settings,
     tasks: Tasks,
+    /// What leaves before the API does.
+    roles: Tasks,
     plane: Arc<ControlPlane>,
     pki: Arc<Pki>,
     informers: Informers,
@@ -131,6 +137,8 @@ impl Server {
 
     async fn start_roles(&self) -> Result<()> {
         let settings = &self.settings;
+        let peers = sampan_apiserver::follow_peers(self.plane.clone(), self.roles.drain());
+        self.roles.spawn("api-server-peers", OnExit::Critical, peers);
         if settings.runs(Role::Controllers) {
             let config = sampan_controllers::Config {
                 root_ca: Some(self.pki.ca_pem().to_owned()),
@@ -171,6 +179,7 @@ impl Server {
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
             reason = self.tasks.failed() => Err(reason.into()),
+            reason = self.roles.failed() => Err(reason.into()),
         }
     }
 }

@@ -21,10 +21,10 @@ pub(super) fn start<F>(server: &Server, name: &'static str, start: F)
 where
     F: Fn(&Informers, &Tasks) -> Result<(), String> + Send + Sync + 'static,
 {
-    let (plane, tasks) = (server.plane.clone(), server.tasks.clone());
+    let (plane, tasks) = (server.plane.clone(), server.roles.clone());
     let store = plane.registry().cache.store().clone();
     let informers = server.informers.clone();
-    server.tasks.spawn(name, OnExit::Critical, async move {
+    server.roles.spawn(name, OnExit::Critical, async move {
         let drain = tasks.drain();
         if !store.shared() {
             let term = tasks.child();
