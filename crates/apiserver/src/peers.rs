@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sampan_api::{Object, meta};
@@ -39,6 +40,7 @@ pub type Addresses = BTreeMap<u16, BTreeSet<IpAddr>>;
 pub struct Peers {
     me: SocketAddr,
     lease: Mutex<Option<LeaseId>>,
+    left: AtomicBool,
     /// Unique to this run of the process.
     holder: String,
 }
@@ -48,8 +50,14 @@ impl Peers {
         Peers {
             me,
             lease: Mutex::default(),
+            left: AtomicBool::new(false),
             holder: format!("{}_{}", identity(me), uuid::Uuid::new_v4()),
         }
+    }
+
+    /// Whether this server has taken itself out.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 
     fn key(&self) -> String {
@@ -128,6 +136,7 @@ pub async fn run(plane: Arc<ControlPlane>, drain: Drain) {
             break;
         }
     }
+    plane.peers.left.store(true, Ordering::Release);
     // Leaving politely: nobody is led here any more.
     let lease = plane.peers.lease.lock().await.take();
     if let Some(lease) = lease
@@ -139,7 +148,7 @@ pub async fn run(plane: Arc<ControlPlane>, drain: Drain) {
     let mut others = plane.peers.addresses_of_others(&*store).await.unwrap_or_default();
     others.retain(|_, ips| !ips.is_empty());
     if !others.is_empty()
-        && let Err(refusal) = publish(&plane, &others).await
+        && let Err(refusal) = bootstrap::settle_to(&plane, &others).await
     {
         tracing::debug!(why = refusal.message, "this server's address could not be taken back");
     }
@@ -164,36 +173,9 @@ impl Peers {
 async fn beat(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
     let store = plane.registry.cache.store();
     let addresses = plane.peers.addresses(&**store).await.map_err(store_failure)?;
-    publish(plane, &addresses).await?;
+    bootstrap::settle_to(plane, &addresses).await?;
     bootstrap::keep(plane, vec![identity_lease(plane)]).await?;
     forget_identities(plane).await
-}
-
-async fn publish(plane: &Arc<ControlPlane>, addresses: &Addresses) -> Result<(), Refusal> {
-    bootstrap::keep(plane, bootstrap::endpoints(addresses)).await?;
-    // Slices of ports that nobody listens on any more.
-    let Some(row) = plane.registry.row("discovery.k8s.io", "endpointslices") else {
-        return Ok(());
-    };
-    let Some(storage) = &row.storage else { return Ok(()) };
-    let wanted: BTreeSet<String> = bootstrap::slice_names(addresses).collect();
-    let snapshot = storage.snapshot(0);
-    let begin = "default/kubernetes-";
-    let known = snapshot
-        .index
-        .from(begin)
-        .take_while(|entry| entry.path().starts_with(begin));
-    for entry in known {
-        let port = entry.name().strip_prefix("kubernetes-").unwrap_or_default();
-        if port.parse::<u16>().is_ok() && !wanted.contains(entry.name()) {
-            let mut call = Call::internal(row.clone(), "delete", "default", entry.name());
-            match plane.registry.delete(&mut call, &DeleteOptions::default()).await {
-                Err(refusal) if refusal.code != 404 => return Err(refusal),
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The name of a server's identity: fixed for where it listens, and saying nothing about that.

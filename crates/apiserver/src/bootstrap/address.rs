@@ -43,7 +43,11 @@ pub async fn settle_to(plane: &Arc<ControlPlane>, addresses: &Addresses) -> Resu
     let wanted: BTreeSet<String> = objects::slice_names(addresses).collect();
     let snapshot = storage.snapshot(0);
     let begin = "default/kubernetes-";
-    for entry in snapshot.index.from(begin).take_while(|entry| entry.path().starts_with(begin)) {
+    for entry in snapshot
+        .index
+        .from(begin)
+        .take_while(|entry| entry.path().starts_with(begin))
+    {
         let port = entry.name().strip_prefix("kubernetes-").unwrap_or_default();
         if port.parse::<u16>().is_ok() && !wanted.contains(entry.name()) {
             let mut call = Call::internal(row.clone(), "delete", "default", entry.name());
