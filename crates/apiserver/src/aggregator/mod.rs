@@ -44,14 +44,16 @@ pub(crate) const PLURAL: &str = "apiservices";
 /// Extension servers that are asked about themselves at once.
 const AT_ONCE: usize = 16;
 
+/// Remotes by namespace and name of the Service they name.
+type ByService = HashMap<(String, String), Vec<Arc<Remote>>>;
+
 /// Remotes by group and version.
 pub type Remotes = BTreeMap<(String, String), Arc<Remote>>;
 
 /// Who answers what.
 pub struct Aggregator {
     remotes: RwLock<Arc<Remotes>>,
-    /// Names of remotes by the Service they name.
-    by_service: Mutex<HashMap<(String, String), Vec<Arc<Remote>>>>,
+    by_service: Mutex<ByService>,
     turns: Arc<Semaphore>,
 }
 
@@ -146,7 +148,7 @@ impl Aggregator {
             Some(remote) => new.insert(key, remote),
             None => new.remove(&key),
         };
-        let mut by_service: HashMap<_, Vec<_>> = HashMap::new();
+        let mut by_service = ByService::new();
         for remote in new.values() {
             by_service.entry(remote.service()).or_default().push(remote.clone());
         }
