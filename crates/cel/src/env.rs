@@ -109,6 +109,11 @@ impl Program {
         cost::estimate(&self.expr, &|name| env.variable(name))
     }
 
+    /// How deep an evaluation can nest.
+    pub fn height(&self) -> u32 {
+        self.expr.height
+    }
+
     /// Whether the variable is used anywhere; `oldSelf` makes a rule a transition rule.
     pub fn uses(&self, variable: &str) -> bool {
         uses(&self.expr, variable)

@@ -49,6 +49,7 @@ mod library;
 mod macros;
 mod parser;
 pub mod pattern;
+pub mod policy;
 mod schema;
 #[cfg(test)]
 mod tests;

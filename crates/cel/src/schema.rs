@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
+use sampan_api::schema;
 use serde_json::Value as Json;
 
 use crate::types::{Fields, ObjectType, Type};
@@ -139,6 +140,37 @@ impl Decl {
     pub fn of_object(object: ObjectType) -> Arc<Decl> {
         let object = Arc::new(object);
         Arc::new(Decl::new(Type::Object(object.clone()), Shape::Object(object), 0, 2))
+    }
+
+    /// The declaration of a built-in type. Types may contain themselves, so fields are looked up when asked for.
+    pub fn of_type(ty: &schema::Type) -> Arc<Decl> {
+        match ty {
+            schema::Type::String | schema::Type::Quantity => Self::string(),
+            schema::Type::Bool => Self::boolean(),
+            schema::Type::Int32 | schema::Type::Int64 => Self::int(),
+            schema::Type::Double => Self::double(),
+            schema::Type::Bytes => Self::bytes(),
+            schema::Type::Time | schema::Type::MicroTime => Self::timestamp(),
+            schema::Type::Strings => Self::list(Self::string()),
+            schema::Type::List(list) => Self::list(Self::of_type(&list.items)),
+            schema::Type::Map(map) => Self::map(Self::of_type(&map.values)),
+            schema::Type::Def(_) | schema::Type::Struct(_) => match ty.as_struct() {
+                Some(own) if !own.fields.is_empty() => {
+                    let (name, ty) = (own.name.to_string(), ty.clone());
+                    let resolve = move |field: &str| {
+                        let own = ty.as_struct()?;
+                        Some(Self::of_type(&own.field(&unescape(field))?.ty))
+                    };
+                    Self::of_object(ObjectType {
+                        name,
+                        fields: Fields::Lazy(Box::new(resolve)),
+                        constructible: false,
+                    })
+                }
+                _ => DYN.clone(),
+            },
+            _ => DYN.clone(),
+        }
     }
 
     /// The declaration of a structural schema (`openAPIV3Schema` or a part of it); `None` if rules cannot see it.

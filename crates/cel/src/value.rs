@@ -60,14 +60,14 @@ pub enum Value<'a> {
     Type(Type),
     Opaque(Rc<Opaque<'a>>),
     /// Fields that are worked out when they are asked for: `variables`.
-    Lazy(&'a dyn Lazy<'a>),
+    Lazy(Rc<dyn Lazy<'a> + 'a>),
     /// A made object: `Object.spec{…}`.
     Made(Rc<Made<'a>>),
 }
 
 /// Something with fields whose values take work.
 pub trait Lazy<'a> {
-    fn field(&self, name: &str) -> Option<Result<Value<'a>, EvalError>>;
+    fn field(self: Rc<Self>, name: &str) -> Option<Result<Value<'a>, EvalError>>;
 }
 
 /// An object an expression has made.
@@ -271,7 +271,7 @@ impl<'a> Value<'a> {
                 _ => map.get(name).map(Value::json),
             }),
             Value::Map(Map::Own(map)) => Ok(map.get(&Key::String(Text::Own(name.into()))).cloned()),
-            Value::Lazy(lazy) => lazy.field(name).transpose(),
+            Value::Lazy(lazy) => lazy.clone().field(name).transpose(),
             Value::Made(made) => Ok(made
                 .fields
                 .iter()

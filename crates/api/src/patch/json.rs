@@ -25,6 +25,13 @@ pub enum JsonPatchError {
     Failed(String),
 }
 
+impl JsonPatchError {
+    /// Whether a `test` found another value: the patch is right, but does not apply now.
+    pub fn is_failed_test(&self) -> bool {
+        matches!(self, JsonPatchError::Failed(why) if why.ends_with(TEST_FAILED))
+    }
+}
+
 impl From<&JsonPatchError> for Status {
     fn from(error: &JsonPatchError) -> Status {
         match error {
@@ -45,6 +52,7 @@ impl From<&JsonPatchError> for Status {
 pub struct JsonPatch(Vec<Map<String, Value>>);
 
 const MISSING: &str = "missing value";
+const TEST_FAILED: &str = "failed: test failed";
 
 impl JsonPatch {
     pub fn parse(bytes: &[u8]) -> Result<Self, JsonPatchError> {
@@ -224,7 +232,7 @@ fn test(document: &mut Value, path: &str, value: Option<&Value>) -> Result<(), S
     if passed {
         Ok(())
     } else {
-        Err(format!("testing value {path} failed: test failed"))
+        Err(format!("testing value {path} {TEST_FAILED}"))
     }
 }
 

@@ -17,6 +17,7 @@ mod optional;
 mod placement;
 mod pod_security;
 mod pods;
+mod policy;
 mod quota;
 mod rbac;
 mod requestor;
@@ -190,7 +191,9 @@ impl Chain {
             Box::new(placement::PodResize(reader.clone())),
             Box::new(rbac::NoEscalation::new(authorizer.clone())),
             Box::new(requestor::Requestor),
+            Box::new(policy::Mutating::new(wiring)),
             Box::new(webhook::Mutating::new(wiring)),
+            Box::new(policy::Validating::new(wiring)),
             Box::new(webhook::Validating::new(wiring)),
             // Last: what is charged here must not be refused by anybody after.
             Box::new(quota::ResourceQuota::start(reader.clone(), wiring.tasks)),

@@ -1,5 +1,6 @@
 //! `admissionregistration.k8s.io/v1`: webhooks and admission policies.
 
+mod expressions;
 mod print;
 mod strategies;
 mod validate;

@@ -356,6 +356,7 @@ pub(super) fn validating_policy(object: &Object, errors: &mut Errors) {
         ));
     }
     policy(object, errors);
+    super::expressions::validating(object, errors);
 }
 
 pub(super) fn mutating_policy(object: &Object, errors: &mut Errors) {
@@ -366,6 +367,7 @@ pub(super) fn mutating_policy(object: &Object, errors: &mut Errors) {
         ));
     }
     policy(object, errors);
+    super::expressions::mutating(object, errors);
 }
 
 pub(super) const BINDING: &[Check] = &[
@@ -378,6 +380,10 @@ pub(super) const BINDING: &[Check] = &[
 ];
 
 pub(super) fn binding(binding: &Object, errors: &mut Errors) {
+    if tree::text(binding, "kind") == "MutatingAdmissionPolicyBinding" {
+        let path = Path::new("spec").child("matchResources");
+        super::expressions::operations(binding, "spec.matchResources.resourceRules", &path, errors);
+    }
     let actions = tree::items(binding, "spec.validationActions");
     let path = Path::new("spec").child("validationActions");
     if actions.is_empty() && tree::text(binding, "kind") == "ValidatingAdmissionPolicyBinding" {

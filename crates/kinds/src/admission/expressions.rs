@@ -1,0 +1,249 @@
+//! The expressions of admission policies, as they are written: each must compile and give what is wanted.
+
+use std::collections::BTreeSet;
+
+use sampan_api::field::{Error, Errors, Path};
+use sampan_api::{Object, meta, names as api};
+use sampan_cel::policy::{Compiler, Wanted};
+use sampan_cel::{Decl, escape};
+use serde_json::Value;
+
+use crate::tree;
+
+const MAX_CONDITIONS: usize = 64;
+const MAX_ANNOTATIONS: usize = 20;
+const MAX_ANNOTATION_EXPRESSION: usize = 5 * 1024;
+
+fn compiler(policy: &Object) -> Compiler {
+    Compiler::new(tree::get(policy, "spec.paramKind").map(|_| Decl::dynamic()))
+}
+
+fn judge<T>(result: Result<T, String>, path: &Path, expression: &str, errors: &mut Errors) {
+    if let Err(why) = result {
+        errors.push(Error::invalid(path, expression, why));
+    }
+}
+
+/// Match conditions, of policies and of webhooks. What is missing is said elsewhere.
+pub(super) fn conditions(compiler: &Compiler, conditions: &[Value], path: &Path, errors: &mut Errors) {
+    if conditions.len() > MAX_CONDITIONS {
+        errors.push(Error::too_many(path, conditions.len(), MAX_CONDITIONS));
+    }
+    let mut seen = BTreeSet::new();
+    for (index, condition) in conditions.iter().enumerate() {
+        let path = path.index(index);
+        let expression = tree::text(condition, "expression").trim();
+        if !expression.is_empty() {
+            judge(
+                compiler.condition(expression),
+                &path.child("expression"),
+                expression,
+                errors,
+            );
+        }
+        let name = tree::text(condition, "name");
+        if !name.is_empty() && !seen.insert(name) {
+            errors.push(Error::duplicate(&path.child("name"), name));
+        }
+    }
+}
+
+fn variables(compiler: &Compiler, policy: &Object, errors: &mut Errors) {
+    let path = Path::new("spec").child("variables");
+    for (index, variable) in tree::items(policy, "spec.variables").iter().enumerate() {
+        let path = path.index(index);
+        let (name, expression) = (tree::text(variable, "name"), tree::text(variable, "expression"));
+        if !name.is_empty() && !is_identifier(name) {
+            errors.push(Error::invalid(
+                &path.child("name"),
+                name,
+                "must be a valid CEL identifier",
+            ));
+        }
+        if !expression.trim().is_empty() {
+            judge(
+                compiler.variable(name, expression),
+                &path.child("expression"),
+                expression,
+                errors,
+            );
+        }
+    }
+}
+
+/// A word the language would read as a variable.
+fn is_identifier(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+        // A reserved word is the only such name that is escaped as a whole.
+        && escape(name).is_none_or(|escaped| escaped != format!("__{name}__"))
+}
+
+fn both(policy: &Object, errors: &mut Errors) -> Compiler {
+    let compiler = compiler(policy);
+    let path = Path::new("spec");
+    conditions(
+        &compiler,
+        tree::items(policy, "spec.matchConditions"),
+        &path.child("matchConditions"),
+        errors,
+    );
+    variables(&compiler, policy, errors);
+    compiler
+}
+
+pub(super) fn validating(policy: &Object, errors: &mut Errors) {
+    let compiler = both(policy, errors);
+    let path = Path::new("spec").child("validations");
+    for (index, validation) in tree::items(policy, "spec.validations").iter().enumerate() {
+        let path = path.index(index);
+        let text = |field: &str| tree::text(validation, field);
+        if !text("expression").trim().is_empty() {
+            judge(
+                compiler.expression(text("expression"), Wanted::Bool),
+                &path.child("expression"),
+                text("expression"),
+                errors,
+            );
+        }
+        for field in ["messageExpression", "message"] {
+            if !text(field).is_empty() && text(field).trim().is_empty() {
+                errors.push(Error::invalid(
+                    &path.child(field),
+                    text(field),
+                    "must be non-empty if specified",
+                ));
+            }
+        }
+        if !text("messageExpression").trim().is_empty() {
+            judge(
+                compiler.message(text("messageExpression")),
+                &path.child("messageExpression"),
+                text("messageExpression"),
+                errors,
+            );
+        }
+        if text("message").trim().contains(['\n', '\r']) {
+            errors.push(Error::invalid(
+                &path.child("message"),
+                text("message"),
+                "must not contain line breaks",
+            ));
+        }
+        const REASONS: [&str; 4] = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+        if let Some(reason) = tree::get(validation, "reason").and_then(Value::as_str)
+            && !REASONS.contains(&reason)
+        {
+            errors.push(Error::not_supported(&path.child("reason"), reason, &REASONS));
+        }
+    }
+    annotations(&compiler, policy, errors);
+}
+
+fn annotations(compiler: &Compiler, policy: &Object, errors: &mut Errors) {
+    let path = Path::new("spec").child("auditAnnotations");
+    let annotations = tree::items(policy, "spec.auditAnnotations");
+    if annotations.len() > MAX_ANNOTATIONS {
+        errors.push(Error::invalid(
+            &path,
+            annotations.to_vec(),
+            format!("must not have more than {MAX_ANNOTATIONS} auditAnnotations"),
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    for (index, annotation) in annotations.iter().enumerate() {
+        let path = path.index(index);
+        let (key, expression) = (tree::text(annotation, "key"), tree::text(annotation, "valueExpression"));
+        let name = meta::name(policy);
+        if name.is_empty() {
+            errors.push(Error::invalid(
+                &path.child("key"),
+                key,
+                "requires metadata.name be non-empty",
+            ));
+        } else {
+            let whole = format!("{name}/{key}");
+            for why in api::qualified_name(&whole) {
+                errors.push(Error::invalid(&path.child("key"), whole.as_str(), why));
+            }
+        }
+        let at = path.child("valueExpression");
+        let trimmed = expression.trim();
+        if trimmed.len() > MAX_ANNOTATION_EXPRESSION {
+            let why = format!("must not exceed {MAX_ANNOTATION_EXPRESSION} bytes in length");
+            errors.push(Error::required(&at, why));
+        } else if !trimmed.is_empty() {
+            judge(
+                compiler.expression(trimmed, Wanted::StringOrNull),
+                &at,
+                expression,
+                errors,
+            );
+        }
+        if !key.is_empty() && !seen.insert(key) {
+            errors.push(Error::duplicate(&path.child("key"), key));
+        }
+    }
+}
+
+pub(super) fn mutating(policy: &Object, errors: &mut Errors) {
+    let compiler = both(policy, errors);
+    let path = Path::new("spec").child("mutations");
+    for (index, mutation) in tree::items(policy, "spec.mutations").iter().enumerate() {
+        let path = path.index(index);
+        const TYPES: [(&str, &str, Wanted); 2] = [
+            ("JSONPatch", "jsonPatch", Wanted::JsonPatch),
+            ("ApplyConfiguration", "applyConfiguration", Wanted::ApplyConfiguration),
+        ];
+        let patch_type = tree::text(mutation, "patchType");
+        for (ty, field, wanted) in TYPES {
+            let at = path.child(field);
+            match (tree::get(mutation, field), ty == patch_type) {
+                (None, true) => errors.push(Error::required(
+                    &at,
+                    format!("must be specified when patchType is {ty}"),
+                )),
+                (Some(patch), true) => {
+                    let expression = tree::text(patch, "expression").trim();
+                    let at = at.child("expression");
+                    if expression.is_empty() {
+                        errors.push(Error::required(&at, ""));
+                    } else {
+                        judge(compiler.expression(expression, wanted), &at, expression, errors);
+                    }
+                }
+                (Some(_), false) if TYPES.iter().any(|(known, ..)| *known == patch_type) => {
+                    errors.push(Error::invalid(
+                        &at,
+                        format!("{{{field}}}"),
+                        format!("must not be specified when patchType is {patch_type}"),
+                    ))
+                }
+                _ => {}
+            }
+        }
+    }
+    const REINVOCATIONS: [&str; 2] = ["IfNeeded", "Never"];
+    let at = Path::new("spec").child("reinvocationPolicy");
+    match tree::text(policy, "spec.reinvocationPolicy") {
+        "" => errors.push(Error::required(&at, "")),
+        policy if !REINVOCATIONS.contains(&policy) => errors.push(Error::not_supported(&at, policy, &REINVOCATIONS)),
+        _ => {}
+    }
+    let path = Path::new("spec").child("matchConstraints");
+    operations(policy, "spec.matchConstraints.resourceRules", &path, errors);
+}
+
+/// Only what creates and updates can be changed.
+pub(super) fn operations(object: &Object, rules: &str, path: &Path, errors: &mut Errors) {
+    const OPERATIONS: [&str; 2] = ["CREATE", "UPDATE"];
+    let at = path.child("resourceRules").child("operations");
+    for rule in tree::items(object, rules) {
+        for operation in tree::items(rule, "operations").iter().filter_map(Value::as_str) {
+            if !OPERATIONS.contains(&operation) {
+                errors.push(Error::not_supported(&at, operation, &OPERATIONS));
+            }
+        }
+    }
+}
