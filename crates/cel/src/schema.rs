@@ -125,12 +125,9 @@ impl Decl {
             2,
         ))
     }
-    /// An object with these fields, by their names in JSON.
+    /// An object with these fields, by their names in JSON. None is escaped: `request.namespace` is written so.
     pub fn object(name: &str, fields: impl IntoIterator<Item = (&'static str, Arc<Decl>)>) -> Arc<Decl> {
-        let fields = fields
-            .into_iter()
-            .filter_map(|(name, decl)| Some((escape(name)?, decl)))
-            .collect();
+        let fields = fields.into_iter().map(|(name, decl)| (name.to_owned(), decl)).collect();
         Self::of_object(ObjectType {
             name: name.to_owned(),
             fields: Fields::Known(fields),

@@ -29,6 +29,7 @@ mod nodeipam;
 mod nodelifecycle;
 mod podgc;
 mod pods;
+mod policystatus;
 mod protection;
 mod quota;
 mod replicaset;
@@ -95,6 +96,11 @@ pub const TABLE: &[Row] = &[
         endpoints::start_mirror,
     ),
     row("resourcequota-controller", "resourcequota-controller", quota::start),
+    row(
+        "validatingadmissionpolicy-status-controller",
+        "validatingadmissionpolicy-status-controller",
+        policystatus::start,
+    ),
     row("namespace-controller", "namespace-controller", namespace::start),
     row(
         "persistentvolumeclaim-protection-controller",

@@ -143,7 +143,7 @@ fn status(review: &Review<'_>, object: &Object, errors: Vec<(String, &'static st
     if let Some((message, reason)) = errors.first() {
         status.message = message.clone();
         if !reason.is_empty() {
-            status.reason = reason;
+            status.reason = (*reason).into();
         }
     }
     let causes = errors.into_iter().map(|(message, _)| Cause {

@@ -103,12 +103,14 @@ impl Plugin for Validating {
 /// `Forbidden` in upstream's words, but for reason and code.
 fn status(review: &Review<'_>, object: Option<&Object>, message: String, reason: &str) -> Status {
     let mut status = review.forbid(object, &message);
-    (status.reason, status.code) = match reason {
+    let (reason, code) = match reason {
         "Forbidden" => ("Forbidden", 403),
         "Unauthorized" => ("Unauthorized", 401),
         "RequestEntityTooLarge" => ("RequestEntityTooLarge", 413),
         _ => ("Invalid", 422),
     };
+    status.reason = reason.into();
+    status.code = code;
     status.details.get_or_insert_default().causes.push(Cause {
         message,
         ..Cause::default()
@@ -277,11 +279,7 @@ fn evaluate<'a>(policy: &'a Policy, activation: Activation<'a>, budget: &'a Budg
 }
 
 /// What is said of a failed validation: the worked-out message, the fixed one, or the expression.
-fn message(
-    validation: &Validation,
-    activation: &Activation<'_>,
-    budget: &Budget,
-) -> Result<String, String> {
+fn message(validation: &Validation, activation: &Activation<'_>, budget: &Budget) -> Result<String, String> {
     let mut said = String::new();
     if let Some(expression) = &validation.message_expression {
         match run(expression, &validation.text, activation, budget) {
