@@ -78,13 +78,15 @@ async fn volumes_nodes_and_certificates() {
     let claims = "/api/v1/namespaces/n/persistentvolumeclaims";
     let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"}, "spec": {
         "accessModes": ["ReadWriteOnce"], "storageClassName": "s", "resources": {"requests": {"storage": "1Gi"}}}});
-    let made = api.post(claims, claim).await.ok();
+    let mut made = api.post(claims, claim).await.ok();
     assert_eq!(made["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
+    made["status"] = json!({"phase": "Bound"});
+    api.put(&format!("{claims}/c/status"), made).await.ok();
     let larger = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
     api.merge(&format!("{claims}/c"), larger).await.refused(
         403,
         "Forbidden",
-        "persistentvolumeclaims \"c\" is forbidden: Only bound persistent volume claims can be expanded",
+        "persistentvolumeclaims \"c\" is forbidden: only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize",
     );
 
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1", "labels": {
