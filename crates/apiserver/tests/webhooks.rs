@@ -21,7 +21,7 @@ const REGISTRATION: &str = "/apis/admissionregistration.k8s.io/v1";
 struct Hooks {
     api: Api,
     server: HttpsServer,
-    seen: Arc<Mutex<Vec<(String, Value)>>>,
+    seen: Seen,
 }
 
 fn patched(patch: &Value) -> Value {
@@ -61,6 +61,48 @@ fn verdict(path: &str, request: &Value) -> Option<Value> {
     })
 }
 
+type Seen = Arc<Mutex<Vec<(String, Value)>>>;
+
+/// What answers reviews, and what it has been asked.
+fn handler() -> (Seen, Handler) {
+    let seen = Seen::default();
+    let remember = seen.clone();
+    let handler: Handler = Arc::new(move |parts, body| {
+        let path = parts.uri.path().to_owned();
+        let review: Value = serde_json::from_slice(&body).unwrap_or_default();
+        remember.lock().unwrap().push((path.clone(), review.clone()));
+        Box::pin(async move {
+            let Some(mut response) = verdict(&path, &review["request"]) else {
+                return match path.as_str() {
+                    "/hang" => std::future::pending().await,
+                    "/slow" => {
+                        tokio::time::sleep(Duration::from_millis(400)).await;
+                        let response = json!({"allowed": true, "uid": review["request"]["uid"]});
+                        let body = json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response});
+                        Ok(Response::new(Body::from(body.to_string())))
+                    }
+                    "/huge" => Ok(Response::new(Body::from(vec![b' '; 16 << 20]))),
+                    "/garbage" => Ok(Response::new(Body::from("\u{1}garbage"))),
+                    "/empty" => Ok(Response::new(Body::Empty)),
+                    "/redirect" => Ok(Response::builder()
+                        .status(307)
+                        .header("location", "/allow")
+                        .body(Body::Empty)?),
+                    "/500" => Ok(Response::builder().status(500).body(Body::from("it broke"))?),
+                    "/404" => Ok(Response::builder().status(404).body(Body::from("nothing"))?),
+                    _ => Err("broken off".into()),
+                };
+            };
+            if response["uid"].is_null() {
+                response["uid"] = review["request"]["uid"].clone();
+            }
+            let body = json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response});
+            Ok(Response::new(Body::from(body.to_string())))
+        })
+    });
+    (seen, handler)
+}
+
 impl Hooks {
     async fn start() -> Self {
         let api = Api::start().await;
@@ -68,41 +110,7 @@ impl Hooks {
         api.post("/api/v1/namespaces/default/serviceaccounts", account)
             .await
             .ok();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let remember = seen.clone();
-        let handler: Handler = Arc::new(move |parts, body| {
-            let path = parts.uri.path().to_owned();
-            let review: Value = serde_json::from_slice(&body).unwrap_or_default();
-            remember.lock().unwrap().push((path.clone(), review.clone()));
-            Box::pin(async move {
-                let Some(mut response) = verdict(&path, &review["request"]) else {
-                    return match path.as_str() {
-                        "/hang" => std::future::pending().await,
-                        "/slow" => {
-                            tokio::time::sleep(Duration::from_millis(400)).await;
-                            let response = json!({"allowed": true, "uid": review["request"]["uid"]});
-                            let body = json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response});
-                            Ok(Response::new(Body::from(body.to_string())))
-                        }
-                        "/huge" => Ok(Response::new(Body::from(vec![b' '; 16 << 20]))),
-                        "/garbage" => Ok(Response::new(Body::from("\u{1}garbage"))),
-                        "/empty" => Ok(Response::new(Body::Empty)),
-                        "/redirect" => Ok(Response::builder()
-                            .status(307)
-                            .header("location", "/allow")
-                            .body(Body::Empty)?),
-                        "/500" => Ok(Response::builder().status(500).body(Body::from("it broke"))?),
-                        "/404" => Ok(Response::builder().status(404).body(Body::from("nothing"))?),
-                        _ => Err("broken off".into()),
-                    };
-                };
-                if response["uid"].is_null() {
-                    response["uid"] = review["request"]["uid"].clone();
-                }
-                let body = json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response});
-                Ok(Response::new(Body::from(body.to_string())))
-            })
-        });
+        let (seen, handler) = handler();
         let server = HttpsServer::start(&api.server.pki, &api.server.tasks, &["localhost"], handler)
             .await
             .unwrap();

@@ -32,11 +32,21 @@ pub struct HttpsServer {
 impl HttpsServer {
     /// Starts on a loopback port as `names` (and 127.0.0.1).
     pub async fn start(pki: &Pki, tasks: &Tasks, names: &[&str], handler: Handler) -> Result<Self, AnyError> {
-        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self::start_on(IpAddr::V4(Ipv4Addr::LOCALHOST), pki, tasks, names, handler).await
+    }
+
+    /// The same on an address of this machine: endpoints of Services may not be loopback addresses.
+    pub async fn start_on(
+        ip: IpAddr,
+        pki: &Pki,
+        tasks: &Tasks,
+        names: &[&str],
+        handler: Handler,
+    ) -> Result<Self, AnyError> {
         let names = names.iter().map(|name| (*name).to_owned());
-        let identity = pki.issue(&LeafSpec::server("test", names, [loopback]))?;
+        let identity = pki.issue(&LeafSpec::server("test", names, [ip]))?;
         let tls = tls::server_config(&identity, &ClientVerifier::new(pki.ca())?)?;
-        let listener = TcpListener::bind((loopback, 0)).await?;
+        let listener = TcpListener::bind((ip, 0)).await?;
         let address = listener.local_addr()?;
         let acceptor = TlsAcceptor::from(tls);
         let spawner = tasks.clone();

@@ -230,7 +230,7 @@ impl Plugin for Mutating {
             let mut changed = false;
             if let Some(patch) = patch {
                 let before = shown.or_else(|| present.cloned());
-                let (before, new) = patched(&invocation, review, &patch, before).inspect_err(|_| {
+                let (before, new) = patched(&invocation, review, &patch, before, notes).inspect_err(|_| {
                     let (name, error) = (&hook.name, "apiserver_internal_error");
                     self.0
                         .metrics
@@ -271,6 +271,7 @@ fn patched(
     review: &Review<'_>,
     patch: &JsonPatch,
     before: Option<Object>,
+    notes: &mut Notes,
 ) -> Result<(Object, Object), Refusal> {
     let internal = |why: String| refuse(Status::internal(why));
     let before = before.ok_or_else(|| {
@@ -282,7 +283,36 @@ fn patched(
     let mut new = before.clone();
     patch.apply(&mut new).map_err(|error| internal(error.to_string()))?;
     conform(invocation, review, &before, &mut new).map_err(internal)?;
+    keep_managers(&before, &mut new, notes);
     Ok((before, new))
+}
+
+/// Managed fields that make no sense are put back as they were.
+fn keep_managers(before: &Object, new: &mut Object, notes: &mut Notes) {
+    const AT: &str = "/metadata/managedFields";
+    let Some(managers) = new.pointer(AT).filter(|managers| before.pointer(AT) != Some(*managers)) else {
+        return;
+    };
+    let text = |entry: &Value, field: &str| entry.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let wrong = managers.as_array().into_iter().flatten().find_map(|entry| {
+        if !matches!(text(entry, "operation").as_str(), "Apply" | "Update") {
+            return Some(format!("invalid operation {:?}", text(entry, "operation")));
+        }
+        if text(entry, "fieldsType") != "FieldsV1" {
+            return Some(format!("unsupported fieldsType {:?}", text(entry, "fieldsType")));
+        }
+        (!entry.get("fieldsV1").is_some_and(Value::is_object)).then(|| "missing fieldsV1".to_owned())
+    });
+    let Some(why) = wrong else { return };
+    notes.warn(format!(
+        ".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating admission controller; please fix your requests: {why}"
+    ));
+    if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
+        match before.pointer(AT) {
+            Some(known) => metadata.insert("managedFields".into(), known.clone()),
+            None => metadata.remove("managedFields"),
+        };
+    }
 }
 
 /// A patched object as decoding would have left it: the right kind, the right types, nothing unknown, defaults in.
