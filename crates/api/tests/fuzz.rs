@@ -190,7 +190,7 @@ fn bombs_do_nothing() {
         ("long key", format!("{{\"{}\":1}}", "k".repeat(1 << 20)).into_bytes()),
         (
             "repeated keys",
-            format!("{{{}\"a\":1}}", "\"a\":1,".repeat(100_000)).into_bytes(),
+            format!("{{{}\"a\":1}}", "\"a\":1,".repeat(20_000)).into_bytes(),
         ),
         ("invalid UTF-8", b"{\"a\":\"\xff\xfe\"}".to_vec()),
         ("half a surrogate", br#"{"a":"\ud800"}"#.to_vec()),
@@ -200,7 +200,7 @@ fn bombs_do_nothing() {
             "many operations",
             format!(
                 "[{}{{}}]",
-                "{\"op\":\"test\",\"path\":\"/kind\",\"value\":\"Deployment\"},".repeat(20_000)
+                "{\"op\":\"test\",\"path\":\"/kind\",\"value\":\"Deployment\"},".repeat(10_001)
             )
             .into_bytes(),
         ),

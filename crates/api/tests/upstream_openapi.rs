@@ -249,6 +249,7 @@ const V3_ALLOWED: &[(&str, &str)] = &[
     ("io.k8s.api.core.v1.SeccompProfile", UNIONS),
     ("io.k8s.api.flowcontrol.v1.LimitResponse", UNIONS),
     ("io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationSpec", UNIONS),
+    ("io.k8s.api.flowcontrol.v1.Subject", UNIONS),
 ];
 const UNIONS: &str = "the marker of unions, which nothing reads, is left out";
 

@@ -4,8 +4,7 @@
 //! requests under way have reserved. A reservation that is not kept is given back when it is dropped, so a
 //! refused or failed write leaks nothing.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -33,7 +32,12 @@ struct Taken {
     stored: HashMap<String, Holding>,
     /// The first and the last port that may be given.
     node_ports: (u16, u16),
+    /// What ServiceCIDRs add to the first range, by name.
+    ranges: BTreeMap<String, Vec<Ipv4Net>>,
 }
+
+/// Who holds an address that an IPAddress not made for a Service speaks of.
+const BY_HAND: &str = "ipaddress";
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Holding {
@@ -107,6 +111,8 @@ pub struct Reserved {
     new: Holding,
     /// What of it was claimed in the store.
     claimed: Vec<String>,
+    /// The client left the choice of the address to us.
+    picked: bool,
 }
 
 impl Reserved {
@@ -116,6 +122,7 @@ impl Reserved {
             path: String::new(),
             new: Holding::default(),
             claimed: Vec::new(),
+            picked: false,
         }
     }
 
@@ -146,6 +153,10 @@ impl Reserved {
         Ok(None)
     }
 
+    /// Addresses the Service did not have before.
+    pub fn addresses(&self) -> &[Ipv4Addr] {
+        &self.new.addresses
+    }
     /// The write committed: what it holds is now the cache's business.
     pub fn keep(mut self) {
         self.services = None;
@@ -298,6 +309,51 @@ impl Services {
         taken.stored.insert(path, holding);
     }
 
+    /// Follows IPAddress objects: those nobody's Service holds are respected too.
+    pub fn observe_entry(&self, change: &Change) {
+        let Ok(address) = change.entry.name().parse::<Ipv4Addr>() else {
+            return;
+        };
+        let mut taken = lock(&self.taken);
+        if change.kind == ChangeType::Deleted {
+            if taken.addresses.get(&address).is_some_and(|owner| owner == BY_HAND) {
+                taken.addresses.remove(&address);
+            }
+        } else {
+            taken.addresses.entry(address).or_insert_with(|| BY_HAND.to_owned());
+        }
+    }
+
+    /// Follows ServiceCIDRs.
+    pub fn observe_range(&self, change: &Change, range: &Object) {
+        let mut taken = lock(&self.taken);
+        let name = change.entry.name().to_owned();
+        if change.kind == ChangeType::Deleted || meta::is_deleting(range) {
+            taken.ranges.remove(&name);
+            return;
+        }
+        let networks = range.pointer("/spec/cidrs").and_then(Value::as_array);
+        let networks = networks
+            .into_iter()
+            .flatten()
+            .filter_map(|text| text.as_str()?.parse().ok());
+        taken.ranges.insert(name, networks.collect());
+    }
+
+    /// Another address for one that turned out to be taken; nothing if the client asked for that one.
+    pub fn replace(&self, reserved: &mut Reserved, address: Ipv4Addr) -> Option<Ipv4Addr> {
+        let mut taken = lock(&self.taken);
+        taken.addresses.insert(address, BY_HAND.to_owned());
+        reserved.new.addresses.retain(|own| *own != address);
+        if !reserved.picked {
+            return None;
+        }
+        let other = self.pick(&taken)?;
+        taken.addresses.insert(other, reserved.path.clone());
+        reserved.new.addresses.push(other);
+        Some(other)
+    }
+
     /// Gives a Service what its type needs. Other rows need nothing.
     pub fn reserve(
         self: &Arc<Self>,
@@ -317,6 +373,7 @@ impl Services {
                 ..Holding::default()
             },
             claimed: Vec::new(),
+            picked: false,
         };
         let mut errors = field::Errors::new();
         if let Some(old) = old {
@@ -352,6 +409,7 @@ impl Services {
             spec.insert("clusterIPs".into(), json!(["None"]));
         } else {
             let mut taken = lock(&self.taken);
+            reserved.picked = asked.is_empty();
             let address = if asked.is_empty() {
                 self.pick(&taken).ok_or_else(|| {
                     field::Error::new(
@@ -366,8 +424,9 @@ impl Services {
             };
             match address {
                 Ok(address) => {
-                    if let Entry::Vacant(free) = taken.addresses.entry(address) {
-                        free.insert(reserved.path.clone());
+                    let held = taken.addresses.get(&address).is_some_and(|owner| owner != BY_HAND);
+                    if !held {
+                        taken.addresses.insert(address, reserved.path.clone());
                         reserved.new.addresses.push(address);
                     }
                     spec.insert("clusterIP".into(), address.to_string().into());
@@ -422,26 +481,38 @@ impl Services {
                 ));
             }
         };
-        if !self.range.contains(&address) || address == self.range.network() || address == self.range.broadcast() {
+        let inside = self
+            .all_ranges(taken)
+            .any(|range| range.contains(&address) && address != range.network() && address != range.broadcast());
+        if !inside {
             return Err(invalid(format!(
                 "failed to allocate IP {asked}: the provided IP ({asked}) is not in the valid range. The range of valid IPs is {}",
                 self.range
             )));
         }
         match taken.addresses.get(&address) {
-            Some(owner) if owner != path => Err(invalid(format!(
+            // An entry not seen to belong to anyone is looked at when the address is written down.
+            Some(owner) if owner != path && owner != BY_HAND => Err(invalid(format!(
                 "failed to allocate IP {asked}: provided IP is already allocated"
             ))),
             _ => Ok(address),
         }
     }
 
-    /// A free address, from above the band people use for fixed ones, at random.
+    /// The first range, then those ServiceCIDRs add.
+    fn all_ranges<'a>(&'a self, taken: &'a Taken) -> impl Iterator<Item = Ipv4Net> + 'a {
+        let added = taken.ranges.values().flatten().copied();
+        std::iter::once(self.range).chain(added.filter(|range| *range != self.range))
+    }
+
     fn pick(&self, taken: &Taken) -> Option<Ipv4Addr> {
-        let base = u32::from(self.range.network());
-        let size = 1u32
-            .checked_shl(32 - u32::from(self.range.prefix_len()))
-            .unwrap_or(u32::MAX);
+        self.all_ranges(taken).find_map(|range| self.pick_in(range, taken))
+    }
+
+    /// A free address, from above the band people use for fixed ones, at random.
+    fn pick_in(&self, range: Ipv4Net, taken: &Taken) -> Option<Ipv4Addr> {
+        let base = u32::from(range.network());
+        let size = 1u32.checked_shl(32 - u32::from(range.prefix_len())).unwrap_or(u32::MAX);
         let usable = size.saturating_sub(2).max(1);
         let band = (size / 16).clamp(16, 256).min(usable / 2);
         let free = |offset: u32| {

@@ -170,6 +170,7 @@ impl ControlPlane {
         crate::custom::start(&plane)
             .await
             .map_err(|refusal| StartError::Bootstrap(refusal.message.clone()))?;
+        crate::registry::addresses::keep(&plane);
         crate::aggregation::start(&plane);
         crate::aggregator::start(&plane);
         crate::flow::keeper::start(&plane);
@@ -434,6 +435,12 @@ fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>, flow: 
             };
             let flow = flow.clone();
             storage.set_hook(Box::new(move |change, object| flow.observe(kind, change, object)));
+        } else if row.is("networking.k8s.io", "ipaddresses") {
+            let services = services.clone();
+            storage.set_hook(Box::new(move |change, _| services.observe_entry(change)));
+        } else if row.is("networking.k8s.io", "servicecidrs") {
+            let services = services.clone();
+            storage.set_hook(Box::new(move |change, object| services.observe_range(change, object)));
         }
     }
 }

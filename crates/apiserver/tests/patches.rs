@@ -450,3 +450,91 @@ async fn the_address_of_the_api_is_kept() {
     }
     panic!("the Service did not come back");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_are_written_down() {
+    let api = Api::start().await;
+    const SERVICES: &str = "/api/v1/namespaces/default/services";
+    const BOOK: &str = "/apis/networking.k8s.io/v1/ipaddresses";
+    let service = |name: &str, ip: Option<&str>| {
+        let mut service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"ports": [{"port": 80}]}});
+        if let Some(ip) = ip {
+            service["spec"]["clusterIP"] = ip.into();
+        }
+        service
+    };
+    let made = api.post(SERVICES, service("a", None)).await.ok();
+    let ip = made["spec"]["clusterIP"].as_str().expect("an address").to_owned();
+    let entry = api.get(&format!("{BOOK}/{ip}")).await.ok();
+    assert_eq!(
+        entry["spec"]["parentRef"],
+        json!({"group": "", "resource": "services", "namespace": "default", "name": "a"})
+    );
+    assert_eq!(
+        entry["metadata"]["labels"]["ipaddress.kubernetes.io/managed-by"],
+        "ipallocator.k8s.io"
+    );
+    // Neither a dry run nor a refused Service leaves an entry.
+    let count = || async { api.get(BOOK).await.ok()["items"].as_array().map_or(0, Vec::len) };
+    let before = count().await;
+    api.post(&format!("{SERVICES}?dryRun=All"), service("b", None))
+        .await
+        .ok();
+    assert_eq!(api.post(SERVICES, service("a", None)).await.code, 409);
+    assert_eq!(api.post(SERVICES, service("b", Some(&ip))).await.code, 422);
+    assert_eq!(count().await, before);
+    // What somebody wrote down by hand is theirs.
+    let by_hand = json!({"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress", "metadata": {"name": "10.96.77.7"},
+        "spec": {"parentRef": {"group": "example.com", "resource": "things", "name": "x"}}});
+    api.post(BOOK, by_hand).await.ok();
+    let refused = api.post(SERVICES, service("b", Some("10.96.77.7"))).await;
+    assert_eq!(
+        refused.message(),
+        "Service \"b\" is invalid: spec.clusterIPs: Invalid value: [\"10.96.77.7\"]: failed to allocate IP 10.96.77.7: provided IP is already allocated"
+    );
+    // An address goes with its Service, and may be asked for again at once.
+    api.delete(&format!("{SERVICES}/a")).await.ok();
+    assert_eq!(api.get(&format!("{BOOK}/{ip}")).await.code, 404);
+    api.post(SERVICES, service("a", Some(&ip))).await.ok();
+    api.merge(
+        &format!("{SERVICES}/a"),
+        json!({"spec": {"type": "ExternalName", "externalName": "x.example.com", "clusterIP": null, "clusterIPs": null, "ports": null}}),
+    )
+    .await
+    .ok();
+    assert_eq!(api.get(&format!("{BOOK}/{ip}")).await.code, 404);
+    // Another range serves until it goes, and goes when nothing needs it.
+    const RANGES: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+    assert_eq!(api.post(SERVICES, service("c", Some("10.200.0.9"))).await.code, 422);
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
+        "spec": {"cidrs": ["10.200.0.0/24"]}});
+    api.post(RANGES, range).await.ok();
+    let wait = |condition: &'static str| {
+        let api = &api;
+        async move {
+            for _ in 0..200 {
+                let range = api.get(&format!("{RANGES}/more")).await;
+                let seen = match range.code {
+                    404 => "gone".to_owned(),
+                    _ => range.body["status"]["conditions"][0]["status"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned(),
+                };
+                if seen == condition {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            panic!("the range never was {condition}");
+        }
+    };
+    wait("True").await;
+    api.post(SERVICES, service("c", Some("10.200.0.9"))).await.ok();
+    api.delete(&format!("{RANGES}/more")).await.ok();
+    wait("False").await;
+    api.delete(&format!("{SERVICES}/c")).await.ok();
+    wait("gone").await;
+    api.server.stop().await;
+}

@@ -24,6 +24,9 @@ pub enum YamlError {
     Syntax(String),
 }
 
+/// Repeated keys that are reported; Go would list them all.
+const MOST: usize = 100;
+
 #[derive(Default)]
 struct Notes {
     trail: Trail,
@@ -129,9 +132,11 @@ impl<'de> Visitor<'de> for Tree<'_> {
                 if entries.contains_key(&key) {
                     notes.trail.repeated();
                     let quoted = crate::field::quote(&key);
-                    notes
-                        .repeated
-                        .push(format!("line {line}: key {quoted} already set in map"));
+                    if notes.repeated.len() < MOST {
+                        notes
+                            .repeated
+                            .push(format!("line {line}: key {quoted} already set in map"));
+                    }
                 }
                 before
             };

@@ -73,7 +73,7 @@ impl Registry {
         }
         strategy.prepare_create(&mut object);
         let name = access::name(&object).to_owned();
-        let reserved = self.reserve(&row, &mut object, None).await?;
+        let mut reserved = self.reserve(&row, &mut object, None).await?;
         let mut errors = strategy.validate_create(&object);
         if errors.is_empty() {
             errors = meta::validate_create(&row, &object);
@@ -94,6 +94,8 @@ impl Registry {
             }
             return Ok(Reply::Object(201, object));
         }
+        self.claim(&mut reserved, &mut object).await?;
+        let claimed = reserved.addresses().to_vec();
         let value = encode(&mut object);
         let key: Arc<str> = storage.key(&path).into();
         let expires = row.stored.storage_prefix == "events";
@@ -117,7 +119,7 @@ impl Registry {
                     lease,
                 },
             };
-            return match self.cache.store().write(write).await {
+            let result = match self.cache.store().write(write).await {
                 Ok(Written::Committed { revision, .. }) => {
                     reserved.keep();
                     let entry = self
@@ -133,6 +135,10 @@ impl Registry {
                 }
                 Err(error) => Err(store_failure(error)),
             };
+            if result.is_err() {
+                self.give_back(&claimed, &object).await;
+            }
+            return result;
         }
     }
 }

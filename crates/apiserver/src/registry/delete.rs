@@ -8,6 +8,7 @@ use sampan_kinds::Propagation;
 use sampan_store::{Condition, KeyValue, Op, Write, Written};
 use serde_json::{Value, json};
 
+use super::addresses::cluster_addresses;
 use super::create::encode;
 use super::reply::Reply;
 use super::{Call, Registry, meta, store_failure};
@@ -97,6 +98,10 @@ impl Registry {
                         }
                         _ => {
                             self.cache.reached(revision).await;
+                            if row.is("", "services") {
+                                let held: Vec<_> = cluster_addresses(&old).into_iter().collect();
+                                self.give_back(&held, &old).await;
+                            }
                             let mut old = old;
                             access::set_resource_version(&mut old, &revision.to_string());
                             deleted(&row, old)

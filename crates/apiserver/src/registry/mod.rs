@@ -4,6 +4,7 @@
 //! allocators and leases. A [`Call`] is one request's context. Verbs never look at the kind of an object,
 //! only at its row, strategy and metadata.
 
+pub mod addresses;
 mod admit;
 mod collection;
 mod create;

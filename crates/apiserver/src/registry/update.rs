@@ -11,6 +11,7 @@ use sampan_auth::Attributes;
 use sampan_kinds::Part;
 use sampan_store::{Condition, KeyValue, Op, Revision, Write, Written};
 
+use super::addresses::cluster_addresses;
 use super::create::encode;
 use super::reply::Reply;
 use super::{Call, Registry, managers, meta, store_failure};
@@ -279,7 +280,7 @@ impl Registry {
         } else if access::generation(&old) == 0 && access::generation(&new) == 0 {
             access::ensure_metadata(&mut new).remove("generation");
         }
-        let reserved = self.reserve(&row, &mut new, Some(&old)).await?;
+        let mut reserved = self.reserve(&row, &mut new, Some(&old)).await?;
         let mut errors = sampan_api::names::validate_object_meta_update(&new, &old, &field::Path::new("metadata"));
         errors.extend(strategy.validate_update(part, &new, &old));
         if !errors.is_empty() {
@@ -305,6 +306,8 @@ impl Registry {
                 return Ok(Outcome::Done(Reply::Entry(200, entry)));
             }
         }
+        self.claim(&mut reserved, &mut new).await?;
+        let claimed = reserved.addresses().to_vec();
         let value = encode(&mut new);
         let op = if gone {
             Op::Delete
@@ -324,6 +327,15 @@ impl Registry {
         match self.cache.store().write(write).await.map_err(store_failure)? {
             Written::Committed { revision, .. } => {
                 reserved.keep();
+                if row.is("", "services") {
+                    let kept = if gone {
+                        Default::default()
+                    } else {
+                        cluster_addresses(&new)
+                    };
+                    let lost: Vec<_> = cluster_addresses(&old).difference(&kept).copied().collect();
+                    self.give_back(&lost, &old).await;
+                }
                 if gone {
                     self.cache.reached(revision).await;
                     access::set_resource_version(&mut new, &revision.to_string());
@@ -335,7 +347,10 @@ impl Registry {
                 Ok(Outcome::Done(Reply::Entry(200, entry)))
             }
             // A stated version that is no longer true is found out by the next round.
-            Written::Refused { current, .. } => Ok(Outcome::Moved(current)),
+            Written::Refused { current, .. } => {
+                self.give_back(&claimed, &new).await;
+                Ok(Outcome::Moved(current))
+            }
         }
     }
 
