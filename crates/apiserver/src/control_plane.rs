@@ -240,6 +240,7 @@ impl ControlPlane {
                 .is_some();
         let measured = self.metrics.begin(&info, served, long_running);
         let encoding = asked_encoding(&parts);
+        let head = parts.method == http::Method::HEAD;
         let indented = !long_running && pretty::asked(&parts.headers, &query);
         let limit = match self.time_limit(&query, long_running) {
             Ok(limit) => limit,
@@ -275,7 +276,8 @@ impl ControlPlane {
             mark.put(response.headers_mut());
         }
         measured.end(response.status().as_u16(), started.elapsed());
-        if indented { pretty::response(response) } else { response }
+        let response = if indented { pretty::response(response) } else { response };
+        if head { without_body(response) } else { response }
     }
 
     /// How long the answer may take to begin: what the client says, if that is less than what the server allows.
@@ -443,6 +445,18 @@ fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>, flow: 
             storage.set_hook(Box::new(move |change, object| services.observe_range(change, object)));
         }
     }
+}
+
+/// The answer to a HEAD: its length is said, the rest is not. HTTP/2 clients take a body for a fault.
+fn without_body(response: Response<Body>) -> Response<Body> {
+    let length = http_body::Body::size_hint(response.body()).exact();
+    let mut response = response.map(|_| Body::Empty);
+    if let Some(length) = length {
+        response
+            .headers_mut()
+            .insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    response
 }
 
 /// The encoding errors are answered in: the first the client takes, transformations left out of account.

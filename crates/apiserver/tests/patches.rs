@@ -428,6 +428,13 @@ async fn creates_and_errors_as_upstream() {
         "{}",
         answer.message()
     );
+    let head = api.send("HEAD", "/version", "", "").await;
+    assert_eq!((head.code, &head.body), (200, &json!("")), "a HEAD has no body");
+    assert!(
+        head.headers["content-length"]
+            .to_str()
+            .is_ok_and(|length| length.parse::<u64>().is_ok_and(|length| length > 99))
+    );
     let pretty = api.get(&format!("{CM}?pretty=true&limit=1")).await;
     assert_eq!(pretty.ok()["kind"], "ConfigMapList");
     api.server.stop().await;

@@ -249,13 +249,12 @@ pub fn apply(context: Context<'_>, live: Option<&Object>, config: &Object, force
     let faults = walk::validate(context.node(), config);
     if !faults.is_empty() {
         let (group, version) = meta::group_version(api_version).unwrap_or(("", api_version));
-        let gv = meta::join_group_version(group, version);
         // Upstream answers 500 with no reason; so do its clients expect it.
         return Err(Status::new(
             500,
             "",
             format!(
-                "failed to create typed patch object ({}/{}; {gv}, Kind={}): {}",
+                "failed to create typed patch object ({}/{}; {group}/{version}, Kind={}): {}",
                 meta::namespace(config),
                 meta::name(config),
                 meta::kind(config),
