@@ -26,7 +26,7 @@ use crate::allocate::Reserved;
 use crate::control_plane::ControlPlane;
 use crate::request::WriteOptions;
 use crate::rows::Row;
-use crate::watch_cache::{ChangeType, Scope, Start, Storage};
+use crate::watch_cache::{ChangeType, Queue, Scope, Start, Storage};
 use crate::{Refusal, refuse};
 
 const GROUP: &str = "networking.k8s.io";
@@ -200,7 +200,7 @@ pub fn keep(plane: &Arc<ControlPlane>) {
 }
 
 /// Waits for an address to go: only that can let a range go.
-async fn given_up(queue: &mut tokio::sync::mpsc::Receiver<Arc<crate::watch_cache::Change>>) -> bool {
+async fn given_up(queue: &mut Queue) -> bool {
     while let Some(change) = queue.recv().await {
         if change.kind == ChangeType::Deleted {
             return true;
