@@ -1,6 +1,7 @@
-//! Full lists of many Pods from several clients at once.
+//! Full lists of many Pods from several clients at once, and what somebody who reads one Pod notices of it.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use http::Method;
 
@@ -20,6 +21,9 @@ pub struct Args {
     /// Lists in all.
     #[arg(long, default_value_t = 100)]
     pub lists: usize,
+    /// Read single Pods meanwhile, one every so many milliseconds; 0: do not.
+    #[arg(long, default_value_t = 0)]
+    pub get_every: u64,
 }
 
 pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
@@ -37,17 +41,43 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     let mut lanes = connect(&target.client, args.clients).await?;
     target.meter.reset_peak();
     let (start, before) = (Instant::now(), target.meter.read()?);
-    let mut seconds = spread(&mut lanes, args.lists, |mut lane, _| async move {
-        lane.count(Method::GET, BASE, None).await?;
-        Ok(lane)
-    })
-    .await?;
+    let done = AtomicBool::new(false);
+    let lists = async {
+        let seconds = spread(&mut lanes, args.lists, |mut lane, _| async move {
+            lane.count(Method::GET, BASE, None).await?;
+            Ok(lane)
+        })
+        .await;
+        done.store(true, Ordering::Release);
+        seconds
+    };
+    let gets = async {
+        let mut seconds = Vec::new();
+        let mut lane = connect(&target.client, 1).await?.remove(0);
+        while args.get_every > 0 && !done.load(Ordering::Acquire) {
+            let asked = Instant::now();
+            lane.count(
+                Method::GET,
+                &format!("{BASE}/p{}", seconds.len() % args.pods.max(1)),
+                None,
+            )
+            .await?;
+            seconds.push(asked.elapsed().as_secs_f64());
+            tokio::time::sleep(Duration::from_millis(args.get_every)).await;
+        }
+        Ok(seconds)
+    };
+    let (mut seconds, mut gets) = futures::try_join!(lists, gets)?;
     let elapsed = start.elapsed().as_secs_f64();
     let mut measures = vec![
         ("list size".to_owned(), size as f64 / 1e6, "MB"),
         ("lists".to_owned(), args.lists as f64 / elapsed, "/s"),
     ];
     measures.extend(latencies("list", &mut seconds));
+    if !gets.is_empty() {
+        measures.push(("gets meanwhile".to_owned(), gets.len() as f64, ""));
+        measures.extend(latencies("get meanwhile", &mut gets));
+    }
     measures.extend(cost(target, before, Some(("list", args.lists as f64)))?);
     clear(target, BASE).await?;
     Ok(measures)
