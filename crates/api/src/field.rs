@@ -102,6 +102,8 @@ pub struct Error {
     /// The offending value; shown for kinds that show it.
     pub value: Value,
     pub detail: String,
+    /// The value is too much to repeat.
+    pub omitted: bool,
 }
 
 /// Every error found in one object, in the order found.
@@ -114,6 +116,7 @@ impl Error {
             path: path.clone(),
             value: value.into(),
             detail: detail.into(),
+            omitted: false,
         }
     }
     pub fn required(path: &Path, detail: impl Into<String>) -> Self {
@@ -183,10 +186,11 @@ impl Error {
     /// The text after the path: `Invalid value: "x": must be …`.
     pub fn body(&self) -> String {
         let words = self.kind.words();
-        let shows_value = !matches!(
-            self.kind,
-            Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::TooShort | Kind::Internal
-        );
+        let shows_value = !self.omitted
+            && !matches!(
+                self.kind,
+                Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::TooShort | Kind::Internal
+            );
         let mut text = if shows_value {
             format!("{words}: {}", shown(&self.value))
         } else {

@@ -22,7 +22,7 @@ use crate::registry::reply::{Reply, add_warnings, refusal};
 use crate::registry::scale::ScaleRequest;
 use crate::request::{DeleteOptions, Encoding, ListOptions, Query, RequestInfo, WriteOptions, media};
 use crate::rows::Row;
-use crate::{Refusal, aggregator, discovery, refuse, special, streaming};
+use crate::{Refusal, aggregator, custom, discovery, refuse, special, streaming};
 
 /// The largest request body.
 pub const MAX_BODY: usize = 3 << 20;
@@ -89,7 +89,7 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         query,
         user,
     } = incoming;
-    let transforms = !row.spec.columns.is_empty() || row.storage.is_some();
+    let transforms = row.has_columns() || row.storage.is_some();
     let media = media::negotiate(&parts.headers, transforms, row.custom.is_none())?;
     let mut call = Call {
         row,
@@ -103,10 +103,17 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         scale: None,
         tracked: true,
     };
+    if let Some(warning) = call.row.custom.as_ref().and_then(|custom| custom.deprecation.clone()) {
+        call.warn(warning);
+    }
     let reply = if call.info.subresource.is_empty() {
         main(plane, &mut call, &parts.method, body).await
     } else {
         subresource(plane, &mut call, &parts.method, body).await
+    };
+    let reply = match reply {
+        Ok(reply) => custom::shown(&call, reply).await,
+        refused => refused,
     };
     match reply {
         Ok(reply) => call.respond(reply),

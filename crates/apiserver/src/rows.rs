@@ -49,24 +49,20 @@ impl Row {
             None => self.spec.strategy.default(object),
         }
     }
-    /// Whether replies need conversion from the stored version.
+    /// Whether replies need conversion from the stored version. Objects of custom rows are converted before.
     pub fn converts(&self) -> bool {
-        self.spec.stored_as.is_some() || self.custom.as_ref().is_some_and(|custom| custom.converts)
+        self.spec.stored_as.is_some()
     }
     /// Turns an object of this row's version into its stored form.
     pub fn to_storage(&self, object: &mut Object) {
         if let Some(conversion) = &self.spec.stored_as {
             (conversion.to_storage)(object);
-        } else if self.converts() {
-            object["apiVersion"] = self.stored_version.as_str().into();
         }
     }
     /// Turns a stored object into this row's version.
     pub fn from_storage(&self, object: &mut Object) {
         if let Some(conversion) = &self.spec.stored_as {
             (conversion.from_storage)(object);
-        } else if self.converts() {
-            object["apiVersion"] = self.api_version.as_str().into();
         }
     }
     /// The cells of a table row, from the stored form.
@@ -75,6 +71,26 @@ impl Row {
             Some(custom) => custom.cells(object, now),
             None => (self.spec.cells)(object, now),
         }
+    }
+    /// `columnDefinitions` of its tables.
+    pub fn columns(&self) -> serde_json::Value {
+        if let Some(custom) = &self.custom {
+            return custom.columns.clone();
+        }
+        self.spec
+            .columns
+            .iter()
+            .map(|column| {
+                serde_json::json!({
+                    "name": column.name, "type": column.kind, "format": column.format,
+                    "description": column.description, "priority": column.priority,
+                })
+            })
+            .collect()
+    }
+    /// Whether it has tables at all.
+    pub fn has_columns(&self) -> bool {
+        self.custom.is_some() || !self.spec.columns.is_empty()
     }
     pub fn field(&self, label: &str) -> Option<usize> {
         self.fields
@@ -252,16 +268,11 @@ pub fn row(spec: &'static Resource, resources: &'static [Resource], storage: Opt
 }
 
 /// A row of a custom resource.
-pub fn custom_row(
-    spec: &'static Resource,
-    storage: Arc<Storage>,
-    ty: Type,
-    stored_version: String,
-    custom: Arc<Custom>,
-) -> Row {
+pub fn custom_row(spec: &'static Resource, storage: Arc<Storage>, ty: Type, custom: Arc<Custom>) -> Row {
     Row {
         api_version: spec.api_version(),
-        stored_version,
+        // Strategies of custom rows see the row's own version.
+        stored_version: spec.api_version(),
         spec,
         stored: spec,
         storage: Some(storage),

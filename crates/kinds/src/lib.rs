@@ -44,6 +44,7 @@ mod table;
 mod tree;
 mod warnings;
 
+pub use extensions::definition;
 pub use spec::*;
 
 /// Every built-in resource of Kubernetes 1.36 that is generally available, in the order discovery lists groups

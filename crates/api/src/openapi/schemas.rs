@@ -231,33 +231,89 @@ impl<'a> Schemas<'a> {
     }
 
     fn custom_kind(&mut self, resource: &ResourceDesc, own: &Value) -> Value {
-        let mut out = own.as_object().cloned().unwrap_or_default();
-        out.entry("type").or_insert_with(|| "object".into());
-        let preserves = out.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
+        let mut own = own.clone();
+        unfold(&mut own);
+        let preserves = flag(&own, "x-kubernetes-preserve-unknown-fields");
+        let selectable = own
+            .as_object_mut()
+            .and_then(|map| map.remove("x-kubernetes-selectable-fields"));
         // Version 2 readers refuse what they do not know; a kind that keeps unknown fields is simply an object.
-        if !(preserves && self.dialect == Dialect::V2) {
+        let mut out = if preserves && self.dialect == Dialect::V2 {
+            Map::from_iter([("type".to_owned(), Value::from("object"))])
+        } else {
+            if self.dialect == Dialect::V2 {
+                to_v2(&mut own);
+            }
+            let Value::Object(mut out) = own else {
+                return json!({"type": "object"});
+            };
+            out.entry("type").or_insert_with(|| "object".into());
             let mut properties = match out.remove("properties") {
                 Some(Value::Object(properties)) => properties,
                 _ => Map::new(),
             };
             properties.extend(self.object_properties("ObjectMeta"));
             out.insert("properties".into(), properties.into());
-        } else {
-            out.remove("properties");
-        }
-        if self.dialect == Dialect::V2 {
-            let mut value = Value::Object(out);
-            to_v2(&mut value);
-            out = match value {
-                Value::Object(map) => map,
+            let mut whole = Value::Object(out);
+            self.embedded(&mut whole);
+            match whole {
+                Value::Object(out) => out,
                 _ => Map::new(),
-            };
-        }
+            }
+        };
         out.insert(
             "x-kubernetes-group-version-kind".into(),
             json!([{"group": resource.group, "version": resource.version, "kind": resource.kind}]),
         );
+        if let Some(selectable) = selectable {
+            out.insert("x-kubernetes-selectable-fields".into(), selectable);
+        }
         Value::Object(out)
+    }
+
+    /// Whole objects inside a custom kind say so to readers: `apiVersion`, `kind` and `metadata` are theirs, too.
+    fn embedded(&mut self, schema: &mut Value) {
+        let Some(map) = schema.as_object_mut() else { return };
+        if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
+            properties.values_mut().for_each(|below| self.embedded(below));
+        }
+        for key in ["items", "additionalProperties"] {
+            if let Some(below) = map.get_mut(key) {
+                self.embedded(below);
+            }
+        }
+        let is = |name: &str| map.get(name) == Some(&Value::Bool(true));
+        let keeps = is("x-kubernetes-preserve-unknown-fields") && self.dialect == Dialect::V2;
+        if keeps || !is("x-kubernetes-embedded-resource") {
+            return;
+        }
+        let mut own = self.object_properties("ObjectMeta");
+        for (name, text) in [
+            (
+                "apiVersion",
+                "apiVersion defines the versioned schema of this representation of an object. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+            ),
+            (
+                "kind",
+                "kind is a string value representing the type of this object. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+            ),
+        ] {
+            if let Some(field) = own.get_mut(name).and_then(Value::as_object_mut) {
+                field.insert("description".into(), text.into());
+            }
+        }
+        let properties = map.entry("properties").or_insert_with(|| json!({}));
+        if let Some(properties) = properties.as_object_mut() {
+            properties.extend(own);
+        }
+        let required = map.entry("required").or_insert_with(|| json!([]));
+        if let Some(required) = required.as_array_mut() {
+            for name in ["kind", "apiVersion"] {
+                if !required.iter().any(|own| own == name) {
+                    required.push(name.into());
+                }
+            }
+        }
     }
 
     fn custom_list(&mut self, resource: &ResourceDesc) -> Value {
@@ -266,16 +322,30 @@ impl<'a> Schemas<'a> {
         let mut properties = self.object_properties("ListMeta");
         properties.insert(
             "items".into(),
-            json!({"description": format!("List of {}.", resource.plural), "type": "array", "items": items}),
+            json!({
+                "description": format!(
+                    "List of {}. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md",
+                    resource.plural
+                ),
+                "type": "array", "items": items,
+            }),
         );
-        json!({
+        let mut out = json!({
             "description": format!("{} is a list of {}", resource.list_kind, resource.kind),
             "type": "object",
             "required": ["items"],
             "properties": properties,
             "x-kubernetes-group-version-kind":
                 [{"group": resource.group, "version": resource.version, "kind": resource.list_kind}],
-        })
+        });
+        let selectable = resource
+            .schema
+            .as_ref()
+            .and_then(|own| own.0.get("x-kubernetes-selectable-fields"));
+        if let Some(selectable) = selectable {
+            out["x-kubernetes-selectable-fields"] = selectable.clone();
+        }
+        out
     }
 
     /// `apiVersion`, `kind` and `metadata` with the texts every built-in kind has.
@@ -339,31 +409,88 @@ fn markers(field: &Field) -> Map<String, Value> {
     out
 }
 
-/// Takes out of a custom kind's schema what version 2 cannot say.
+fn flag(schema: &Value, key: &str) -> bool {
+    schema.get(key) == Some(&Value::Bool(true))
+}
+
+/// The schemas below a custom kind's schema, logic left out.
+fn below(map: &mut Map<String, Value>) -> Vec<&mut Value> {
+    let mut found = Vec::new();
+    for (key, value) in map.iter_mut() {
+        match (key.as_str(), value) {
+            ("items" | "additionalProperties", value @ Value::Object(_)) => found.push(value),
+            ("properties", Value::Object(all)) => found.extend(all.values_mut()),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// States in plain words what `x-kubernetes-int-or-string` means.
+fn unfold(value: &mut Value) {
+    let int_or_string = flag(value, "x-kubernetes-int-or-string");
+    let Value::Object(map) = value else { return };
+    if int_or_string {
+        let either = json!([{"type": "integer"}, {"type": "string"}]);
+        let first = map
+            .get("allOf")
+            .and_then(|all| all.get(0))
+            .and_then(|first| first.get("anyOf"));
+        if map.get("anyOf") != Some(&either) && first != Some(&either) {
+            if map.contains_key("anyOf") {
+                let all = map.entry("allOf").or_insert_with(|| json!([]));
+                if let Some(all) = all.as_array_mut() {
+                    all.insert(0, json!({ "anyOf": either }));
+                }
+            } else {
+                map.insert("anyOf".into(), either);
+            }
+        }
+    }
+    below(map).into_iter().for_each(unfold);
+}
+
+/// Takes out of a custom kind's schema what version 2 cannot say, and what its readers stumble over.
 fn to_v2(value: &mut Value) {
+    let (nullable, preserves) = (
+        flag(value, "nullable"),
+        flag(value, "x-kubernetes-preserve-unknown-fields"),
+    );
     let Value::Object(map) = value else {
         return;
     };
-    for key in ["oneOf", "anyOf", "not", "nullable", "$schema"] {
+    for key in ["allOf", "oneOf", "anyOf", "not", "$schema", "default"] {
         map.remove(key);
     }
-    if map.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
-        map.remove("type");
-    }
-    let preserves = map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
-    if preserves {
-        map.remove("properties");
-        map.remove("items");
-    }
-    for key in ["items", "additionalProperties"] {
-        if let Some(below) = map.get_mut(key) {
-            to_v2(below);
+    if nullable {
+        for key in ["type", "nullable", "items", "properties"] {
+            map.remove(key);
         }
     }
-    if let Some(Value::Object(properties)) = map.get_mut("properties") {
-        properties.values_mut().for_each(to_v2);
+    if preserves {
+        map.remove("items");
+        map.remove("properties");
     }
-    if let Some(Value::Array(all)) = map.get_mut("allOf") {
-        all.iter_mut().for_each(to_v2);
+    let ty = map.get("type").and_then(Value::as_str).unwrap_or_default();
+    if (ty == "array" && !map.contains_key("items")) || (preserves && ty == "object") {
+        map.remove("type");
     }
+    let maybe: Vec<String> = map
+        .get("properties")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter(|(_, property)| flag(property, "nullable"))
+        .map(|(name, _)| name.clone())
+        .collect();
+    let loose = map
+        .get("additionalProperties")
+        .is_some_and(|additional| flag(additional, "nullable"));
+    if let Some(Value::Array(required)) = map.get_mut("required") {
+        required.retain(|name| !loose && !maybe.iter().any(|own| name == own));
+        if required.is_empty() {
+            map.remove("required");
+        }
+    }
+    below(map).into_iter().for_each(to_v2);
 }

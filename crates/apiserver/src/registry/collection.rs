@@ -22,7 +22,10 @@ impl Registry {
         let storage = call.storage()?;
         let filter = Filter::new(&call.row, &storage, &call.info.namespace, "", list)?;
         self.cache.caught_up().await;
-        let snapshot = storage.snapshot(self.cache.revision());
+        let mut snapshot = storage.snapshot(self.cache.revision());
+        if let Some(custom) = call.row.custom.as_ref().filter(|_| filter.reads_fields()) {
+            snapshot = custom.view.snapshot(snapshot).await?;
+        }
         let entries: Vec<_> = snapshot
             .index
             .iter()

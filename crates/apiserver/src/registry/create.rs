@@ -28,6 +28,9 @@ impl Registry {
                 "resourceVersion should not be set on objects to be created",
             )));
         }
+        if let Some(custom) = &call.row.custom {
+            custom.check_create(&call.row)?;
+        }
         meta::wipe_system_fields(&mut object);
         meta::match_namespace(call, &mut object)?;
         meta::dedup_owners(call, &mut object);
@@ -96,6 +99,7 @@ impl Registry {
         }
         self.claim(&mut reserved, &mut object).await?;
         let claimed = reserved.addresses().to_vec();
+        let mut object = crate::custom::stored(&row, object).await?;
         let value = encode(&mut object);
         let key: Arc<str> = storage.key(&path).into();
         let expires = row.stored.storage_prefix == "events";

@@ -67,9 +67,14 @@ impl Registry {
             };
             check_preconditions(&row, &old, options)?;
             let name = call.info.name.clone();
-            self.admit(call, Operation::Delete, &mut Object::Null, Some(&old), options.into())
+            let seen = match &row.custom {
+                Some(_) => Some(crate::custom::loaded(&row, old.clone()).await?),
+                None => None,
+            };
+            let seen = seen.as_ref().unwrap_or(&old);
+            self.admit(call, Operation::Delete, &mut Object::Null, Some(seen), options.into())
                 .await?;
-            self.validate(call, Operation::Delete, &name, None, Some(&old), options.into())
+            self.validate(call, Operation::Delete, &name, None, Some(seen), options.into())
                 .await?;
             let mut plan = plan(&row, &old, options);
             let op = match &mut plan {
@@ -231,6 +236,9 @@ fn plan(row: &Row, old: &Object, options: &DeleteOptions) -> Plan {
         }
         grace = seconds;
         graceful = true;
+    }
+    if row.is("apiextensions.k8s.io", "customresourcedefinitions") && !access::is_deleting(old) {
+        crate::custom::begin_deletion(&mut new);
     }
     set_collector_finalizers(row, &mut new, options.propagation);
     let held = meta::is_held(row, &new);

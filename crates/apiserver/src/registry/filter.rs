@@ -1,5 +1,8 @@
 //! Which objects a list, a watch or a collection delete is about.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use sampan_api::selector::{FieldSelector, LabelSelector};
 use sampan_api::status::Status;
 
@@ -23,11 +26,12 @@ struct Term {
     value: String,
 }
 
-#[derive(Clone, Copy)]
 enum Field {
     Name,
     Namespace,
     At(usize),
+    /// A custom kind's, by its path.
+    Own(Arc<[String]>),
 }
 
 impl Filter {
@@ -48,7 +52,10 @@ impl Filter {
             let field = match requirement.field.as_str() {
                 "metadata.name" => Field::Name,
                 "metadata.namespace" if row.spec.namespaced => Field::Namespace,
-                label => Field::At(row.field(label).ok_or_else(|| unknown_field(row, label))?),
+                label => match &row.custom {
+                    Some(custom) => Field::Own(custom.field(label).ok_or_else(|| unknown_field(row, label))?),
+                    None => Field::At(row.field(label).ok_or_else(|| unknown_field(row, label))?),
+                },
             };
             terms.push(Term {
                 field,
@@ -87,6 +94,11 @@ impl Filter {
         self.labels.is_empty() && self.terms.is_empty()
     }
 
+    /// Whether it looks at fields of custom objects, which must be shown in the version asked for.
+    pub fn reads_fields(&self) -> bool {
+        self.terms.iter().any(|term| matches!(term.field, Field::Own(_)))
+    }
+
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -111,24 +123,27 @@ impl Filter {
 
 impl Term {
     fn holds(&self, entry: &Entry, fields: &[Box<str>]) -> bool {
-        let value = match self.field {
-            Field::Name => entry.name(),
-            Field::Namespace => entry.namespace(),
-            Field::At(index) => fields.get(index).map_or("", |value| value),
+        let value = match &self.field {
+            Field::Name => Cow::Borrowed(entry.name()),
+            Field::Namespace => Cow::Borrowed(entry.namespace()),
+            Field::At(index) => Cow::Borrowed(fields.get(*index).map_or("", |value| value)),
+            Field::Own(path) => crate::custom::field_of(entry.as_slice(), path),
         };
-        (value == self.value) != self.negated
+        (*value == *self.value) != self.negated
     }
 }
 
 fn unknown_field(row: &Row, label: &str) -> Refusal {
-    refuse(Status::bad_request(if row.spec.fields.is_empty() {
-        let known = if row.spec.namespaced {
-            r#""metadata.name", "metadata.namespace""#
+    refuse(Status::bad_request(
+        if row.spec.fields.is_empty() && row.custom.is_none() {
+            let known = if row.spec.namespaced {
+                r#""metadata.name", "metadata.namespace""#
+            } else {
+                r#""metadata.name""#
+            };
+            format!("{label:?} is not a known field selector: only {known}")
         } else {
-            r#""metadata.name""#
-        };
-        format!("{label:?} is not a known field selector: only {known}")
-    } else {
-        format!("field label not supported: {label}")
-    }))
+            format!("field label not supported: {label}")
+        },
+    ))
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::reply::Reply;
 use super::{Call, Filter, Registry};
 use crate::request::{ListOptions, VersionMatch};
+use crate::rows::Row;
 use crate::watch_cache::{Entry, Scope, Snapshot, Storage};
 use crate::{Refusal, refuse};
 
@@ -145,7 +146,7 @@ impl Registry {
     pub async fn list(&self, call: &mut Call, options: &ListOptions) -> Result<Reply, Refusal> {
         let storage = call.storage()?;
         let filter = Filter::new(&call.row, &storage, &call.info.namespace, "", options)?;
-        Ok(match self.select(&storage, &filter, options).await? {
+        Ok(match self.select(&call.row, &storage, &filter, options).await? {
             Selected::List(list) => Reply::List(list),
             Selected::Gone(status) => Reply::Plain(410, status),
         })
@@ -154,6 +155,7 @@ impl Registry {
     /// The entries a list is about.
     pub(super) async fn select(
         &self,
+        row: &Row,
         storage: &Storage,
         filter: &Filter,
         options: &ListOptions,
@@ -163,9 +165,18 @@ impl Registry {
             _ if !filter.namespace().is_empty() => format!("{}/", filter.namespace()),
             _ => String::new(),
         };
-        let (snapshot, start) = match self.view(storage, filter, options, &prefix).await? {
+        let (stored, start) = match self.view(storage, filter, options, &prefix).await? {
             View::At(snapshot, start) => (snapshot, start),
             View::Gone(start) => return Ok(Selected::Gone(gone(&start, &prefix))),
+        };
+        let snapshot = Snapshot {
+            revision: stored.revision,
+            index: stored.index.clone(),
+        };
+        // Selectable fields of custom kinds are those of the version asked for.
+        let snapshot = match row.custom.as_ref().filter(|_| filter.reads_fields()) {
+            Some(custom) => custom.view.snapshot(snapshot).await?,
+            None => snapshot,
         };
         let mut entries = Vec::new();
         if let Scope::Object(path) = &filter.scope {
@@ -224,7 +235,7 @@ impl Registry {
                     .count();
                 list.remaining = Some(rest);
             }
-            storage.keep(&snapshot);
+            storage.keep(&stored);
         }
         Ok(Selected::List(list))
     }

@@ -187,7 +187,7 @@ impl Call {
     /// The response to this call.
     pub fn respond(&self, reply: Reply) -> Result<Response<Body>, Refusal> {
         let encoding = self.media.encoding;
-        if matches!(self.media.transform, Transform::Table(_)) && self.row.spec.columns.is_empty() {
+        if matches!(self.media.transform, Transform::Table(_)) && !self.row.has_columns() {
             return Err(refuse(Status::not_acceptable(
                 "the server could not generate a table for this resource: it has no columns",
             )));

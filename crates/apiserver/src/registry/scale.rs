@@ -34,7 +34,10 @@ impl Registry {
                 .ok_or_else(|| call.not_found())?;
             return Ok(Reply::Plain(
                 200,
-                scale_of(&Self::in_version(&call.row, entry.object()), paths),
+                scale_of(
+                    &Self::in_version(&call.row, crate::custom::loaded(&call.row, entry.object()).await?),
+                    paths,
+                ),
             ));
         }
         let paths = *paths;
@@ -78,6 +81,7 @@ impl Registry {
             Reply::Object(_, object) => object,
             other => return Ok(other),
         };
+        let object = crate::custom::loaded(&call.row, object).await?;
         Ok(Reply::Plain(
             200,
             scale_of(&Self::in_version(&call.row, object), &paths),

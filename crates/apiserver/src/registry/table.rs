@@ -35,16 +35,7 @@ impl Include {
 
 /// `columnDefinitions`
 pub fn columns(row: &Row) -> Value {
-    row.spec
-        .columns
-        .iter()
-        .map(|column| {
-            json!({
-                "name": column.name, "type": column.kind, "format": column.format,
-                "description": column.description, "priority": column.priority,
-            })
-        })
-        .collect()
+    row.columns()
 }
 
 /// One row of a table.

@@ -223,7 +223,8 @@ impl Registry {
     ) -> Result<Outcome, Refusal> {
         let row = call.row.clone();
         let strategy = row.strategy();
-        let old = existing.object;
+        let raw = row.custom.is_some().then(|| existing.object.clone());
+        let old = crate::custom::loaded(&row, existing.object).await?;
         let shown = row.converts().then(|| Self::in_version(&row, old.clone()));
         let shown = shown.as_ref().unwrap_or(&old);
         let mut made = make(call, Some(shown))?;
@@ -300,7 +301,12 @@ impl Registry {
         if options.dry_run {
             return Ok(Outcome::Done(Reply::Object(200, new)));
         }
-        if !gone && new == old {
+        let mut written = match &row.custom {
+            Some(_) => Some(crate::custom::stored(&row, new.clone()).await?),
+            None => None,
+        };
+        // A custom object may have been stored in another version: then there is something to write.
+        if !gone && new == old && raw == written {
             // Nothing to write: the client gets what is there.
             if let Some(entry) = storage.get(path).filter(|entry| entry.revision() == existing.revision) {
                 return Ok(Outcome::Done(Reply::Entry(200, entry)));
@@ -308,7 +314,7 @@ impl Registry {
         }
         self.claim(&mut reserved, &mut new).await?;
         let claimed = reserved.addresses().to_vec();
-        let value = encode(&mut new);
+        let value = encode(written.as_mut().unwrap_or(&mut new));
         let op = if gone {
             Op::Delete
         } else {

@@ -22,6 +22,7 @@ use super::list::syntax_error;
 use super::reply::{Encoder, Reply, encode};
 use super::{Call, Filter, Registry};
 use crate::body::BoxError;
+use crate::custom::Custom;
 use crate::request::{Encoding, ListOptions, Transform};
 use crate::rows::Row;
 use crate::watch_cache::{Batch, Cache, Change, ChangeType, Entry, Start, Storage, Watch};
@@ -69,8 +70,24 @@ impl Registry {
         } else {
             Start::After(revision)
         };
+        let custom = call.row.custom.clone().filter(|custom| !custom.view.is_plain());
         match storage.watch(stream.filter.scope.clone(), start, self.cache.revision()) {
-            Ok(watch) => stream.begin(watch, start),
+            Ok(mut watch) => {
+                if let Some(custom) = &custom
+                    && let Some(initial) = watch.initial.take()
+                {
+                    watch.initial = Some(custom.view.snapshot(initial).await?);
+                }
+                stream.custom = custom;
+                stream.begin(watch, start);
+                let row = &call.row;
+                let served = self.rows.get();
+                let now = served.find(row.spec.group, row.spec.version, row.spec.plural);
+                if row.custom.is_some() && !now.is_some_and(|now| Arc::ptr_eq(now, row)) {
+                    // The definition has changed since: the client watches again and sees the new one.
+                    stream.watch = None;
+                }
+            }
             Err(gone) => stream.fail(&Status::expired(gone.to_string())),
         }
         Ok(Reply::Watch(Box::new(stream)))
@@ -85,6 +102,8 @@ fn watch_version(row: &Row, text: &str) -> Result<Revision, Refusal> {
         refuse(Status::invalid(row.spec.group, row.spec.plural, "", &[error]))
     })
 }
+
+type Converting = dyn Future<Output = Result<Arc<Change>, Refusal>> + Send;
 
 /// The body of a watch.
 pub struct WatchStream {
@@ -105,6 +124,10 @@ pub struct WatchStream {
     /// Table columns are sent once.
     columns_sent: bool,
     bookmark: Option<Pin<Box<Sleep>>>,
+    /// For custom kinds: what is stored is shown in the version watched.
+    custom: Option<Arc<Custom>>,
+    /// A change somebody is asked to convert; those after it wait in the backlog.
+    converting: Option<Pin<Box<Converting>>>,
     told: Revision,
     deadline: Pin<Box<Sleep>>,
 }
@@ -132,6 +155,8 @@ impl WatchStream {
             bookmark: options
                 .bookmarks
                 .then(|| Box::pin(tokio::time::sleep_until(next_bookmark(end)))),
+            custom: None,
+            converting: None,
             told: 0,
             deadline: Box::pin(tokio::time::sleep_until(end)),
         }
@@ -324,7 +349,8 @@ impl WatchStream {
 
     /// What this watcher sees of a batch. All of it for most watchers: then its bytes are made once for all of them.
     fn take(&mut self, batch: &Batch) {
-        let whole = self.encoder.is_plain()
+        let whole = self.custom.is_none()
+            && self.encoder.is_plain()
             && self.filter.is_plain()
             && !matches!(self.filter.scope, crate::watch_cache::Scope::Indexed(_));
         if let (true, Some(first), Some(last)) = (whole, batch.changes.first(), batch.changes.last())
@@ -335,8 +361,32 @@ impl WatchStream {
             return;
         }
         for change in &batch.changes {
+            if self.converting.is_some() {
+                self.backlog.push_back(change.clone());
+            } else {
+                self.hand(change);
+            }
+        }
+    }
+
+    /// Hands a change on, in the version watched.
+    fn hand(&mut self, change: &Arc<Change>) {
+        let Some(custom) = self.custom.clone() else {
             let event = self.event(change);
-            self.push(event);
+            return self.push(event);
+        };
+        if change.revision <= self.after {
+            return;
+        }
+        match custom.view.change_now(change) {
+            Some(shown) => {
+                let event = self.event(&shown);
+                self.push(event);
+            }
+            None => {
+                let change = change.clone();
+                self.converting = Some(Box::pin(async move { custom.view.change(change).await }));
+            }
         }
     }
 
@@ -396,11 +446,27 @@ impl WatchStream {
             if let Some(bytes) = self.initial_end.take() {
                 return Poll::Ready(Some(bytes));
             }
+            if let Some(converting) = &mut self.converting {
+                let Poll::Ready(shown) = converting.as_mut().poll(context) else {
+                    return Poll::Pending;
+                };
+                self.converting = None;
+                match shown {
+                    Ok(change) => {
+                        let event = self.event(&change);
+                        self.push(event);
+                    }
+                    Err(refusal) => self.fail(&refusal),
+                }
+                continue;
+            }
             if !self.backlog.is_empty() {
                 for _ in 0..BACKLOG {
+                    if self.converting.is_some() {
+                        break;
+                    }
                     let Some(change) = self.backlog.pop_front() else { break };
-                    let event = self.event(&change);
-                    self.push(event);
+                    self.hand(&change);
                 }
                 continue;
             }
@@ -426,7 +492,7 @@ impl WatchStream {
                 // What waits for its round comes before the bookmark that covers it.
                 self.storage.rounds(None);
                 while !self.done && self.drain(context) {}
-                if !self.done && reached > self.told {
+                if !self.done && self.converting.is_none() && reached > self.told {
                     self.told = reached;
                     let line = self.bookmark_line(reached, false);
                     self.push(Some(line));

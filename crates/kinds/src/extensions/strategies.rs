@@ -3,7 +3,7 @@
 use sampan_api::Object;
 use serde_json::Value;
 
-use super::validate;
+use super::{definition, validate};
 use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules};
@@ -31,9 +31,9 @@ pub(super) static DEFINITION: Rules = Rules {
             remember_storage_version(new);
         }
     },
-    validate: validate::definition,
-    validate_create: validate::definition_create,
-    validate_update: validate::definition_update,
+    validate_create: definition::create,
+    validate_update: definition::update,
+    warnings: definition::warnings,
     reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
