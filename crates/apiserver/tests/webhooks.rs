@@ -860,3 +860,94 @@ async fn warnings_reach_the_client_and_validation_runs_side_by_side() {
         } => {}
     }
 }
+
+/// An address of this machine that Services may lead to.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: the kernel only says which address it would send from.
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_meets_a_webhook_behind_a_service() {
+    let Some(address) = own_address() else {
+        eprintln!("kubectl_meets_a_webhook_behind_a_service: skipped, this machine has no address but loopback");
+        return;
+    };
+    if std::process::Command::new("kubectl")
+        .arg("version")
+        .arg("--client")
+        .output()
+        .is_err()
+    {
+        eprintln!("kubectl_meets_a_webhook_behind_a_service: skipped, there is no kubectl");
+        return;
+    }
+    let api = Api::start().await;
+    let server = &api.server;
+    let (_, handler) = handler();
+    let https = HttpsServer::start_on(address, &server.pki, &server.tasks, &["hook.default.svc"], handler)
+        .await
+        .unwrap();
+    let config = server.kubeconfig().unwrap();
+    let kubectl = async |line: &str, input: String| {
+        let mut command = std::process::Command::new("kubectl");
+        command.arg("--kubeconfig").arg(&config).args(line.split(' '));
+        let file = config.with_extension("input.json");
+        std::fs::write(&file, input).unwrap();
+        command.stdin(std::fs::File::open(&file).unwrap());
+        let output = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .unwrap()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text)
+    };
+    let hook = |name: &str, path: &str, selector: &str| {
+        json!({"name": format!("{name}.example.com"), "rules": rules(&["CREATE"], &["configmaps"]), "sideEffects": "None",
+            "admissionReviewVersions": ["v1"], "objectSelector": {"matchLabels": {"ask": selector}},
+            "clientConfig": {"service": {"namespace": "default", "name": "hook", "path": path},
+                "caBundle": STANDARD.encode(server.pki.ca_pem())}})
+    };
+    let registration = |kind: &str, hooks: Vec<Value>| json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": "hook"}, "webhooks": hooks});
+    let all = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "hook", "namespace": "default"},
+            "spec": {"ports": [{"port": 443, "targetPort": https.address.port()}]}},
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "hook-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "hook"}},
+            "ports": [{"name": "", "port": https.address.port(), "protocol": "TCP"}],
+            "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}]},
+        registration("MutatingWebhookConfiguration", vec![hook("one", "/stage-1", "change")]),
+        registration("ValidatingWebhookConfiguration", vec![hook("deny", "/deny", "deny"), hook("warn", "/warn", "warn")]),
+    ]});
+    let (ok, text) = kubectl("apply -f -", all.to_string()).await;
+    assert!(ok, "{text}");
+    let labelled = |name: &str, label: &str| {
+        let mut object = config_map(name);
+        object["metadata"]["labels"] = json!({"ask": label});
+        object.to_string()
+    };
+    let (ok, text) = kubectl("create -f -", labelled("denied", "deny")).await;
+    assert!(!ok);
+    assert!(
+        text.contains("Error from server (Forbidden): error when creating \"STDIN\": admission webhook \"deny.example.com\" denied the request: the object contains unwanted data"),
+        "{text}"
+    );
+    let (ok, text) = kubectl("create -f -", labelled("warned", "warn")).await;
+    assert!(ok && text.contains("Warning: first"), "{text}");
+    let (ok, text) = kubectl("create -f - -o yaml", labelled("changed", "change")).await;
+    assert!(ok && text.contains("mutation-stage-1: \"yes\""), "{text}");
+    // Without its endpoints the Service leads nowhere, and kubectl is told so.
+    let (ok, text) = kubectl("delete endpointslice hook-1", String::new()).await;
+    assert!(ok, "{text}");
+    let (ok, text) = kubectl("delete service hook", String::new()).await;
+    assert!(ok, "{text}");
+    let (ok, text) = kubectl("create -f -", labelled("late", "deny")).await;
+    assert!(!ok);
+    assert!(
+        text.contains("failed calling webhook \"deny.example.com\": failed to call webhook: Post \"https://hook.default.svc:443/deny?timeout=10s\": service \"hook\" not found"),
+        "{text}"
+    );
+}
