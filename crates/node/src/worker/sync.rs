@@ -31,7 +31,13 @@ impl Worker {
                     memory.failures = memory.failures.saturating_add(1);
                     memory.failures
                 };
-                tracing::debug!(uid = self.uid, %error, "a pod could not be synced, will retry");
+                // The first failures are often only somebody else's work not yet done (a ConfigMap on its way).
+                if failures.is_multiple_of(5) {
+                    let pod = pod::display(&self.pod());
+                    tracing::warn!(pod, failures, %error, "a pod could not be synced, will retry");
+                } else {
+                    tracing::debug!(uid = self.uid, %error, "a pod could not be synced, will retry");
+                }
                 self.wake_in(retry_delay(failures));
                 false
             }
