@@ -232,7 +232,7 @@ fn type_of(schema: &Schema, value: &Value, at: &str, out: &mut Outcome) {
     let widened = ty == "integer" && allows(schema, "number");
     let texts = matches!(value, Value::String(_) | Value::Array(_));
     if let Some(format) = &schema.format {
-        if !texts && !(allows(schema, ty) || own_format == format || integral || widened) {
+        if !(texts || allows(schema, ty) || own_format == format || integral || widened) {
             return wrong(format, own_format);
         }
         if texts && !(allows(schema, "number") || allows(schema, "integer")) {
@@ -240,7 +240,7 @@ fn type_of(schema: &Schema, value: &Value, at: &str, out: &mut Outcome) {
             return;
         }
     }
-    if !names.is_empty() && !(allows(schema, ty) || integral || widened) {
+    if !(names.is_empty() || allows(schema, ty) || integral || widened) {
         return wrong(names, ty);
     }
     out.matches += 1;
