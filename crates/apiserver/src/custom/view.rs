@@ -140,6 +140,13 @@ impl View {
         Ok(object)
     }
 
+    /// A tree of any version as this version shows it: what admission holds is of the request's version.
+    pub async fn of_any(&self, object: Object) -> Result<Object, Refusal> {
+        let mut object = self.in_version(object, &self.api_version).await?;
+        self.finish(&mut object);
+        Ok(object)
+    }
+
     /// A tree of this version as it is stored.
     pub async fn to_storage(&self, object: Object) -> Result<Object, Refusal> {
         self.in_version(object, &self.stored_version).await

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use sampan_api::Object;
 use sampan_api::selector::LabelSelector;
 use sampan_api::status::Status;
+use sampan_api::{Object, meta};
 
 use super::super::review::kind_of;
 use super::super::{Operation, Reader, Review};
 use super::config::{Hook, Rule};
-use super::{as_stored, in_version};
+use super::{as_held, in_version};
 use crate::rows::{Row, Rows, Table};
 use crate::{Refusal, refuse};
 
@@ -47,22 +47,25 @@ impl Invocation<'_> {
         self.other.as_deref().unwrap_or(self.own)
     }
 
-    fn converts(&self, review: &Review<'_>) -> bool {
-        review.is_whole() && self.row().converts()
+    fn converts(&self, review: &Review<'_>, object: &Object) -> bool {
+        let row = self.row();
+        let elsewhere = row.custom.is_some() && meta::api_version(object) != row.api_version;
+        review.is_whole() && (row.converts() || elsewhere)
     }
 
     /// The object as this webhook sees it, where that is not how it is stored.
     pub async fn shown(&self, review: &Review<'_>, object: Option<&Object>) -> Result<Option<Object>, Refusal> {
         match object {
-            Some(object) if self.converts(review) => in_version(self.row(), object.clone()).await.map(Some),
+            Some(object) if self.converts(review, object) => in_version(self.row(), object.clone()).await.map(Some),
             _ => Ok(None),
         }
     }
 
     /// The way back.
     pub async fn stored(&self, review: &Review<'_>, object: Object) -> Result<Object, Refusal> {
-        if self.converts(review) {
-            as_stored(self.row(), object).await
+        let (row, own) = (self.row(), self.own);
+        if review.is_whole() && (row.converts() || (row.custom.is_some() && self.other.is_some())) {
+            as_held(row, own, object).await
         } else {
             Ok(object)
         }

@@ -389,14 +389,21 @@ impl Plugin for Validating {
     }
 }
 
-/// A stored object in a row's version. (The one place where admission converts; both ways may have to ask somebody.)
+/// An object as admission holds it (built-in kinds as they are stored, custom ones in the version of the request) in
+/// a row's version. The one place where admission of webhooks converts; either way may have to ask somebody.
 async fn in_version(row: &Row, mut object: Object) -> Result<Object, Refusal> {
+    if let Some(custom) = &row.custom {
+        return custom.view.of_any(object).await;
+    }
     row.from_storage(&mut object);
     Ok(object)
 }
 
-/// The way back.
-async fn as_stored(row: &Row, mut object: Object) -> Result<Object, Refusal> {
+/// The way back: `row` showed it, `own` is the request's.
+async fn as_held(row: &Row, own: &Row, mut object: Object) -> Result<Object, Refusal> {
+    if let Some(custom) = &own.custom {
+        return custom.view.of_any(object).await;
+    }
     row.to_storage(&mut object);
     Ok(object)
 }
