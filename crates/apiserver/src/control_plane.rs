@@ -447,11 +447,14 @@ fn follow(rows: &Rows, authorizer: &Authorizer, services: &Arc<Services>, flow: 
     }
 }
 
-/// The answer to a HEAD: its length is said, the rest is not. HTTP/2 clients take a body for a fault.
+/// The answer to a HEAD: its length is said, the rest is not. HTTP/2 clients take a body for a fault. What an
+/// application behind a proxy said of its length stays.
 fn without_body(response: Response<Body>) -> Response<Body> {
     let length = http_body::Body::size_hint(response.body()).exact();
     let mut response = response.map(|_| Body::Empty);
-    if let Some(length) = length {
+    if let Some(length) = length
+        && !response.headers().contains_key(http::header::CONTENT_LENGTH)
+    {
         response
             .headers_mut()
             .insert(http::header::CONTENT_LENGTH, length.into());
