@@ -200,7 +200,7 @@ impl Findings {
             && status["kind"] == "Status"
             && status["status"] == "Failure"
             && status["code"] == code
-            && status["reason"] == reason
+            && status["reason"].as_str().unwrap_or_default() == reason
             && status["message"].as_str().is_some_and(matches);
         let mut body = answer.body.clone();
         body.truncate(body.floor_char_boundary(700));

@@ -85,7 +85,8 @@ pub struct Options {
     )]
     pub insecure_registries: Option<Vec<String>>,
     /// How little of a resource may be left before Pods are evicted and none are taken; signals that are not named are
-    /// off [default: memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%,pid.available<5%]
+    /// off [default: memory.available<100Mi,pid.available<5% and of disks nodefs.available<10%, imagefs.available<15%,
+    /// nodefs.inodesFree<5% and imagefs.inodesFree<5%]
     #[arg(long, env = "SAMPAN_EVICTION_HARD", value_name = "SIGNAL<VALUE,...")]
     pub eviction_hard: Option<String>,
     /// Unused images are removed once their file system is fuller than this percentage; 100 keeps them [default: 85]

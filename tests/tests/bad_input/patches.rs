@@ -83,7 +83,7 @@ fn patches_queries_and_paths() {
         &merge("[]"),
         400,
         "BadRequest",
-        "Invalid JSON Patch",
+        "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}",
     );
     found.refused_with(
         "a merge patch to the wrong type",
@@ -98,7 +98,7 @@ fn patches_queries_and_paths() {
         &strategic("{"),
         400,
         "BadRequest",
-        "error decoding patch: ",
+        "unexpected end of JSON input",
     );
     found.refused_with(
         "a strategic patch without the merge key",
