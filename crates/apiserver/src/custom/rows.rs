@@ -212,7 +212,7 @@ fn published(schema: &Value, version: &Value) -> Value {
 fn columns(version: &Value) -> (Value, Vec<(path::JsonPath, bool)>) {
     let age = [json!({
         "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp",
-        "description": "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+        "description": "When it was created, by the server's clock.",
     })];
     let mut own = items(version, "/additionalPrinterColumns");
     if own.is_empty() {
@@ -220,7 +220,7 @@ fn columns(version: &Value) -> (Value, Vec<(path::JsonPath, bool)>) {
     }
     let mut columns = vec![json!({
         "name": "Name", "type": "string", "format": "name", "priority": 0,
-        "description": "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
+        "description": "Its name, unique among those of its kind in its namespace.",
     })];
     let mut paths = Vec::new();
     for column in own {
