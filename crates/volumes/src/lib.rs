@@ -8,7 +8,7 @@
 //! - what a volume contains ([`render`]) is computed without touching the disk, and written by one atomic
 //!   writer ([`atomic`]): a container sees all of the old content or all of the new;
 //! - secrets, tokens and downward API files live on tmpfs, never on disk;
-//! - nothing a container can write decides where this process writes: sub-paths are resolved with `openat2`
+//! - nothing a container can write decides where this process writes: sub-paths are resolved by the kernel
 //!   beneath the volume, and handed on as bind mounts of the opened file;
 //! - a pod directory is deleted only after no mount is left below it, so a host path is never emptied by mistake.
 //!

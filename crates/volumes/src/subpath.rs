@@ -10,19 +10,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, ResolveFlag, open};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat};
 
 use crate::{VolumeError, mounts};
 
 fn beneath<Fd: AsFd>(dir: Fd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    openat2(
-        dir,
-        path,
-        OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS),
-    )
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    sampan_paths::open_in(dir, path, flags, resolve)
 }
 
 /// Refuses what is not a plain relative path.

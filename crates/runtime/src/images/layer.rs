@@ -21,7 +21,7 @@ use std::path::{Component, Path, PathBuf};
 
 use aws_lc_rs::digest;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, ResolveFlag, openat, readlinkat};
 use nix::sys::stat::{
     FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, makedev, mkdirat, mknodat, utimensat,
 };
@@ -176,16 +176,8 @@ fn kind_of(stat: &FileStat) -> Kind {
 
 /// Opens `path` below `root` without following any symbolic link.
 fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        path
-    };
     let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
-        .resolve(resolve);
-    openat2(root, path, how)
+    sampan_paths::open_in(root, path, flags | OFlag::O_NOFOLLOW, resolve)
 }
 
 fn disk(path: &Path) -> impl FnOnce(Errno) -> LayerError {

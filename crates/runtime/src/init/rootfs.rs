@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{AtFlags, OFlag, ResolveFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat, mknodat};
@@ -197,18 +197,9 @@ fn ensure(root: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd> {
         .components()
         .filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir))
         .collect();
-    let look = |path: &Path| {
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        openat2(root, path, how)
-    };
-    match look(&relative) {
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let look = || sampan_paths::open_in(root, &relative, OFlag::O_PATH, resolve);
+    match look() {
         Err(Errno::ENOENT) => {}
         other => return other.map_err(doing(format!("open {} inside", path.display()))),
     }
@@ -223,7 +214,7 @@ fn ensure(root: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd> {
         openat(&parent, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
     }
     .map_err(doing(format!("create {} inside", path.display())))?;
-    look(&relative).map_err(doing(format!("open {} inside", path.display())))
+    look().map_err(doing(format!("open {} inside", path.display())))
 }
 
 /// Mounts a new file system inside.
@@ -346,10 +337,8 @@ fn image_tree(rootfs: &RootfsSpec, spec: &MountSpec) -> Result<OwnedFd> {
     let tree = if spec.sub_path.as_os_str().is_empty() {
         sys::open_tree(&place, false).map_err(doing(what()))?
     } else {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
-        let sub = openat2(&base, &spec.sub_path, how).map_err(doing(what()))?;
+        let sub = sampan_paths::open_in(&base, &spec.sub_path, OFlag::O_PATH, ResolveFlag::RESOLVE_IN_ROOT)
+            .map_err(doing(what()))?;
         sys::open_tree(&fd_path(&sub), false).map_err(doing(what()))?
     };
     drop(base);
