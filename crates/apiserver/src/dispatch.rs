@@ -18,7 +18,7 @@ use crate::body::Body;
 use crate::control_plane::ControlPlane;
 use crate::registry::Call;
 use crate::registry::patch::PatchType;
-use crate::registry::reply::{Reply, add_warnings, refusal};
+use crate::registry::reply::{Reply, add_notes, refusal};
 use crate::registry::scale::ScaleRequest;
 use crate::request::{DeleteOptions, Encoding, ListOptions, Query, RequestInfo, WriteOptions, media};
 use crate::rows::Row;
@@ -117,10 +117,10 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
     };
     match reply {
         Ok(reply) => call.respond(reply),
-        // Warnings reach the client also with a refusal.
-        Err(refused) if !call.notes.warnings.is_empty() => {
+        // Warnings and annotations are told also with a refusal.
+        Err(refused) if !call.notes.are_empty() => {
             let mut response = refusal(&refused, call.media.encoding);
-            add_warnings(&mut response, &call.notes.warnings);
+            add_notes(&mut response, &call.notes);
             Ok(response)
         }
         Err(refused) => Err(refused),

@@ -9,6 +9,7 @@
 mod certificates;
 mod claims;
 mod limits;
+mod matching;
 pub mod metrics;
 mod namespace;
 mod nodes;
@@ -43,7 +44,7 @@ use crate::rows::Rows;
 use crate::watch_cache::{Cache, Entry, Storage};
 
 pub use metrics::Metrics;
-pub use notes::Notes;
+pub use notes::{Annotations, Notes};
 pub use pod_security::Exemptions;
 pub use review::{Operation, Options, Review};
 pub use selection::{Selection, UnknownPlugin};

@@ -2,6 +2,12 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// What admission has to say to the audit log, by qualified key: in the extensions of an answer, for whoever writes
+/// the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotations(pub Arc<BTreeMap<String, String>>);
 
 /// The side notes of one request, carried through both phases.
 #[derive(Default)]
@@ -26,6 +32,20 @@ impl Notes {
     /// Notes something for the audit log. What is noted first stays.
     pub fn annotate(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.annotations.entry(key.into()).or_insert_with(|| value.into());
+    }
+
+    /// Takes up what was noted of a part of the request.
+    pub fn take_up(&mut self, other: Notes) {
+        for warning in other.warnings {
+            self.warn(warning);
+        }
+        for (key, value) in other.annotations {
+            self.annotate(key, value);
+        }
+    }
+
+    pub fn are_empty(&self) -> bool {
+        self.warnings.is_empty() && self.annotations.is_empty()
     }
 
     /// Said by a policy or a webhook that changed the object: all mutating plugins shall see it once more.

@@ -34,7 +34,7 @@ impl Registry {
             .cloned()
             .collect();
         let this = &*call;
-        let results: Vec<Result<(), Refusal>> = futures::stream::iter(entries.iter().cloned().map(|entry| {
+        let results: Vec<(Notes, Result<(), Refusal>)> = futures::stream::iter(entries.iter().cloned().map(|entry| {
             let mut one = Call {
                 row: this.row.clone(),
                 info: this.info.clone(),
@@ -48,14 +48,20 @@ impl Registry {
                 tracked: false,
             };
             "delete".clone_into(&mut one.info.verb);
-            async move { self.delete_entry(&mut one, &entry, options).await }
+            async move {
+                let result = self.delete_entry(&mut one, &entry, options).await;
+                (one.notes, result)
+            }
         }))
         .buffer_unordered(WIDTH)
         .collect()
         .await;
-        for result in results {
-            result?;
+        let mut outcome = Ok(());
+        for (notes, result) in results {
+            call.notes.take_up(notes);
+            outcome = outcome.and(result);
         }
+        outcome?;
         Ok(Reply::List(List {
             revision: snapshot.revision,
             entries,

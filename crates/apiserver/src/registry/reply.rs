@@ -19,6 +19,7 @@ use super::list::List;
 use super::table::{self, Include};
 use super::watch::WatchStream;
 use super::{Call, Registry};
+use crate::admission::{Annotations, Notes};
 use crate::body::{Body, BoxError};
 use crate::request::{Encoding, Media, MetaVersion, Transform};
 use crate::rows::Row;
@@ -196,7 +197,7 @@ impl Call {
             Reply::Watch(stream) => {
                 let content_type = crate::request::media::stream_type(encoding);
                 let mut response = response(200, content_type, Body::Boxed(Box::into_pin(stream)));
-                add_warnings(&mut response, &self.notes.warnings);
+                add_notes(&mut response, &self.notes);
                 return Ok(response);
             }
             Reply::Entry(code, entry) => (code, self.encoder()?.entry(&entry)?.into()),
@@ -205,7 +206,7 @@ impl Call {
             Reply::List(list) => (200, self.encoder()?.list(list)?),
         };
         let mut response = response(code, encoding.content_type(), body);
-        add_warnings(&mut response, &self.notes.warnings);
+        add_notes(&mut response, &self.notes);
         Ok(response)
     }
 }
@@ -240,8 +241,17 @@ pub fn refusal(status: &Status, encoding: Encoding) -> Response<Body> {
     response
 }
 
+/// What admission left besides the object: warnings for the client, annotations for the audit log.
+pub fn add_notes(response: &mut Response<Body>, notes: &Notes) {
+    add_warnings(response, &notes.warnings);
+    if !notes.annotations.is_empty() {
+        let annotations = Annotations(Arc::new(notes.annotations.clone()));
+        response.extensions_mut().insert(annotations);
+    }
+}
+
 /// `Warning: 299 - "text"` headers. Up to a total they are whole; beyond it each is cut, and the rest is left out.
-pub fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
+fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
     const MOST: usize = 4096;
     const EACH: usize = 256;
     let total: usize = warnings.iter().map(|text| text.chars().count()).sum();

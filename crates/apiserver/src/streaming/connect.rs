@@ -10,22 +10,22 @@ use serde_json::{Map, Value};
 
 use super::Stream;
 use crate::Refusal;
-use crate::admission::{Operation, Options};
+use crate::admission::{Notes, Operation, Options};
 use crate::control_plane::ControlPlane;
 use crate::dispatch::Incoming;
 use crate::registry::Call;
 use crate::request::Query;
 use crate::rows::Row;
 
-/// Asks admission. The warnings it has are for the answer.
+/// Asks admission. What it notes is for the answer, also if that is a refusal.
 pub async fn admit(
     plane: &Arc<ControlPlane>,
     stream: Stream,
     row: &Arc<Row>,
     incoming: &mut Incoming,
-) -> Result<Vec<String>, Refusal> {
+) -> (Notes, Result<(), Refusal>) {
     if stream == Stream::Log {
-        return Ok(Vec::new());
+        return (Notes::default(), Ok(()));
     }
     let kind = row
         .spec
@@ -37,14 +37,14 @@ pub async fn admit(
     call.info = incoming.info.clone();
     call.user = incoming.user.clone();
     call.internal = false;
-    plane
+    let admitted = plane
         .registry
         .admit_passing(&mut call, Operation::Connect, &mut options, Options::None)
-        .await?;
+        .await;
     if options != before && stream != Stream::Proxy {
         incoming.query = query(&options);
     }
-    Ok(call.notes.warnings)
+    (call.notes, admitted)
 }
 
 fn options(kind: &str, stream: Stream, query: &Query, path: &str) -> Object {

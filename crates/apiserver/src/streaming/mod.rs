@@ -70,14 +70,22 @@ pub async fn serve(
         )));
     }
     plane.registry.cache.caught_up().await;
-    let warnings = connect::admit(plane, stream, row, &mut incoming).await?;
+    let (notes, admitted) = connect::admit(plane, stream, row, &mut incoming).await;
+    if let Err(refused) = admitted {
+        if notes.are_empty() {
+            return Err(refused);
+        }
+        let mut response = crate::registry::reply::refusal(&refused, crate::request::Encoding::Json);
+        crate::registry::reply::add_notes(&mut response, &notes);
+        return Ok(response);
+    }
     let answered = match stream {
         Stream::Log => pods::log(plane, incoming).await,
         Stream::Exec | Stream::Attach | Stream::PortForward => pods::stream(plane, stream, incoming).await,
         Stream::Proxy => proxy::serve(plane, row.spec, incoming).await,
     };
     answered.map(|mut response| {
-        crate::registry::reply::add_warnings(&mut response, &warnings);
+        crate::registry::reply::add_notes(&mut response, &notes);
         response
     })
 }

@@ -1,121 +1,43 @@
 //! One evaluation of a policy: its variables, its budget, and the words of its failures.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use sampan_api::Object;
-use sampan_auth::{Attributes, Authorizer, UserInfo};
 use sampan_cel::policy::Variables;
-use sampan_cel::{
-    Activation, Authorize, Budget, Decision, EvalError, MATCH_CONDITIONS_BUDGET, Question, RUNTIME_BUDGET, Value,
-    admission,
-};
-use serde_json::{Value as Json, json};
+use sampan_cel::{Activation, Budget, EvalError, RUNTIME_BUDGET, Value, admission};
+use serde_json::Value as Json;
 
 use super::source::{Compiled, Policy};
-use crate::admission::review::kind_of;
-use crate::admission::{Reader, Review};
-use crate::rows::Row;
+use crate::Refusal;
+use crate::admission::matching::{self, Asker, Matched, Matcher, Request};
+use crate::admission::{Metrics, Review};
 
-/// Answers `authorizer` for the user of a request.
-pub struct Asker<'a> {
-    pub authorizer: &'a Authorizer,
-    pub user: &'a UserInfo,
-}
-
-impl Authorize for Asker<'_> {
-    fn authorize(&self, question: &Question<'_>) -> Decision {
-        let robot = question
-            .service_account
-            .map(|(namespace, name)| UserInfo::service_account(namespace, name, ""));
-        let user = robot.as_ref().unwrap_or(self.user);
-        let attributes = match question.path {
-            Some(path) => Attributes::path(user, question.verb, path),
-            None => Attributes {
-                version: "*",
-                subresource: question.subresource,
-                namespace: question.namespace,
-                name: question.name,
-                ..Attributes::resource(user, question.verb, question.group, question.resource)
-            },
-        };
-        let decision = self.authorizer.authorize(&attributes);
-        Decision {
-            allowed: decision.allowed,
-            reason: decision.reason,
-            error: None,
-        }
-    }
-}
-
-/// What the expressions of a policy see, but for the object and the parameters.
+/// What the expressions of a policy see, but for the objects and the parameters.
 pub struct Input {
     request: Json,
     namespace: Json,
-    resource: [String; 5],
 }
 
 impl Input {
-    pub fn of(review: &Review<'_>, matched: &Row, reader: &Reader) -> Input {
-        let subresource = review.subresource;
-        let kind = |row: &Row| {
-            let (group, version, kind) = kind_of(row, subresource);
-            json!({"group": group, "version": version, "kind": kind})
-        };
-        let resource = |row: &Row| {
-            let spec = row.spec;
-            json!({"group": spec.group, "version": spec.version, "resource": spec.plural})
-        };
-        let request = json!({
-            "kind": kind(matched),
-            "resource": resource(matched),
-            "subResource": subresource,
-            "requestKind": kind(review.row),
-            "requestResource": resource(review.row),
-            "requestSubResource": subresource,
-            "name": review.name,
-            "namespace": review.namespace,
-            "operation": review.operation.name(),
-            "userInfo": {
-                "username": review.user.name,
-                "uid": review.user.uid,
-                "groups": review.user.groups,
-                "extra": review.user.extra,
-            },
-            "dryRun": review.dry_run,
-            "options": review.options(),
-        });
-        let is_namespace = review.row.is("", "namespaces");
-        let namespace = if review.namespace.is_empty() || is_namespace {
-            None
-        } else {
-            reader.get("namespaces", review.namespace).map(|entry| entry.object())
-        };
-        let spec = review.row.spec;
-        let resource = [spec.group, spec.plural, subresource, review.namespace, review.name].map(str::to_owned);
-        Input {
-            request,
-            namespace: namespace.unwrap_or(Json::Null),
-            resource,
-        }
+    pub fn of(review: &Review<'_>, matched: &Matched, matcher: &Matcher) -> Result<Input, Refusal> {
+        Ok(Input {
+            request: Request::of(review, matched).json(),
+            namespace: matcher.namespace(review)?.unwrap_or(Json::Null),
+        })
     }
 
     pub fn activation<'a>(
         &'a self,
+        review: &Review<'a>,
         object: Option<&'a Object>,
         old: Option<&'a Object>,
         params: &'a Json,
         asker: &'a Asker<'a>,
     ) -> Activation<'a> {
-        let or_null = |object: Option<&'a Object>| object.map_or(Value::Null, Value::json);
-        let resource: [&str; 5] = self.resource.each_ref().map(String::as_str);
-        Activation::new()
-            .with("object", or_null(object))
-            .with("oldObject", or_null(old))
+        matching::activation(review, &self.request, object, old, asker)
             .with("params", Value::json(params))
-            .with("request", Value::typed(&self.request, admission::request()))
             .with("namespaceObject", Value::typed(&self.namespace, admission::namespace()))
-            .with("authorizer", Value::authorizer(asker))
-            .with("authorizer.requestResource", Value::request_resource(asker, resource))
     }
 }
 
@@ -143,27 +65,24 @@ pub fn run<'a>(
     })
 }
 
-/// Whether the match conditions hold. One that does not outweighs errors of the others.
-pub fn conditions_hold(policy: &Policy, activation: &Activation<'_>) -> Result<bool, String> {
-    let budget = Budget::new(MATCH_CONDITIONS_BUDGET);
-    let mut errors = Vec::new();
-    for (condition, text) in policy.conditions.iter().zip(&policy.condition_texts) {
-        match run(condition, text, activation, &budget) {
-            Ok(value) if value.as_bool() == Some(false) => return Ok(false),
-            Ok(_) => {}
-            Err(Failure::One(why)) => errors.push(why),
-            Err(Failure::All(why)) => {
-                errors.push(why);
-                break;
-            }
-        }
+/// Whether the match conditions hold; booked. `kind`: `validate` or `admit`. Where errors are ignored, they spare
+/// the evaluation.
+pub fn conditions_hold(
+    policy: &Policy,
+    review: &Review<'_>,
+    activation: &Activation<'_>,
+    metrics: &Metrics,
+    kind: &str,
+) -> Result<bool, String> {
+    if policy.conditions.is_empty() {
+        return Ok(true);
     }
-    match (errors.len(), policy.ignores_failure) {
-        (0, _) => Ok(true),
-        (_, true) => Ok(false),
-        (1, false) => Err(errors.concat()),
-        (_, false) => Err(format!("[{}]", errors.join(", "))),
-    }
+    let started = Instant::now();
+    let verdict = policy.conditions.hold(activation);
+    let told = verdict.as_ref().copied().map_err(|_| ());
+    let took = started.elapsed();
+    metrics.match_conditions(&policy.name, "policy", kind, review.operation, took, told);
+    verdict.or_else(|why| if policy.ignores_failure { Ok(false) } else { Err(why) })
 }
 
 /// Gives the activation with the policy's variables to `evaluate`, and clears them away afterwards.

@@ -4,28 +4,26 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sampan_api::schema::{self, Type};
 use sampan_api::status::{Cause, Status};
 use sampan_api::{Object, meta};
 use sampan_auth::Authorizer;
 use sampan_cel::policy::Wanted;
 use serde_json::Value as Json;
 
-use super::evaluate::{Asker, Failure, Input, budget, conditions_hold, run, with_variables};
-use super::matching::Matched;
+use super::evaluate::{Failure, Input, budget, conditions_hold, run, with_variables};
 use super::source::{Active, Binding, Mutation, Policy, Source};
-use super::{governed, params, patches};
-use crate::admission::{Notes, Operation, Plugin, Reader, Review, Wiring};
-use crate::rows::Rows;
+use super::{bound, constrained, governed, patches};
+use crate::admission::matching::{Asker, Matched, Matcher, Misfit};
+use crate::admission::{Metrics, Notes, Operation, Plugin, Review, Wiring};
 use crate::{Refusal, refuse};
 
 const NAME: &str = "MutatingAdmissionPolicy";
 
 pub struct Mutating {
     source: Arc<Source>,
-    reader: Reader,
-    rows: Arc<Rows>,
+    matcher: Matcher,
     authorizer: Authorizer,
+    metrics: Arc<Metrics>,
 }
 
 /// Policy, binding and parameter of one run.
@@ -64,9 +62,9 @@ impl Mutating {
                 "mutatingadmissionpolicies",
                 "mutatingadmissionpolicybindings",
             ),
-            reader: wiring.reader.clone(),
-            rows: wiring.rows.clone(),
+            matcher: Matcher::new(wiring.reader.clone(), wiring.rows.clone()),
             authorizer: wiring.authorizer.clone(),
+            metrics: wiring.metrics.clone(),
         }
     }
 }
@@ -78,15 +76,13 @@ impl Plugin for Mutating {
     }
 
     fn handles(&self, review: &Review<'_>) -> bool {
-        governed(review)
-            && matches!(review.operation, Operation::Create | Operation::Update)
-            && !self.source.active().is_empty()
+        governed(review) && review.operation != Operation::Delete && !self.source.active().is_empty()
     }
 
     async fn mutate(&self, review: &Review<'_>, object: &mut Object, notes: &mut Notes) -> Result<(), Refusal> {
         let mut errors = Vec::new();
         let active = self.source.active();
-        let invocations = self.invocations(&active, review, object, &mut errors);
+        let invocations = self.invocations(&active, review, object, &mut errors).await;
         let second = notes.is_reinvocation();
         let memory: &mut Memory = notes.memory(NAME);
         if second && memory.left.as_ref().is_some_and(|left| left != object) {
@@ -98,8 +94,7 @@ impl Plugin for Mutating {
             if second && !memory.again.contains(&key) {
                 continue;
             }
-            let input = Input::of(review, invocation.matched.row(review), &self.reader);
-            match self.run(invocation, review, &input, object, &mut errors) {
+            match self.run(invocation, review, object, &mut errors).await? {
                 None => continue,
                 Some(after) if after != *object => {
                     *object = after;
@@ -156,7 +151,7 @@ fn status(review: &Review<'_>, object: &Object, errors: Vec<(String, &'static st
 
 impl Mutating {
     /// What is to run for this request; what is misconfigured becomes an error, unless the policy ignores that.
-    fn invocations<'a>(
+    async fn invocations<'a>(
         &self,
         active: &'a [Active],
         review: &Review<'_>,
@@ -164,68 +159,84 @@ impl Mutating {
         errors: &mut Vec<(String, &'static str)>,
     ) -> Vec<Invocation<'a>> {
         let mut invocations = Vec::new();
-        for Active { policy, bindings } in active {
-            let matched = match policy.criteria.matches(review, Some(object), &self.reader, &self.rows) {
+        for one in active {
+            let Active { policy, bindings } = one;
+            let matched = match constrained(policy, review, Some(object), &self.matcher) {
                 Ok(None) => continue,
-                Ok(Some(matched)) => params::check(policy.params.as_ref(), &self.rows).map(|()| matched),
-                Err(why) => Err(why),
-            };
-            let matched = match matched {
-                Ok(matched) => matched,
+                Ok(Some(matched)) => matched,
+                Err(_) if policy.ignores_failure => continue,
                 Err(why) => {
-                    if !policy.ignores_failure {
-                        let name = &policy.name;
-                        let why = format!("policy {name:?} denied request: failed to configure policy: {why}");
-                        errors.push((why, ""));
-                    }
+                    let name = &policy.name;
+                    let why = format!("policy {name:?} denied request: failed to configure policy: {why}");
+                    errors.push((why, ""));
                     continue;
                 }
             };
             for binding in bindings {
-                let found = binding
-                    .criteria
-                    .as_ref()
-                    .map_or(Ok(true), |criteria| {
-                        let found = criteria.matches(review, Some(object), &self.reader, &self.rows)?;
-                        Ok(found.is_some())
-                    })
-                    .and_then(|matches| match matches {
-                        true => params::collect(policy.params.as_ref(), binding.params.as_ref(), review, &self.rows),
-                        false => Ok(Vec::new()),
-                    });
-                match found {
+                match bound(one, binding, review, Some(object), &self.matcher).await {
                     Ok(found) => invocations.extend(found.into_iter().map(|param| Invocation {
                         policy,
                         binding,
                         matched: matched.clone(),
                         param,
                     })),
-                    Err(why) if !policy.ignores_failure => {
+                    Err(_) if policy.ignores_failure => {}
+                    Err(why) => {
                         let (policy, binding) = (&policy.name, &binding.name);
                         let why = format!(
                             "policy '{policy}' with binding '{binding}' denied request: failed to configure binding: {why}"
                         );
                         errors.push((why, ""));
                     }
-                    Err(_) => {}
                 }
             }
         }
         invocations
     }
 
-    /// The object after all mutations of the policy; `None` if its conditions do not hold.
-    fn run(
+    /// The object after all mutations of the policy; `None` if its conditions do not hold. A refusal is the
+    /// request's end, whatever the failure policy.
+    async fn run(
+        &self,
+        invocation: &Invocation<'_>,
+        review: &Review<'_>,
+        object: &Object,
+        errors: &mut Vec<(String, &'static str)>,
+    ) -> Result<Option<Object>, Refusal> {
+        let Invocation { policy, matched, .. } = invocation;
+        let (shown, old) = match (
+            matched.shown(review, Some(object)).await,
+            matched.shown(review, review.old).await,
+        ) {
+            (Ok(shown), Ok(old)) => (shown, old),
+            (Err(refusal), _) | (_, Err(refusal)) => {
+                if !policy.ignores_failure {
+                    let (name, why) = (&policy.name, &refusal.message);
+                    let why = format!("policy {name:?} denied request: failed to configure policy: {why}");
+                    errors.push((why, ""));
+                }
+                return Ok(None);
+            }
+        };
+        let input = Input::of(review, matched, &self.matcher)?;
+        let Some(shown) = shown else { return Ok(None) };
+        match self.mutate_shown(invocation, review, &input, (&shown, old.as_deref()), errors)? {
+            // What was not changed need not come back.
+            Some(changed) if changed == *shown => Ok(Some(object.clone())),
+            Some(changed) => matched.held(review, changed).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn mutate_shown(
         &self,
         invocation: &Invocation<'_>,
         review: &Review<'_>,
         input: &Input,
-        object: &Object,
+        (object, old): (&Object, Option<&Object>),
         errors: &mut Vec<(String, &'static str)>,
-    ) -> Option<Object> {
-        let Invocation {
-            policy, matched, param, ..
-        } = invocation;
+    ) -> Result<Option<Object>, Refusal> {
+        let Invocation { policy, param, .. } = invocation;
         let asker = Asker {
             authorizer: &self.authorizer,
             user: review.user,
@@ -235,60 +246,69 @@ impl Mutating {
                 errors.push((invocation.error(&why), "Invalid"));
             }
         };
-        let shown_old = review.old.and_then(|old| matched.shown(review, old));
-        let old = shown_old.as_ref().or(review.old);
-        let mut current = matched.shown(review, object).unwrap_or_else(|| object.clone());
-        match conditions_hold(policy, &input.activation(Some(&current), old, param, &asker)) {
+        let activation = input.activation(review, Some(object), old, param, &asker);
+        match conditions_hold(policy, review, &activation, &self.metrics, "admit") {
             Ok(true) => {}
-            Ok(false) => return None,
+            Ok(false) => return Ok(None),
             Err(why) => {
                 fail(why);
-                return None;
+                return Ok(None);
             }
         }
+        let mut current = object.clone();
         for mutation in &policy.mutations {
-            let activation = input.activation(Some(&current), old, param, &asker);
+            let activation = input.activation(review, Some(&current), old, param, &asker);
             let budget = budget();
             let changed = with_variables(policy, activation, &budget, |activation| {
                 match run(&mutation.expression, &mutation.text, activation, &budget) {
-                    Ok(made) => self.change(review, matched, mutation, &current, &made),
-                    Err(Failure::One(why) | Failure::All(why)) => Err(why),
+                    Ok(made) => change(review, &invocation.matched, mutation, &current, &made),
+                    Err(Failure::One(why) | Failure::All(why)) => Err(Wrong::Here(why)),
                 }
             });
             match changed {
                 Ok(changed) => current = changed,
-                Err(why) => fail(why),
+                Err(Wrong::Here(why)) => fail(why),
+                Err(Wrong::Everywhere(why)) => return Err(refuse(Status::internal(invocation.error(&why)))),
             }
         }
-        matched.stored(review, &mut current);
-        Some(current)
+        Ok(Some(current))
     }
+}
 
-    fn change(
-        &self,
-        review: &Review<'_>,
-        matched: &Matched,
-        mutation: &Mutation,
-        object: &Object,
-        made: &sampan_cel::Value<'_>,
-    ) -> Result<Object, String> {
-        let row = matched.row(review);
-        let mut changed = match mutation.wanted {
-            Wanted::JsonPatch => patches::patch(object, made)?,
-            _ if review.is_whole() => patches::merge(&row.ty, object, made)?,
-            _ => {
-                let (group, version, kind) = review.kind();
-                let schema = schema::builtin();
-                let ty = schema
-                    .kind(group, version, kind)
-                    .and_then(|definition| schema.type_of(&definition.name))
-                    .unwrap_or(Type::Json);
-                patches::merge(&ty, object, made)?
-            }
-        };
-        if review.is_whole() && changed != *object {
-            row.default(&mut changed);
+/// Why a mutation is none.
+enum Wrong {
+    /// The failure policy decides.
+    Here(String),
+    /// What came of it is no object.
+    Everywhere(String),
+}
+
+fn change(
+    review: &Review<'_>,
+    matched: &Matched,
+    mutation: &Mutation,
+    object: &Object,
+    made: &sampan_cel::Value<'_>,
+) -> Result<Object, Wrong> {
+    let patches = mutation.wanted == Wanted::JsonPatch;
+    let changed = match patches {
+        true => patches::patch(object, made),
+        false => patches::merge(&matched.type_of(review), object, made),
+    };
+    let mut changed = changed.map_err(Wrong::Here)?;
+    if changed == *object {
+        return Ok(changed);
+    }
+    let unknown = matched
+        .conform(review, object, &mut changed)
+        .map_err(|misfit: Misfit| Wrong::Everywhere(misfit.to_string()))?;
+    match unknown.is_empty() {
+        true => Ok(changed),
+        false if matched.row(review).custom.is_some() => Ok(changed),
+        false => {
+            let unknown: Vec<String> = unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
+            let why = format!("strict decoding error: {}", unknown.join(", "));
+            Err(Wrong::Everywhere(why))
         }
-        Ok(changed)
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use sampan_api::Object;
 use sampan_api::selector::LabelSelector;
-use serde_json::Value;
 
 use crate::admission::{Review, text};
 use crate::rows::{Row, Rows};
+use crate::watch_cache::Entry;
 
 /// `paramKind`.
 #[derive(Clone)]
@@ -29,9 +29,8 @@ impl ParamKind {
         let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));
         let row = rows.get().of_kind(group, version, &self.kind).cloned();
         row.filter(|row| row.storage.is_some()).ok_or_else(|| {
-            let group_version = &self.api_version;
             format!(
-                "failed to find resource referenced by paramKind: '{group_version}, Kind={}'",
+                "failed to find resource referenced by paramKind: '{group}/{version}, Kind={}'",
                 self.kind
             )
         })
@@ -66,59 +65,69 @@ pub fn check(kind: Option<&ParamKind>, rows: &Rows) -> Result<(), String> {
     kind.map_or(Ok(()), |kind| kind.row(rows).map(|_| ()))
 }
 
-/// What the policy is evaluated with, once each: null where it takes no parameters or the binding gives none. No
-/// items where none are found and that is allowed.
-pub fn collect(
+/// What the policy is evaluated with, once each, in the version it names: null where it takes no parameters or the
+/// binding gives none. No items where none are found and that is allowed.
+pub async fn collect(
     kind: Option<&ParamKind>,
     reference: Option<&ParamRef>,
     review: &Review<'_>,
     rows: &Rows,
-) -> Result<Vec<Value>, String> {
+) -> Result<Vec<Object>, String> {
     let (Some(kind), Some(reference)) = (kind, reference) else {
-        return Ok(vec![Value::Null]);
+        return Ok(vec![Object::Null]);
     };
     let row = kind.row(rows)?;
-    let Some(storage) = &row.storage else {
-        return Ok(Vec::new());
-    };
-    let namespace = match (row.spec.namespaced, reference.namespace.as_str()) {
-        (false, "") => "",
-        (false, _) => {
-            return Err("paramRef.namespace must not be provided for a cluster-scoped `paramKind`".to_owned());
+    let namespace = reference.namespace(&row, review)?;
+    let entries = reference.entries(&row, namespace)?;
+    let mut found: Vec<Object> = match &row.custom {
+        Some(custom) => {
+            let shown = custom.view.entries(entries).await.map_err(|refusal| refusal.message)?;
+            shown.iter().map(|entry| entry.object()).collect()
         }
-        (true, "") if review.namespace.is_empty() => {
-            return Err(
-                "cannot use namespaced paramRef in policy binding that matches cluster-scoped resources".to_owned(),
-            );
-        }
-        (true, "") => review.namespace,
-        (true, namespace) => namespace,
+        None => entries.iter().map(|entry| entry.object()).collect(),
     };
-    let mut found: Vec<Value> = match &reference.selector {
-        _ if !reference.name.is_empty() => storage
-            .get(&row.path(namespace, &reference.name))
-            .map(|entry| entry.object())
-            .into_iter()
-            .collect(),
-        Some(Ok(selector)) => {
-            let snapshot = storage.snapshot(0);
-            let entries = snapshot
-                .index
-                .iter()
-                .filter(|entry| !row.spec.namespaced || entry.namespace() == namespace);
-            entries
-                .map(|entry| entry.object())
-                .filter(|object| selector.matches(object))
-                .collect()
-        }
-        Some(Err(why)) => return Err(why.clone()),
-        None => return Err("one of name or selector must be provided".to_owned()),
-    };
-    if row.converts() {
-        found.iter_mut().for_each(|param| row.from_storage(param));
+    if reference.name.is_empty()
+        && let Some(Ok(selector)) = &reference.selector
+    {
+        found.retain(|param| selector.matches(param));
     }
+    found.iter_mut().for_each(|param| row.from_storage(param));
     if found.is_empty() && reference.denies {
         return Err("no params found for policy binding with `Deny` parameterNotFoundAction".to_owned());
     }
     Ok(found)
+}
+
+impl ParamRef {
+    /// Where to look: as the reference says, or where the request is.
+    fn namespace<'a>(&'a self, row: &Row, review: &Review<'a>) -> Result<&'a str, String> {
+        match (row.spec.namespaced, self.namespace.as_str()) {
+            (false, "") => Ok(""),
+            (false, _) => Err("paramRef.namespace must not be provided for a cluster-scoped `paramKind`".to_owned()),
+            (true, "") if review.namespace.is_empty() => {
+                Err("cannot use namespaced paramRef in policy binding that matches cluster-scoped resources".to_owned())
+            }
+            (true, "") => Ok(review.namespace),
+            (true, namespace) => Ok(namespace),
+        }
+    }
+
+    /// The named object, or all there are: a selector sees them in the policy's version.
+    fn entries(&self, row: &Row, namespace: &str) -> Result<Vec<Arc<Entry>>, String> {
+        let Some(storage) = &row.storage else {
+            return Ok(Vec::new());
+        };
+        match &self.selector {
+            _ if !self.name.is_empty() => Ok(storage.get(&row.path(namespace, &self.name)).into_iter().collect()),
+            Some(Ok(_)) if row.spec.namespaced => {
+                let start = format!("{namespace}/");
+                let index = storage.snapshot(0).index;
+                let here = index.from(&start).take_while(|entry| entry.path().starts_with(&start));
+                Ok(here.cloned().collect())
+            }
+            Some(Ok(_)) => Ok(storage.snapshot(0).index.iter().cloned().collect()),
+            Some(Err(why)) => Err(why.clone()),
+            None => Err("one of name or selector must be provided".to_owned()),
+        }
+    }
 }

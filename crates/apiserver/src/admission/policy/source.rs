@@ -10,8 +10,8 @@ use sampan_cel::policy::{Compiler, Wanted};
 use sampan_cel::{Decl, Program};
 use serde_json::Value;
 
-use super::matching::Criteria;
 use super::params::{ParamKind, ParamRef};
+use crate::admission::matching::{Conditions, Criteria};
 use crate::admission::{Reader, text};
 use crate::sync::{lock, read, write};
 use crate::watch_cache::ChangeType;
@@ -24,8 +24,7 @@ pub struct Policy {
     pub criteria: Criteria,
     pub params: Option<ParamKind>,
     pub ignores_failure: bool,
-    pub conditions: Vec<Compiled>,
-    pub condition_texts: Vec<String>,
+    pub conditions: Conditions,
     pub variables: BTreeMap<String, Compiled>,
     pub validations: Vec<Validation>,
     pub annotations: Vec<Annotation>,
@@ -76,9 +75,8 @@ impl Policy {
     fn compile(object: &Object) -> Policy {
         let params = ParamKind::of(object);
         let compiler = Compiler::new(params.as_ref().map(|_| Decl::dynamic()));
-        let condition_texts: Vec<String> = items(object, "/spec/matchConditions")
-            .map(|condition| text(condition, "/expression").trim().to_owned())
-            .collect();
+        let nothing = Value::Null;
+        let spec = object.get("spec").unwrap_or(&nothing);
         let mut variables = BTreeMap::new();
         for variable in items(object, "/spec/variables") {
             let name = text(variable, "/name");
@@ -118,11 +116,10 @@ impl Policy {
         });
         Policy {
             name: meta::name(object).to_owned(),
-            criteria: Criteria::of(object.pointer("/spec/matchConstraints")),
+            criteria: Criteria::of_policy(spec.get("matchConstraints").unwrap_or(&nothing)),
             params,
             ignores_failure: text(object, "/spec/failurePolicy") == "Ignore",
-            conditions: condition_texts.iter().map(|text| compiler.condition(text)).collect(),
-            condition_texts,
+            conditions: Conditions::of(spec, &compiler),
             validations: validations.collect(),
             annotations: annotations.collect(),
             mutations: mutations.collect(),
@@ -140,7 +137,7 @@ impl Binding {
         Binding {
             name: meta::name(object).to_owned(),
             policy: text(object, "/spec/policyName").to_owned(),
-            criteria: criteria.map(|criteria| Criteria::of(Some(criteria))),
+            criteria: criteria.map(Criteria::of_policy),
             params: ParamRef::of(object),
             actions: items(object, "/spec/validationActions")
                 .filter_map(Value::as_str)

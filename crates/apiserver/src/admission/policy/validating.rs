@@ -1,5 +1,6 @@
 //! ValidatingAdmissionPolicy.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,11 +11,11 @@ use sampan_auth::Authorizer;
 use sampan_cel::{Activation, Budget, Value, policy as cel};
 use serde_json::{Value as Json, json};
 
-use super::evaluate::{Asker, Failure, Input, budget, conditions_hold, run, with_variables};
+use super::evaluate::{Failure, Input, budget, conditions_hold, run, with_variables};
 use super::source::{Active, Binding, Policy, Source, Validation};
-use super::{governed, params};
-use crate::admission::{Notes, Plugin, Reader, Review, Wiring};
-use crate::rows::Rows;
+use super::{bound, constrained, governed};
+use crate::admission::matching::{Asker, Matched, Matcher};
+use crate::admission::{Metrics, Notes, Plugin, Review, Wiring};
 use crate::{Refusal, refuse};
 
 const MAX_MESSAGE: usize = 5 * 1024;
@@ -22,9 +23,9 @@ const MAX_ANNOTATION: usize = 10 * 1024;
 
 pub struct Validating {
     source: Arc<Source>,
-    reader: Reader,
-    rows: Arc<Rows>,
+    matcher: Matcher,
     authorizer: Authorizer,
+    metrics: Arc<Metrics>,
 }
 
 impl Validating {
@@ -35,14 +36,15 @@ impl Validating {
                 "validatingadmissionpolicies",
                 "validatingadmissionpolicybindings",
             ),
-            reader: wiring.reader.clone(),
-            rows: wiring.rows.clone(),
+            matcher: Matcher::new(wiring.reader.clone(), wiring.rows.clone()),
             authorizer: wiring.authorizer.clone(),
+            metrics: wiring.metrics.clone(),
         }
     }
 }
 
 /// What one validation came to.
+#[derive(Clone)]
 struct Denial {
     message: String,
     reason: String,
@@ -88,17 +90,58 @@ impl Plugin for Validating {
     }
 
     async fn validate(&self, review: &Review<'_>, object: Option<&Object>, notes: &mut Notes) -> Result<(), Refusal> {
-        let mut first: Option<(String, String)> = None;
+        let mut verdict = Verdict::default();
         for active in self.source.active().iter() {
-            let denied = self.policy(active, review, object, notes);
-            first = first.or(denied);
+            self.policy(active, review, object, notes, &mut verdict).await?;
         }
-        match first {
+        match verdict.first {
             None => Ok(()),
             Some((message, reason)) => Err(refuse(status(review, object, message, &reason))),
         }
     }
 }
+
+/// What all policies came to: the first denial speaks for all.
+#[derive(Default)]
+struct Verdict {
+    /// Message and reason.
+    first: Option<(String, String)>,
+}
+
+impl Verdict {
+    fn deny(&mut self, policy: &Policy, binding: Option<&Binding>, denial: Denial) {
+        let by = binding.map_or_else(String::new, |binding| format!(" with binding '{}'", binding.name));
+        self.first.get_or_insert_with(|| {
+            let message = format!(
+                "ValidatingAdmissionPolicy '{}'{by} denied request: {}",
+                policy.name, denial.message
+            );
+            (message, denial.reason)
+        });
+    }
+
+    /// A policy or a binding cannot be used.
+    fn misconfigured(&mut self, policy: &Policy, binding: Option<&Binding>, why: &str) {
+        if !policy.ignores_failure {
+            let what = if binding.is_some() { "binding" } else { "policy" };
+            self.deny(
+                policy,
+                binding,
+                Denial::of(format!("failed to configure {what}: {why}")),
+            );
+        }
+    }
+}
+
+/// What a policy sees of a request, in the version that matched.
+struct Seen<'a> {
+    object: Option<Cow<'a, Object>>,
+    old: Option<Cow<'a, Object>>,
+    input: Input,
+}
+
+/// Annotations a policy's evaluations ask for, by key.
+type Published = BTreeMap<String, Vec<String>>;
 
 /// `Forbidden` in upstream's words, but for reason and code.
 fn status(review: &Review<'_>, object: Option<&Object>, message: String, reason: &str) -> Status {
@@ -119,118 +162,124 @@ fn status(review: &Review<'_>, object: Option<&Object>, message: String, reason:
 }
 
 impl Validating {
-    /// The first denial, as message and reason.
-    fn policy(
+    async fn policy(
         &self,
         active: &Active,
         review: &Review<'_>,
         object: Option<&Object>,
         notes: &mut Notes,
-    ) -> Option<(String, String)> {
+        verdict: &mut Verdict,
+    ) -> Result<(), Refusal> {
         let policy = &active.policy;
-        let mut first: Option<(String, String)> = None;
-        let mut deny = |binding: Option<&Binding>, denial: Denial| {
-            let message = match binding {
-                Some(binding) => format!(
-                    "ValidatingAdmissionPolicy '{}' with binding '{}' denied request: {}",
-                    policy.name, binding.name, denial.message
-                ),
-                None => format!(
-                    "ValidatingAdmissionPolicy '{}' denied request: {}",
-                    policy.name, denial.message
-                ),
-            };
-            first.get_or_insert((message, denial.reason));
-        };
-        let misconfigured = |what: &str, why: String| Denial::of(format!("failed to configure {what}: {why}"));
-        let matched = match policy.criteria.matches(review, object, &self.reader, &self.rows) {
-            Ok(None) => return None,
-            Ok(Some(matched)) => params::check(policy.params.as_ref(), &self.rows).map(|()| matched),
-            Err(why) => Err(why),
-        };
-        let matched = match matched {
-            Ok(matched) => matched,
+        let matched = match constrained(policy, review, object, &self.matcher) {
+            Ok(None) => return Ok(()),
+            Ok(Some(matched)) => matched,
             Err(why) => {
-                if !policy.ignores_failure {
-                    deny(None, misconfigured("policy", why));
-                }
-                return first;
+                verdict.misconfigured(policy, None, &why);
+                return Ok(());
             }
         };
-        let shown = object.and_then(|object| matched.shown(review, object));
-        let shown_old = review.old.and_then(|old| matched.shown(review, old));
-        let (object_seen, old_seen) = (shown.as_ref().or(object), shown_old.as_ref().or(review.old));
-        let mut input = None;
-        let mut published: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut published = Published::new();
+        // Worked out when the first binding needs it.
+        let mut seen: Option<Seen<'_>> = None;
         for binding in &active.bindings {
-            let found = binding
-                .criteria
-                .as_ref()
-                .map_or(Ok(true), |criteria| {
-                    let found = criteria.matches(review, object, &self.reader, &self.rows)?;
-                    Ok(found.is_some())
-                })
-                .and_then(|matches| {
-                    if !matches {
-                        return Ok(Vec::new());
-                    }
-                    params::collect(policy.params.as_ref(), binding.params.as_ref(), review, &self.rows)
-                });
-            let found = match found {
+            let found = match bound(active, binding, review, object, &self.matcher).await {
                 Ok(found) => found,
                 Err(why) => {
-                    if !policy.ignores_failure {
-                        deny(Some(binding), misconfigured("binding", why));
-                    }
+                    verdict.misconfigured(policy, Some(binding), &why);
                     continue;
                 }
             };
-            for param in &found {
-                let input = input.get_or_insert_with(|| Input::of(review, matched.row(review), &self.reader));
-                let asker = Asker {
-                    authorizer: &self.authorizer,
-                    user: review.user,
-                };
-                let budget = budget();
-                let activation = input.activation(object_seen, old_seen, param, &asker);
-                let outcome = evaluate(policy, activation, &budget);
-                for (index, denial) in outcome.denials {
-                    for action in &binding.actions {
-                        match action.as_str() {
-                            "Deny" => deny(
-                                Some(binding),
-                                Denial {
-                                    message: denial.message.clone(),
-                                    reason: denial.reason.clone(),
-                                },
-                            ),
-                            "Warn" => notes.warn(format!(
-                                "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
-                                policy.name, binding.name, denial.message
-                            )),
-                            "Audit" => notes.annotate(
-                                "validation.policy.admission.k8s.io/validation_failure",
-                                failure(policy, binding, index, &denial.message),
-                            ),
-                            _ => {}
-                        }
+            if found.is_empty() {
+                continue;
+            }
+            if seen.is_none() {
+                match shown(&matched, review, object).await {
+                    Ok((object, old)) => {
+                        let input = Input::of(review, &matched, &self.matcher)?;
+                        seen = Some(Seen { object, old, input });
+                    }
+                    Err(refusal) => {
+                        let why = format!("failed to convert object version: {}", refusal.message);
+                        verdict.misconfigured(policy, Some(binding), &why);
+                        continue;
                     }
                 }
-                for why in outcome.errors {
-                    deny(Some(binding), Denial::of(why));
-                }
-                for (key, value) in outcome.annotations {
-                    let values = published.entry(key).or_default();
-                    if !values.contains(&value) {
-                        values.push(value);
-                    }
+            }
+            if let Some(seen) = &seen {
+                for param in &found {
+                    let outcome = self.evaluate(policy, review, seen, param);
+                    carry_out(policy, binding, outcome, notes, verdict, &mut published);
                 }
             }
         }
         for (key, values) in published {
             notes.annotate(format!("{}/{key}", policy.name), values.join(", "));
         }
-        first
+        Ok(())
+    }
+
+    fn evaluate(&self, policy: &Policy, review: &Review<'_>, seen: &Seen<'_>, param: &Json) -> Outcome {
+        let asker = Asker {
+            authorizer: &self.authorizer,
+            user: review.user,
+        };
+        let budget = budget();
+        let (object, old) = (seen.object.as_deref(), seen.old.as_deref());
+        let activation = seen.input.activation(review, object, old, param, &asker);
+        match conditions_hold(policy, review, &activation, &self.metrics, "validate") {
+            Ok(true) => evaluate(policy, activation, &budget),
+            Ok(false) => Outcome::default(),
+            Err(why) => Outcome::failed(policy, why),
+        }
+    }
+}
+
+/// The new and the old object in the version that matched.
+async fn shown<'o>(
+    matched: &Matched,
+    review: &Review<'o>,
+    object: Option<&'o Object>,
+) -> Result<(Option<Cow<'o, Object>>, Option<Cow<'o, Object>>), Refusal> {
+    Ok((
+        matched.shown(review, object).await?,
+        matched.shown(review, review.old).await?,
+    ))
+}
+
+/// Does with an outcome what the binding says.
+fn carry_out(
+    policy: &Policy,
+    binding: &Binding,
+    outcome: Outcome,
+    notes: &mut Notes,
+    verdict: &mut Verdict,
+    published: &mut Published,
+) {
+    for (index, denial) in outcome.denials {
+        for action in &binding.actions {
+            match action.as_str() {
+                "Deny" => verdict.deny(policy, Some(binding), denial.clone()),
+                "Warn" => notes.warn(format!(
+                    "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
+                    policy.name, binding.name, denial.message
+                )),
+                "Audit" => notes.annotate(
+                    "validation.policy.admission.k8s.io/validation_failure",
+                    failure(policy, binding, index, &denial.message),
+                ),
+                _ => {}
+            }
+        }
+    }
+    for why in outcome.errors {
+        verdict.deny(policy, Some(binding), Denial::of(why));
+    }
+    for (key, value) in outcome.annotations {
+        let values = published.entry(key).or_default();
+        if !values.contains(&value) {
+            values.push(value);
+        }
     }
 }
 
@@ -247,11 +296,6 @@ fn failure(policy: &Policy, binding: &Binding, index: usize, message: &str) -> S
 }
 
 fn evaluate<'a>(policy: &'a Policy, activation: Activation<'a>, budget: &'a Budget) -> Outcome {
-    match conditions_hold(policy, &activation) {
-        Ok(true) => {}
-        Ok(false) => return Outcome::default(),
-        Err(why) => return Outcome::failed(policy, why),
-    }
     with_variables(policy, activation, budget, |activation| {
         let mut outcome = Outcome::default();
         for (index, validation) in policy.validations.iter().enumerate() {

@@ -12,7 +12,8 @@ use sampan_api::status::Status;
 use serde_json::Value;
 
 use super::super::Review;
-use super::matching::Invocation;
+use super::super::matching::Request;
+use super::Invocation;
 use super::review::{self, Bad};
 use crate::outbound::{self, Exchange};
 use crate::{Refusal, refuse};
@@ -77,12 +78,11 @@ async fn ask(
         why: format!("could not get REST client: {error}"),
         code: 500,
     })?;
-    let old = match review.old {
-        Some(old) => invocation.shown(review, Some(old)).await.map_err(Failure::Refused)?,
-        None => None,
-    };
+    let old = invocation.matched.shown(review, review.old).await;
+    let old = old.map_err(Failure::Refused)?;
     let uid = uuid::Uuid::new_v4().to_string();
-    let body = review::request(version, &uid, invocation, review, object, old.as_ref().or(review.old));
+    let request = Request::of(review, &invocation.matched);
+    let body = review::request(version, &uid, request, object, old.as_deref());
     let path = format!("{path}?timeout={}s", hook.timeout.as_secs());
     let exchange = Exchange {
         method: Method::POST,

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use base64::Engine;
-use sampan_api::selector::LabelSelector;
 use sampan_api::{Object, meta};
+use sampan_cel::policy::Compiler;
 use serde_json::Value;
 
-use super::super::{Operation, text};
-use super::conditions::Conditions;
+use super::super::matching::{Conditions, Criteria};
+use super::super::text;
 use crate::outbound::{Error, Outbound, Peer, Place, Spec, Trust};
 use crate::sync::{lock, read, write};
 use crate::watch_cache::{ChangeType, Storage};
@@ -24,11 +24,7 @@ pub struct Hook {
     pub name: String,
     /// Unique among all webhooks, whatever their configurations call them.
     pub uid: String,
-    pub rules: Vec<Rule>,
-    pub namespaces: Result<LabelSelector, String>,
-    pub objects: Result<LabelSelector, String>,
-    /// Whether other versions of what a rule names match as well.
-    pub equivalent: bool,
+    pub criteria: Criteria,
     pub ignores_failure: bool,
     pub reinvocable: bool,
     /// Whether a dry run may call it.
@@ -61,72 +57,6 @@ impl Hook {
     }
 }
 
-/// One rule: all of it must match.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Rule {
-    pub operations: Vec<String>,
-    pub groups: Vec<String>,
-    pub versions: Vec<String>,
-    /// Resource and subresource.
-    pub resources: Vec<(String, String)>,
-    pub scope: Scope,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    #[default]
-    All,
-    Cluster,
-    Namespaced,
-}
-
-impl Rule {
-    pub fn of(rule: &Value) -> Self {
-        let list = |field: &str| texts(rule, field);
-        Rule {
-            operations: list("operations"),
-            groups: list("apiGroups"),
-            versions: list("apiVersions"),
-            resources: list("resources")
-                .into_iter()
-                .map(|resource| match resource.split_once('/') {
-                    Some((resource, sub)) => (resource.to_owned(), sub.to_owned()),
-                    None => (resource, String::new()),
-                })
-                .collect(),
-            scope: match text(rule, "/scope") {
-                "Cluster" => Scope::Cluster,
-                "Namespaced" => Scope::Namespaced,
-                _ => Scope::All,
-            },
-        }
-    }
-
-    /// Whether the rule names this request. `namespaced`: it is about something in a namespace.
-    pub fn matches(
-        &self,
-        operation: Operation,
-        (group, version, plural): (&str, &str, &str),
-        subresource: &str,
-        namespaced: bool,
-    ) -> bool {
-        let any = |wanted: &[String], asked: &str| wanted.iter().any(|wanted| wanted == "*" || wanted == asked);
-        let scope = match self.scope {
-            Scope::All => true,
-            Scope::Cluster => !namespaced,
-            Scope::Namespaced => namespaced,
-        };
-        scope
-            && any(&self.operations, operation.name())
-            && any(&self.groups, group)
-            && any(&self.versions, version)
-            && self
-                .resources
-                .iter()
-                .any(|(resource, sub)| (resource == "*" || resource == plural) && (sub == "*" || sub == subresource))
-    }
-}
-
 fn texts(value: &Value, field: &str) -> Vec<String> {
     value
         .get(field)
@@ -151,10 +81,6 @@ fn compile(configuration: &Object, outbound: &Outbound) -> Vec<Arc<Hook>> {
 
 fn compile_one(configuration: &str, index: usize, hook: &Value, outbound: &Outbound) -> Hook {
     let name = text(hook, "/name");
-    let selector = |field: &str| match hook.get(field) {
-        None | Some(Value::Null) => Ok(LabelSelector::everything()),
-        Some(selector) => LabelSelector::from_value(selector).map_err(|error| error.to_string()),
-    };
     let bundle = text(hook, "/clientConfig/caBundle");
     let bundle = base64::engine::general_purpose::STANDARD.decode(bundle);
     let seconds = hook.get("timeoutSeconds").and_then(Value::as_u64).unwrap_or(10);
@@ -162,16 +88,7 @@ fn compile_one(configuration: &str, index: usize, hook: &Value, outbound: &Outbo
         configuration: configuration.to_owned(),
         name: name.to_owned(),
         uid: format!("{configuration}/{name}/{index}"),
-        rules: hook
-            .get("rules")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .map(Rule::of)
-            .collect(),
-        namespaces: selector("namespaceSelector"),
-        objects: selector("objectSelector"),
-        equivalent: text(hook, "/matchPolicy") != "Exact",
+        criteria: Criteria::of_webhook(hook),
         ignores_failure: text(hook, "/failurePolicy") == "Ignore",
         reinvocable: text(hook, "/reinvocationPolicy") == "IfNeeded",
         dry_runs: matches!(text(hook, "/sideEffects"), "None" | "NoneOnDryRun"),
@@ -183,7 +100,7 @@ fn compile_one(configuration: &str, index: usize, hook: &Value, outbound: &Outbo
                 "v1beta1" => Some("v1beta1"),
                 _ => None,
             }),
-        conditions: Conditions::of(hook),
+        conditions: Conditions::of(hook, &Compiler::new(None)),
         target: target(hook),
         bundle: bundle.unwrap_or_default().trim_ascii().to_vec(),
         outbound: outbound.clone(),
@@ -252,43 +169,5 @@ impl Source {
 
     pub fn hooks(&self) -> Arc<Vec<Arc<Hook>>> {
         read(&self.hooks).clone()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn rules_match_as_upstream_has_it() {
-        let rule = |resources: Value, scope: &str| {
-            Rule::of(
-                &json!({"operations": ["CREATE"], "apiGroups": ["", "apps"], "apiVersions": ["*"],
-                "resources": resources, "scope": scope}),
-            )
-        };
-        let pods = ("", "v1", "pods");
-        for (rule, plural, sub, namespaced, expected) in [
-            (rule(json!(["pods"]), "*"), pods, "", true, true),
-            (rule(json!(["pods"]), "*"), pods, "status", true, false),
-            (rule(json!(["pods/*"]), "*"), pods, "status", true, true),
-            (rule(json!(["pods/*"]), "*"), pods, "", true, true),
-            (rule(json!(["*"]), "*"), pods, "", true, true),
-            (rule(json!(["*"]), "*"), pods, "exec", true, false),
-            (rule(json!(["*/*"]), "*"), pods, "exec", true, true),
-            (rule(json!(["*/exec"]), "*"), pods, "exec", true, true),
-            (rule(json!(["*"]), "Cluster"), pods, "", true, false),
-            (rule(json!(["*"]), "Cluster"), ("", "v1", "nodes"), "", false, true),
-            (rule(json!(["*"]), "Namespaced"), ("", "v1", "nodes"), "", false, false),
-            (rule(json!(["*"]), "*"), ("batch", "v1", "jobs"), "", true, false),
-        ] {
-            assert_eq!(
-                rule.matches(Operation::Create, plural, sub, namespaced),
-                expected,
-                "{rule:?} {plural:?} {sub}"
-            );
-            assert!(!rule.matches(Operation::Delete, plural, sub, namespaced));
-        }
     }
 }

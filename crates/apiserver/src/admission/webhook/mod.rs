@@ -1,36 +1,34 @@
 //! Mutating and validating admission webhooks.
 //!
 //! Configurations are compiled once per change ([`config`]) and in force before the write that made them is
-//! answered. A request is matched against the compiled rules ([`matching`]), shown to the webhook in the version
-//! the rule asks for ([`review`]) if its conditions hold ([`conditions`]), and the answer is checked before anything of it is believed ([`call`]).
+//! answered. A request is matched against the compiled rules ([`super::matching`]), shown to the webhook in the version
+//! the rule asks for ([`review`]) if its conditions hold, and the answer is checked before anything of it is believed
+//! ([`call`]).
 //!
 //! Mutating webhooks run one after the other in the order of their configurations' names; validating ones run side
 //! by side. Writes of the server itself and the configurations of admission are exempt, so that no webhook can lock
 //! a cluster up.
 
 mod call;
-mod conditions;
 mod config;
-mod matching;
 mod review;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use sampan_api::Object;
 use sampan_api::patch::json::JsonPatch;
-use sampan_api::schema::{self, Type};
 use sampan_api::status::Status;
-use sampan_api::{Object, codec};
 use sampan_auth::Authorizer;
 use serde_json::{Value, json};
 
 use self::call::{Failure, Outcome};
 use self::config::{Hook, Source};
-use self::matching::{Invocation, Match};
+use super::matching::{Asker, Matched, Matcher, Misfit, Request, activation};
 use super::{Metrics, Notes, Plugin, Review, Wiring};
-use crate::rows::Row;
 use crate::{Refusal, refuse};
 
 const MUTATING: &str = "MutatingAdmissionWebhook";
@@ -39,10 +37,30 @@ const MUTATION: &str = "mutation.webhook.admission.k8s.io/";
 const PATCH: &str = "patch.webhook.admission.k8s.io/";
 const VALIDATION: &str = "validating.webhook.admission.k8s.io/";
 
+/// A webhook about to be called, and how it sees objects.
+struct Invocation<'a> {
+    hook: &'a Hook,
+    matched: Matched,
+}
+
+/// The configurations of admission themselves: no webhook may stand between a cluster and its repair.
+fn is_exempt(review: &Review<'_>) -> bool {
+    review.row.spec.group == "admissionregistration.k8s.io"
+        && matches!(
+            review.row.spec.kind,
+            "ValidatingWebhookConfiguration"
+                | "MutatingWebhookConfiguration"
+                | "ValidatingAdmissionPolicy"
+                | "ValidatingAdmissionPolicyBinding"
+                | "MutatingAdmissionPolicy"
+                | "MutatingAdmissionPolicyBinding"
+        )
+}
+
 /// What both kinds share.
 struct Webhooks {
     source: Arc<Source>,
-    matcher: Match,
+    matcher: Matcher,
     authorizer: Authorizer,
     metrics: Arc<Metrics>,
     /// As metrics name it.
@@ -58,7 +76,7 @@ impl Webhooks {
         }
         Webhooks {
             source,
-            matcher: Match::new(wiring.reader.clone(), wiring.rows.clone()),
+            matcher: Matcher::new(wiring.reader.clone(), wiring.rows.clone()),
             authorizer: wiring.authorizer.clone(),
             metrics: wiring.metrics.clone(),
             kind,
@@ -66,13 +84,23 @@ impl Webhooks {
     }
 
     fn handles(&self, review: &Review<'_>) -> bool {
-        if review.internal || matching::is_exempt(review) {
+        if review.internal || is_exempt(review) {
             return false;
         }
         let hooks = self.source.hooks();
         hooks
             .iter()
-            .any(|hook| self.matcher.by_rules(hook, review, review.row).is_some())
+            .any(|hook| self.matcher.by_rules(&hook.criteria, review).is_some())
+    }
+
+    fn select<'a>(
+        &self,
+        hook: &'a Hook,
+        review: &Review<'_>,
+        object: Option<&Object>,
+    ) -> Result<Option<Invocation<'a>>, Refusal> {
+        let matched = self.matcher.select(&hook.criteria, review, object)?;
+        Ok(matched.map(|matched| Invocation { hook, matched }))
     }
 
     /// Whether the match conditions hold. An error of theirs ends the request, or spares the call.
@@ -86,10 +114,9 @@ impl Webhooks {
         if hook.conditions.is_empty() {
             return Ok(true);
         }
-        let old = invocation.shown(review, review.old).await?;
-        let old = old.as_ref().or(review.old);
+        let old = invocation.matched.shown(review, review.old).await?;
         let started = Instant::now();
-        let verdict = hook.conditions.hold(invocation, review, object, old, &self.authorizer);
+        let verdict = self.evaluate(invocation, review, object, old.as_deref());
         let kind = if self.kind == "admit" { "admit" } else { "validate" };
         let told = verdict.as_ref().copied().map_err(|_| ());
         self.metrics
@@ -99,6 +126,22 @@ impl Webhooks {
             Err(why) => Err(refuse(review.forbid(object, &why))),
             Ok(verdict) => Ok(verdict),
         }
+    }
+
+    fn evaluate(
+        &self,
+        invocation: &Invocation<'_>,
+        review: &Review<'_>,
+        object: Option<&Object>,
+        old: Option<&Object>,
+    ) -> Result<bool, String> {
+        let asker = Asker {
+            authorizer: &self.authorizer,
+            user: review.user,
+        };
+        let request = Request::of(review, &invocation.matched).json();
+        let activation = activation(review, &request, object, old, &asker);
+        invocation.hook.conditions.hold(&activation)
     }
 
     /// Calls one webhook and books it. `Err` is what the client hears; a failure that is ignored is `Ok(None)`.
@@ -212,11 +255,11 @@ impl Plugin for Mutating {
                 continue;
             }
             let present = (!object.is_null()).then_some(&*object);
-            let Some(invocation) = self.0.matcher.select(hook, review, present)? else {
+            let Some(invocation) = self.0.select(hook, review, present)? else {
                 continue;
             };
-            let shown = invocation.shown(review, present).await?;
-            let seen = shown.as_ref().or(present);
+            let shown = invocation.matched.shown(review, present).await?;
+            let seen = shown.as_deref();
             if !self.0.conditions_hold(&invocation, review, seen).await? {
                 continue;
             }
@@ -229,7 +272,7 @@ impl Plugin for Mutating {
             let patch = called.result?.patch;
             let mut changed = false;
             if let Some(patch) = patch {
-                let before = shown.or_else(|| present.cloned());
+                let before = shown.map(Cow::into_owned);
                 let (before, new) = patched(&invocation, review, &patch, before, notes).inspect_err(|_| {
                     let (name, error) = (&hook.name, "apiserver_internal_error");
                     self.0
@@ -238,7 +281,7 @@ impl Plugin for Mutating {
                 })?;
                 changed = new != before;
                 if changed {
-                    *object = invocation.stored(review, new).await?;
+                    *object = invocation.matched.held(review, new).await?;
                 }
                 let told = json!({"configuration": hook.configuration, "webhook": hook.name,
                     "patch": patch.operations(), "patchType": "JSONPatch"});
@@ -282,7 +325,13 @@ fn patched(
     })?;
     let mut new = before.clone();
     patch.apply(&mut new).map_err(|error| internal(error.to_string()))?;
-    conform(invocation, review, &before, &mut new).map_err(internal)?;
+    let hook = invocation.hook;
+    let misfit = |misfit: Misfit| match misfit {
+        Misfit::Renamed(_) => internal(format!("admission webhook {:?} {misfit}", hook.name)),
+        Misfit::Mistyped(why) => internal(why),
+    };
+    // What is unknown is dropped.
+    invocation.matched.conform(review, &before, &mut new).map_err(misfit)?;
     keep_managers(&before, &mut new, notes);
     Ok((before, new))
 }
@@ -315,31 +364,6 @@ fn keep_managers(before: &Object, new: &mut Object, notes: &mut Notes) {
     }
 }
 
-/// A patched object as decoding would have left it: the right kind, the right types, nothing unknown, defaults in.
-fn conform(invocation: &Invocation<'_>, review: &Review<'_>, before: &Object, new: &mut Object) -> Result<(), String> {
-    for field in ["kind", "apiVersion"] {
-        if new.get(field) != before.get(field) {
-            return Err(format!(
-                "admission webhook {:?} attempted to change the object's {field}",
-                invocation.hook.name
-            ));
-        }
-    }
-    if review.is_whole() {
-        let row = invocation.row();
-        codec::check(&row.ty, new).map_err(|error| error.to_string())?;
-        row.default(new);
-        return Ok(());
-    }
-    let (group, version, kind) = review.kind();
-    let schema = schema::builtin();
-    let ty = schema
-        .kind(group, version, kind)
-        .and_then(|definition| schema.type_of(&definition.name))
-        .unwrap_or(Type::Json);
-    codec::check(&ty, new).map(|_| ()).map_err(|error| error.to_string())
-}
-
 /// ValidatingAdmissionWebhook.
 pub struct Validating(Webhooks);
 
@@ -363,17 +387,16 @@ impl Plugin for Validating {
         let hooks = self.0.source.hooks();
         let mut invocations = Vec::new();
         for hook in hooks.iter() {
-            if let Some(invocation) = self.0.matcher.select(hook, review, object)? {
-                let shown = invocation.shown(review, object).await?;
-                let seen = shown.as_ref().or(object);
-                if self.0.conditions_hold(&invocation, review, seen).await? {
+            if let Some(invocation) = self.0.select(hook, review, object)? {
+                let shown = invocation.matched.shown(review, object).await?;
+                if self.0.conditions_hold(&invocation, review, shown.as_deref()).await? {
                     invocations.push((invocation, shown));
                 }
             }
         }
         let calls = invocations
             .iter()
-            .map(|(invocation, shown)| self.0.call(invocation, review, shown.as_ref().or(object)));
+            .map(|(invocation, shown)| self.0.call(invocation, review, shown.as_deref()));
         let called = futures::future::join_all(calls).await;
         let mut verdict = Ok(());
         for (index, ((invocation, _), called)) in invocations.iter().zip(called).enumerate() {
@@ -387,23 +410,4 @@ impl Plugin for Validating {
         }
         verdict
     }
-}
-
-/// An object as admission holds it (built-in kinds as they are stored, custom ones in the version of the request) in
-/// a row's version. The one place where admission of webhooks converts; either way may have to ask somebody.
-async fn in_version(row: &Row, mut object: Object) -> Result<Object, Refusal> {
-    if let Some(custom) = &row.custom {
-        return custom.view.of_any(object).await;
-    }
-    row.from_storage(&mut object);
-    Ok(object)
-}
-
-/// The way back: `row` showed it, `own` is the request's.
-async fn as_held(row: &Row, own: &Row, mut object: Object) -> Result<Object, Refusal> {
-    if let Some(custom) = &own.custom {
-        return custom.view.of_any(object).await;
-    }
-    row.to_storage(&mut object);
-    Ok(object)
 }

@@ -6,100 +6,44 @@ use base64::Engine;
 use sampan_api::Object;
 use sampan_api::patch::json::JsonPatch;
 use sampan_api::status::{Cause, Details, Status};
-use sampan_auth::UserInfo;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::super::Review;
-use super::matching::Invocation;
+use super::super::matching::Request;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Sent<'a> {
     kind: &'static str,
     api_version: String,
-    request: Request<'a>,
-}
-
-#[derive(Serialize)]
-struct Kind<'a> {
-    group: &'a str,
-    version: &'a str,
-    kind: &'a str,
-}
-
-#[derive(Serialize)]
-struct Resource<'a> {
-    group: &'a str,
-    version: &'a str,
-    resource: &'a str,
+    request: Asked<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Request<'a> {
+struct Asked<'a> {
     uid: &'a str,
-    kind: Kind<'a>,
-    resource: Resource<'a>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    sub_resource: &'a str,
-    request_kind: Kind<'a>,
-    request_resource: Resource<'a>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    request_sub_resource: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    name: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    namespace: &'a str,
-    operation: &'static str,
-    user_info: &'a UserInfo,
+    #[serde(flatten)]
+    request: Request<'a>,
     object: Option<&'a Object>,
     old_object: Option<&'a Object>,
-    dry_run: bool,
-    options: Value,
-}
-
-fn kind<'a>((group, version, kind): (&'a str, &'a str, &'a str)) -> Kind<'a> {
-    Kind { group, version, kind }
 }
 
 /// The body of the call.
 pub fn request(
     version: &str,
     uid: &str,
-    invocation: &Invocation<'_>,
-    review: &Review<'_>,
+    request: Request<'_>,
     object: Option<&Object>,
-    old: Option<&Object>,
+    old_object: Option<&Object>,
 ) -> Vec<u8> {
-    let (asked, shown) = (review.row.spec, invocation.row().spec);
     let sent = Sent {
         kind: "AdmissionReview",
         api_version: format!("admission.k8s.io/{version}"),
-        request: Request {
+        request: Asked {
             uid,
-            kind: kind(invocation.kind(review)),
-            resource: Resource {
-                group: shown.group,
-                version: shown.version,
-                resource: shown.plural,
-            },
-            sub_resource: review.subresource,
-            request_kind: kind(review.kind()),
-            request_resource: Resource {
-                group: asked.group,
-                version: asked.version,
-                resource: asked.plural,
-            },
-            request_sub_resource: review.subresource,
-            name: review.name,
-            namespace: review.namespace,
-            operation: review.operation.name(),
-            user_info: review.user,
+            request,
             object,
-            old_object: old,
-            dry_run: review.dry_run,
-            options: review.options(),
+            old_object,
         },
     };
     // Trees of maps with text keys always encode.
@@ -277,7 +221,7 @@ pub fn patch(bytes: &[u8]) -> Result<Option<JsonPatch>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn read(response: Value, mutating: bool) -> Result<Answer, Bad> {
         let body = json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response});
