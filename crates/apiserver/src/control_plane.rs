@@ -57,6 +57,8 @@ pub struct Config {
     pub event_ttl: Duration,
     /// Tokens that name a user as long as the process runs.
     pub fixed_tokens: Vec<(String, UserInfo)>,
+    /// How much history the store keeps, and how often older history is forgotten; `None`: all of it, forever.
+    pub compaction_interval: Option<Duration>,
     /// Which admission plugins are on.
     pub admission: Selection,
 }
@@ -73,6 +75,7 @@ impl Config {
             request_timeout: Duration::from_secs(60),
             event_ttl: Duration::from_secs(3600),
             fixed_tokens: Vec::new(),
+            compaction_interval: Some(HISTORY),
             admission: Selection::default(),
         }
     }
@@ -93,6 +96,21 @@ pub enum StartError {
     Admission(#[from] UnknownPlugin),
     #[error("the cluster's own objects cannot be made: {0}")]
     Bootstrap(String),
+}
+
+/// Keeps history for one interval, as upstream keeps it.
+async fn compact(store: Arc<dyn Store>, interval: Duration) {
+    let mut before = store.revision();
+    loop {
+        tokio::time::sleep(interval).await;
+        let now = store.revision();
+        if before > store.compacted()
+            && let Err(error) = store.compact(before).await
+        {
+            tracing::warn!(%error, "the store's history could not be compacted; trying again later");
+        }
+        before = now;
+    }
 }
 
 /// A running API server without its network.
@@ -183,24 +201,19 @@ impl ControlPlane {
                 storage.end_watches();
             }
         });
-        let store = cache.store().clone();
-        tasks.spawn_until_drain("compaction", OnExit::Critical, async move {
-            // History is kept for one interval, as upstream keeps it.
-            let mut before = store.revision();
+        let trimmed = cache.clone();
+        tasks.spawn_until_drain("history", OnExit::Critical, async move {
             loop {
                 tokio::time::sleep(HISTORY).await;
-                let now = store.revision();
-                if before > store.compacted()
-                    && let Err(error) = store.compact(before).await
-                {
-                    tracing::warn!(%error, "the store's history could not be compacted; trying again later");
-                }
-                before = now;
-                for storage in cache.storages() {
+                for storage in trimmed.storages() {
                     storage.trim();
                 }
             }
         });
+        if let Some(interval) = plane.config.compaction_interval {
+            let store = cache.store().clone();
+            tasks.spawn_until_drain("compaction", OnExit::Critical, compact(store, interval));
+        }
         Ok(plane)
     }
 

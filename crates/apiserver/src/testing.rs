@@ -10,6 +10,7 @@ use std::time::Duration;
 use sampan_auth::UserInfo;
 use sampan_pki::tls::{self, ClientVerifier};
 use sampan_pki::{Identity, Kubeconfig, LeafSpec, Params, Pki, UserCredential};
+use sampan_store::Store;
 use sampan_store::embedded::{Embedded, Options};
 use sampan_tasks::{OnExit, Tasks};
 use tokio::net::TcpListener;
@@ -27,7 +28,7 @@ pub struct TestServer {
     pub tasks: Tasks,
     dir: PathBuf,
     owned: bool,
-    store: Arc<Embedded>,
+    store: Option<Arc<Embedded>>,
 }
 
 impl TestServer {
@@ -41,9 +42,15 @@ impl TestServer {
 
     /// Starts over a directory that stays (for restarts).
     pub async fn start_in(dir: &Path) -> Result<Self, AnyError> {
-        std::fs::create_dir_all(dir)?;
-        let tasks = Tasks::new();
         let store = Embedded::open(&dir.join("store"), Options::default())?;
+        let mut server = Self::start_over(dir, store.clone(), Tasks::new()).await?;
+        server.store = Some(store);
+        Ok(server)
+    }
+
+    /// Starts over any store; whoever opened it closes it.
+    pub async fn start_over(dir: &Path, store: Arc<dyn Store>, tasks: Tasks) -> Result<Self, AnyError> {
+        std::fs::create_dir_all(dir)?;
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let service_address = u32::from(DEFAULT_SERVICE_RANGE.network()) + 1;
         let pki = Arc::new(Pki::load_or_create(
@@ -58,7 +65,7 @@ impl TestServer {
         let address = listener.local_addr()?;
         // Endpoints may not be loopback addresses; nobody follows this one (it is for documentation).
         let advertise = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), address.port());
-        let plane = ControlPlane::start(Config::new(pki.clone(), advertise), store.clone(), &tasks).await?;
+        let plane = ControlPlane::start(Config::new(pki.clone(), advertise), store, &tasks).await?;
         let tls = tls::server_config(pki.serving(), &ClientVerifier::new(pki.ca())?)?;
         tasks.spawn(
             "front",
@@ -72,7 +79,7 @@ impl TestServer {
             tasks,
             dir: dir.to_owned(),
             owned: false,
-            store,
+            store: None,
         })
     }
 
@@ -118,7 +125,9 @@ impl TestServer {
         if left > 0 {
             tracing::warn!(left, "tasks were still running at the end of a test");
         }
-        self.store.close();
+        if let Some(store) = &self.store {
+            store.close();
+        }
     }
 }
 

@@ -747,6 +747,108 @@ async fn pages_expire_with_history() {
     api.server.stop().await;
 }
 
+/// What memory no longer holds is read from the store, in both engines, until it is compacted.
+#[tokio::test(flavor = "multi_thread")]
+async fn states_older_than_memory_come_from_the_store() {
+    use sampan_store::{Store, embedded, etcd};
+    let dir = tempfile::tempdir().unwrap();
+    let process = sampan_store::testing::EtcdProcess::start();
+    let mut engines: Vec<(&str, std::sync::Arc<dyn Store>, sampan_tasks::Tasks)> = Vec::new();
+    let opened = embedded::Embedded::open(&dir.path().join("store"), embedded::Options::default()).unwrap();
+    engines.push(("embedded", opened, sampan_tasks::Tasks::new()));
+    if let Some(process) = &process {
+        let tasks = sampan_tasks::Tasks::new();
+        let connected = etcd::Etcd::connect(&process.options(), &tasks).await.unwrap();
+        engines.push(("etcd", connected, tasks));
+    }
+    for (name, store, tasks) in engines {
+        let server = sampan_apiserver::testing::TestServer::start_over(&dir.path().join(name), store, tasks)
+            .await
+            .unwrap();
+        let service = server.connect();
+        let api = Api { server, service };
+        for number in 0..4 {
+            api.post(CM, config_map(&format!("c{number}"))).await.ok();
+        }
+        let page = api.get(&format!("{CM}?limit=2")).await.ok();
+        let first = api.get(CM).await.ok();
+        let version = first["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+        let token = page["metadata"]["continue"].as_str().unwrap().to_owned();
+        api.delete(&format!("{CM}/c1")).await.ok();
+        // More than is kept in memory.
+        let large = "x".repeat(50_000);
+        for number in 0..530 {
+            let change = json!({"data": {"large": large, "n": number.to_string()}});
+            api.merge(&format!("{CM}/c3"), change).await.ok();
+        }
+        // Snapshots that were kept for pages go when others need the room.
+        for number in 0..40 {
+            let change = json!({"data": {"n": format!("again {number}")}});
+            api.merge(&format!("{CM}/c3"), change).await.ok();
+            api.get(&format!("{CM}?limit=1")).await.ok();
+        }
+        let storage = api.server.plane.registry().cache.storage("configmaps").unwrap();
+        assert!(
+            storage.snapshot_at(version.parse().unwrap()).is_none(),
+            "memory still holds it"
+        );
+        let watch = api.get(&format!("{CM}?watch=1&resourceVersion={version}")).await;
+        assert!(
+            watch.body.to_string().contains("too old resource version"),
+            "{}",
+            watch.body
+        );
+        let then = api
+            .get(&format!("{CM}?resourceVersion={version}&resourceVersionMatch=Exact"))
+            .await
+            .ok();
+        assert_eq!(then["items"], first["items"], "{name}");
+        assert_eq!(then["metadata"]["resourceVersion"], version.as_str());
+        let names = |list: &serde_json::Value| -> Vec<String> {
+            let items = list["items"].as_array().unwrap().iter();
+            items
+                .map(|item| item["metadata"]["name"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let rest = api.get(&format!("{CM}?limit=1&continue={token}")).await.ok();
+        assert_eq!(
+            (names(&rest), rest["metadata"]["remainingItemCount"].as_i64()),
+            (vec!["c2".to_owned()], Some(1))
+        );
+        let rest = api
+            .get(&format!(
+                "{CM}?continue={}",
+                rest["metadata"]["continue"].as_str().unwrap()
+            ))
+            .await
+            .ok();
+        assert_eq!(names(&rest), ["c3"], "{name}");
+        assert_eq!(rest["items"][0], first["items"][3], "{name}: as it was then");
+        let selected = api
+            .get(&format!(
+                "{CM}?resourceVersion={version}&resourceVersionMatch=Exact&fieldSelector=metadata.name%3Dc1"
+            ))
+            .await
+            .ok();
+        assert_eq!(names(&selected), ["c1"], "{name}");
+
+        let store = api.server.plane.registry().cache.store().clone();
+        store.compact(store.revision()).await.unwrap();
+        for path in [
+            format!("{CM}?resourceVersion={version}&resourceVersionMatch=Exact"),
+            format!("{CM}?continue={token}"),
+        ] {
+            let gone = api.get(&path).await;
+            assert_eq!(
+                (gone.code, gone.body["reason"].as_str()),
+                (410, Some("Expired")),
+                "{name}"
+            );
+        }
+        api.server.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn evictions_ask_the_disruption_budget() {
     let api = with_default_account().await;

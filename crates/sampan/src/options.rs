@@ -57,6 +57,10 @@ pub struct Options {
     /// Where in etcd the cluster's keys begin [default: /registry]
     #[arg(long, env = "SAMPAN_ETCD_PREFIX", value_name = "PATH")]
     pub etcd_prefix: Option<String>,
+    /// How much history the store keeps (etcd's or the embedded one), for watches and long lists: older states are
+    /// forgotten as often; 0 keeps everything [default: 5m]
+    #[arg(long, env = "SAMPAN_ETCD_COMPACTION_INTERVAL", value_name = "DURATION")]
+    pub etcd_compaction_interval: Option<String>,
     /// The token that opens the cluster's sealed keys, from another server [default: cluster-token in the data directory]
     #[arg(long, env = "SAMPAN_CLUSTER_TOKEN_FILE", value_name = "FILE")]
     pub cluster_token_file: Option<PathBuf>,
@@ -166,6 +170,8 @@ pub struct Settings {
     pub service_cidr: Ipv4Net,
     /// `None`: the store is embedded.
     pub etcd: Option<sampan_store::etcd::Options>,
+    /// `None`: history is never forgotten.
+    pub compaction_interval: Option<std::time::Duration>,
     pub cluster_token_file: PathBuf,
     pub node_port_range: (u16, u16),
     pub cluster_domain: String,
@@ -223,6 +229,7 @@ impl Options {
             etcd_certfile: self.etcd_certfile.or(file.etcd_certfile),
             etcd_keyfile: self.etcd_keyfile.or(file.etcd_keyfile),
             etcd_prefix: self.etcd_prefix.or(file.etcd_prefix),
+            etcd_compaction_interval: self.etcd_compaction_interval.or(file.etcd_compaction_interval),
             cluster_token_file: self.cluster_token_file.or(file.cluster_token_file),
             node_port_range: self.node_port_range.or(file.node_port_range),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
@@ -327,7 +334,20 @@ impl Options {
             [self.etcd_cafile, self.etcd_certfile, self.etcd_keyfile],
             self.etcd_prefix,
         )?;
+        let text = self.etcd_compaction_interval.as_deref().unwrap_or("5m");
+        let compaction_interval = match sampan_apiserver::request::go_duration(text) {
+            Some(std::time::Duration::ZERO) => None,
+            Some(interval) if interval.as_secs() > 0 => Some(interval),
+            _ => {
+                return Err(invalid(
+                    "--etcd-compaction-interval",
+                    text,
+                    "give a second or more, such as 5m or 1h30m, or 0 for never",
+                ));
+            }
+        };
         Ok(Settings {
+            compaction_interval,
             etcd,
             cluster_token_file: self
                 .cluster_token_file
@@ -605,6 +625,13 @@ mod tests {
                     ..Options::default()
                 },
                 "unknown signal",
+            ),
+            (
+                Options {
+                    etcd_compaction_interval: Some("soon".into()),
+                    ..Options::default()
+                },
+                "such as 5m",
             ),
             (
                 Options {

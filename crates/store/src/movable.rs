@@ -271,6 +271,9 @@ impl Store for Movable {
     async fn range(&self, start: &str, end: &str, limit: usize) -> Result<Page, Error> {
         self.current().range(start, end, limit).await
     }
+    async fn range_at(&self, start: &str, end: &str, limit: usize, revision: Revision) -> Result<Page, Error> {
+        self.current().range_at(start, end, limit, revision).await
+    }
     async fn write(&self, write: Write) -> Result<Written, Error> {
         let _pass = self.gate.read().await;
         self.current().write(write).await

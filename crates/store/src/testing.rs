@@ -1,12 +1,41 @@
-//! A real etcd for tests: one member in a directory of its own, on free loopback ports, gone when dropped.
+//! For tests: a real etcd (one member in a directory of its own, on free loopback ports, gone when dropped), and
+//! disks that fail.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::etcd::Options;
+
+/// A disk that fails when told to; the rest of the time it is what it is.
+#[derive(Debug, Default)]
+pub struct Faults {
+    reads: AtomicI32,
+    writes: AtomicI32,
+    /// Operations that still succeed.
+    spared: AtomicUsize,
+}
+
+impl Faults {
+    /// From the `after`th operation on, writes (and with `reads`, reads too) fail with this error number; 0 ends it.
+    pub fn fail(&self, number: i32, reads: bool, after: usize) {
+        self.spared.store(after, Ordering::Release);
+        self.reads.store(if reads { number } else { 0 }, Ordering::Release);
+        self.writes.store(number, Ordering::Release);
+    }
+
+    pub(crate) fn next(&self, writes: bool) -> Option<std::io::Error> {
+        let number = if writes { &self.writes } else { &self.reads }.load(Ordering::Acquire);
+        let spared = number != 0
+            && self
+                .spared
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1))
+                .is_ok();
+        (number != 0 && !spared).then(|| std::io::Error::from_raw_os_error(number))
+    }
+}
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 

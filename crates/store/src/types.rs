@@ -138,6 +138,11 @@ pub enum Error {
     /// The store was moved elsewhere while it was open; what is asked next is asked there.
     #[error("the store was moved")]
     Moved,
+    /// The file is not what was written.
+    #[error(
+        "the store's file {path} is damaged ({reason}). To go on from a backup: sampan restore FILE --data-dir DIR --force (the damaged file is kept beside the new one)"
+    )]
+    Damaged { path: String, reason: String },
     /// The engine failed: disk full, corruption, I/O error. The write was not acknowledged.
     #[error("the store failed to {action}: {source}")]
     Engine {
@@ -181,6 +186,9 @@ pub trait Store: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error>;
     /// Keys of `[start, end)` in order, at most `limit` (0: all), as they stand now.
     async fn range(&self, start: &str, end: &str, limit: usize) -> Result<Page, Error>;
+    /// The same as everything stood at `revision`, which must be known and not older than the last compaction:
+    /// [`Error::Compacted`] and [`Error::Future`] say what it is instead.
+    async fn range_at(&self, start: &str, end: &str, limit: usize, revision: Revision) -> Result<Page, Error>;
     /// Commits one conditional write. Returns after it is durable and every subscriber was told.
     async fn write(&self, write: Write) -> Result<Written, Error>;
     /// All changes of keys starting with `prefix` with a revision greater than `after`, and then new ones as they commit.

@@ -356,3 +356,82 @@ async fn random_writes_agree_with_a_map() {
         assert_eq!(present, model, "{name}");
     }
 }
+
+/// Every state since the last compaction can be read, page by page, whatever was compacted before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_past_can_be_read_until_it_is_compacted() {
+    for Engine {
+        name,
+        store,
+        _etcd,
+        _dir,
+    } in engines().await
+    {
+        let (start, end) = ("/registry/p/", prefix_end("/registry/p/"));
+        let mut model: BTreeMap<String, (Bytes, Revision, Revision)> = BTreeMap::new();
+        let mut states = BTreeMap::new();
+        let mut random = 12345u64;
+        for step in 0..300u64 {
+            random = random
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            let number = random >> 33;
+            let key = format!("/registry/p/{:02}", number % 15);
+            if number % 11 == 0 {
+                commit(&*store, put("/registry/else", Condition::None, "x")).await;
+            } else if number % 4 == 0 {
+                let revision = commit(&*store, delete(&key, Condition::None)).await;
+                model.remove(&key);
+                states.insert(revision, model.clone());
+            } else {
+                let value = Bytes::from(format!("{step}"));
+                let revision = commit(&*store, put(&key, Condition::None, value.clone())).await;
+                let created = model.get(&key).map_or(revision, |(_, created, _)| *created);
+                model.insert(key, (value, created, revision));
+                states.insert(revision, model.clone());
+            }
+            if step % 60 == 59 {
+                let until = store.newest().await.unwrap() - 25;
+                store.compact(until).await.unwrap();
+                let before = store.range_at(start, &end, 0, until - 1).await;
+                assert!(
+                    matches!(before, Err(Error::Compacted { requested, oldest }) if requested == until - 1 && oldest >= until),
+                    "{name}: {before:?}"
+                );
+                states.retain(|revision, _| *revision >= until);
+            }
+            if step % 20 != 19 {
+                continue;
+            }
+            for (&revision, state) in &states {
+                let wanted: Vec<_> = state
+                    .iter()
+                    .map(|(key, (value, created, modified))| (key.clone(), value.clone(), *created, *modified))
+                    .collect();
+                for limit in [0, 4] {
+                    let (mut seen, mut from) = (Vec::new(), start.to_owned());
+                    loop {
+                        let page = store.range_at(&from, &end, limit, revision).await.unwrap();
+                        assert_eq!(page.revision, revision, "{name}");
+                        assert!(limit == 0 || page.entries.len() <= limit);
+                        seen.extend(page.entries.iter().map(|entry| {
+                            (
+                                entry.key.to_string(),
+                                entry.value.clone(),
+                                entry.create_revision,
+                                entry.mod_revision,
+                            )
+                        }));
+                        match page.entries.last() {
+                            Some(last) if page.more => from = format!("{}\0", last.key),
+                            _ => break,
+                        }
+                    }
+                    assert_eq!(seen, wanted, "{name} at {revision}, by {limit}");
+                }
+            }
+        }
+        let future = store.range_at(start, &end, 0, 1 << 40).await;
+        assert!(matches!(future, Err(Error::Future { .. })), "{name}: {future:?}");
+    }
+}

@@ -63,6 +63,13 @@ async fn victim() {
         return;
     };
     let store = open(dir.as_ref());
+    let compacting = Arc::clone(&store);
+    let compact = async move {
+        // The kill comes in the middle of it, too.
+        while compacting.compact(compacting.revision()).await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
     let writers = (0..16).map(|writer| {
         let store = Arc::clone(&store);
         async move {
@@ -73,7 +80,7 @@ async fn victim() {
             }
         }
     });
-    futures::future::join_all(writers).await;
+    futures::future::join(futures::future::join_all(writers), compact).await;
 }
 
 /// `acked KEY REVISION .`; the dot tells a whole line from one the kill cut short.
@@ -113,7 +120,13 @@ async fn kill_9_loses_nothing_acknowledged() {
                 .unwrap_or_else(|| panic!("round {round}: {key} was acknowledged and is gone"));
             assert_eq!(entry.mod_revision, *revision);
         }
-        let events = store.watch("/", 0).await;
+        let events = store.watch("/", store.compacted()).await;
         assert!(events.is_ok(), "the history is whole");
+        let (now, then) = (
+            store.range("/", "0", 0).await.unwrap(),
+            store.range_at("/", "0", 0, store.compacted()).await.unwrap(),
+        );
+        assert!(then.entries.len() <= now.entries.len());
+        store.compact(store.revision()).await.unwrap();
     }
 }

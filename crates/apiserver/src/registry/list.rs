@@ -1,4 +1,4 @@
-//! Get and list: walks over shared entries, never over the database.
+//! Get and list: walks over shared entries, never over the database (but for states older than memory).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sampan_api::status::{Cause, Details, Status};
-use sampan_store::Revision;
+use sampan_store::{self as store, Revision};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::reply::Reply;
-use super::{Call, Filter, Registry};
+use super::{Call, Filter, Registry, store_failure};
 use crate::request::{ListOptions, VersionMatch};
 use crate::rows::Row;
 use crate::watch_cache::{Entry, Scope, Snapshot, Storage};
@@ -240,13 +240,22 @@ impl Registry {
         Ok(Selected::List(list))
     }
 
-    /// The state at a revision of the past, while it is within the history that is kept. Nothing may have changed
-    /// since and the state still be known; it expires all the same, as clients (and tests of them) expect.
-    fn past(&self, storage: &Storage, revision: Revision) -> Option<Snapshot> {
-        if revision < self.cache.store().compacted() {
-            return None;
+    /// The state at a revision of the past, from memory or else from the store, until it is compacted. Nothing may have
+    /// changed since and the state still be known; it expires all the same, as clients (and tests of them) expect.
+    async fn past(&self, storage: &Storage, revision: Revision) -> Result<Option<Snapshot>, Refusal> {
+        let store = self.cache.store();
+        if revision < store.compacted() {
+            return Ok(None);
         }
-        storage.snapshot_at(revision)
+        if let Some(snapshot) = storage.snapshot_at(revision) {
+            return Ok(Some(snapshot));
+        }
+        let root = storage.key("");
+        match store.range_at(&root, &store::prefix_end(&root), 0, revision).await {
+            Ok(page) => Ok(Some(storage.snapshot_of(page))),
+            Err(store::Error::Compacted { .. }) => Ok(None),
+            Err(error) => Err(store_failure(error)),
+        }
     }
 
     /// The snapshot a list reads and the path it starts at.
@@ -269,7 +278,7 @@ impl Registry {
                 return Ok(View::At(storage.snapshot(self.cache.revision()), token.start));
             }
             self.wait_for(token.rv as Revision).await?;
-            return Ok(match self.past(storage, token.rv as Revision) {
+            return Ok(match self.past(storage, token.rv as Revision).await? {
                 Some(snapshot) => View::At(snapshot, token.start),
                 None => View::Gone(token.start),
             });
@@ -287,6 +296,7 @@ impl Registry {
                 if exact {
                     return self
                         .past(storage, revision)
+                        .await?
                         .map(|snapshot| View::At(snapshot, String::new()))
                         .ok_or_else(|| {
                             refuse(Status::expired("The resourceVersion for the provided list is too old."))

@@ -20,7 +20,7 @@ use super::watchers::{Scope, Watchers};
 use super::{Change, ChangeType, Entry, Index};
 use crate::sync::lock;
 
-/// How long paged lists and old watches can count on history (upstream: the compaction interval).
+/// How long paged lists and old watches can count on history in memory; lists of older states ask the store.
 pub const HISTORY: Duration = Duration::from_secs(300);
 /// Changes kept whatever their size, and the bytes above which older ones go.
 const RING_MIN: usize = 512;
@@ -378,6 +378,22 @@ impl Storage {
             }
         }
         Some(Snapshot { revision, index })
+    }
+
+    /// A state of the past as the store told it. What still stands is shared with the present.
+    pub fn snapshot_of(&self, page: store::Page) -> Snapshot {
+        let present = lock(&self.state).index.clone();
+        let entries = page.entries.into_iter().map(|entry| {
+            let path = entry.key.get(self.prefix_len..).unwrap_or_default();
+            match present.get(path) {
+                Some(standing) if standing.revision() == entry.mod_revision => standing.clone(),
+                _ => self.entry(entry.key, &entry.value, entry.mod_revision, ChangeType::Added),
+            }
+        });
+        Snapshot {
+            revision: page.revision,
+            index: Index::from_sorted(entries.collect()),
+        }
     }
 
     /// Keeps a snapshot for the pages to come.

@@ -64,6 +64,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     config.admission.enable = settings.enable_admission_plugins.clone();
     config.admission.disable = settings.disable_admission_plugins.clone();
     config.in_flight = settings.in_flight;
+    config.compaction_interval = settings.compaction_interval;
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
     let tls_config = tls::server_config(pki.serving(), &tls::ClientVerifier::new(pki.ca())?)?;
     tasks.spawn(

@@ -8,17 +8,22 @@
 //! - a batch commits as a whole or not at all; revisions of a failed batch are not consumed;
 //! - a watcher sees every change of its prefix exactly once, in revision order, with no gap between replayed
 //!   history and live changes: registration happens on the writer thread, between two batches;
-//! - one process per directory, by a lock the kernel drops when the process dies.
+//! - one process per directory, by a lock the kernel drops when the process dies;
+//! - after a failure (a full disk, an I/O error, a file system that became read-only) the file is opened anew, at once
+//!   and then whenever there is something to write, until that works. What a failed commit left behind decides: either
+//!   nothing of it is there, or all of it is and the watchers are told.
 //!
 //! Differs from etcd: leases start their time anew when the process starts, as etcd's do after a leader change.
 
+mod disk;
+mod read;
+mod shared;
 mod tables;
 mod writer;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -27,7 +32,9 @@ use redb::{Database, ReadableDatabase, ReadableTable};
 use tokio::sync::oneshot;
 
 use crate::backup::Backup;
+use crate::testing::Faults;
 use crate::types::{Error, Key, KeyValue, LeaseId, Page, Revision, Store, WatchStream, Write, Written};
+use shared::Shared;
 use tables::{FORMAT, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_FORMAT};
 use writer::{Command, Writer};
 
@@ -41,6 +48,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Most writes in one commit.
     pub batch: usize,
+    /// For tests of bad days.
+    pub faults: Option<Arc<Faults>>,
 }
 
 impl Default for Options {
@@ -48,26 +57,18 @@ impl Default for Options {
         Options {
             cache_bytes: 16 << 20,
             batch: 1024,
+            faults: None,
         }
     }
 }
 
 /// An open embedded store. Dropping it stops the writer after the batch in hand.
 pub struct Embedded {
-    database: Arc<Database>,
-    path: PathBuf,
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
     commands: Mutex<Option<mpsc::Sender<Command>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Held for the kernel's lock on it.
     _lock: File,
-}
-
-/// What readers may know without asking the writer.
-#[derive(Default)]
-struct Counters {
-    revision: AtomicU64,
-    compacted: AtomicU64,
 }
 
 /// Wraps an engine failure with what was being done.
@@ -82,30 +83,24 @@ impl Embedded {
     /// Opens (or creates) the store in `dir`.
     ///
     /// # Errors
-    /// [`Error::Locked`] when another process holds `dir`; [`Error::Engine`] when the file cannot be opened,
-    /// is damaged beyond redb's own repair, or has another format.
+    /// [`Error::Locked`] when another process holds `dir`; [`Error::Damaged`] when the file is not what was written;
+    /// [`Error::Engine`] when it cannot be opened or has another format.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, Error> {
         std::fs::create_dir_all(dir).map_err(failed("create its directory"))?;
         let lock = lock(dir)?;
-        let path = dir.join("store.redb");
-        let database = Database::builder()
-            .set_cache_size(options.cache_bytes)
-            .create(&path)
-            .map_err(failed("open its file"))?;
-        let database = Arc::new(database);
+        let batch = options.batch;
+        let shared = Arc::new(Shared::open(dir.join("store.redb"), options)?);
+        let database = shared.database();
         prepare(&database)?;
         refuse_moved(&database)?;
-        let counters = Arc::new(Counters::default());
         let (commands, inbox) = mpsc::channel();
-        let writer = Writer::load(Arc::clone(&database), Arc::clone(&counters), options.batch)?;
+        let writer = Writer::load(shared.clone(), batch)?;
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&inbox))
             .map_err(failed("start its writer"))?;
         Ok(Arc::new(Embedded {
-            database,
-            path,
-            counters,
+            shared,
             commands: Mutex::new(Some(commands)),
             writer: Mutex::new(Some(writer)),
             _lock: lock,
@@ -146,7 +141,7 @@ impl Embedded {
                 )));
             }
             // A damaged store is a reason to restore: then only the backup's revision counts.
-            if let Ok(old) = Database::builder().open(&path)
+            if let Ok(old) = Database::builder().set_check_integrity_on_open(true).open(&path)
                 && let Ok(transaction) = old.begin_read()
                 && let Ok(meta) = transaction.open_table(META)
             {
@@ -154,11 +149,7 @@ impl Embedded {
             }
         }
         let revision = beyond + crate::backup::LEAP;
-        if new.exists() {
-            std::fs::remove_file(&new).map_err(failed(action))?;
-        }
-        let database = Database::builder().create(&new).map_err(failed(action))?;
-        prepare(&database)?;
+        let database = shared::create(&new, &Options::default())?;
         let transaction = database.begin_write().map_err(failed(action))?;
         {
             let mut keys = transaction.open_table(KEYS).map_err(failed(action))?;
@@ -189,7 +180,16 @@ impl Embedded {
         drop(database);
         let kept = path.exists().then(|| dir.join(format!("store.redb.before-{revision}")));
         if let Some(kept) = &kept {
-            std::fs::rename(&path, kept).map_err(failed(action))?;
+            // At every moment there is a whole store in its place: a second name for the old one, then the new over the first.
+            match std::fs::hard_link(&path, kept) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    // By a restore that was cut short here; the old store still counted on from the same revision.
+                    std::fs::remove_file(kept)
+                        .and_then(|()| std::fs::hard_link(&path, kept))
+                        .map_err(failed(action))?;
+                }
+                linked => linked.map_err(failed(action))?,
+            }
         }
         std::fs::rename(&new, &path).map_err(failed(action))?;
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed(action))?;
@@ -231,7 +231,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
         .write(true)
         .truncate(false)
         .open(&path)
-        .map_err(failed("open its lock file"))?;
+        .map_err(|error| failed("open its lock file")(format!("{}: {error}", path.display())))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -250,7 +250,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
     }
     file.set_len(0)
         .and_then(|()| write!(file, "{}", std::process::id()))
-        .map_err(failed("write its lock file"))?;
+        .map_err(|error| failed("write its lock file")(format!("{}: {error}", path.display())))?;
     Ok(file)
 }
 
@@ -301,16 +301,16 @@ fn prepare(database: &Database) -> Result<(), Error> {
 #[async_trait]
 impl Store for Embedded {
     fn revision(&self) -> Revision {
-        self.counters.revision.load(Ordering::Acquire)
+        self.shared.revision()
     }
 
     fn compacted(&self) -> Revision {
-        self.counters.compacted.load(Ordering::Acquire)
+        self.shared.compacted()
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
         let action = "read a key";
-        let transaction = self.database.begin_read().map_err(failed(action))?;
+        let transaction = self.shared.database().begin_read().map_err(failed(action))?;
         let keys = transaction.open_table(KEYS).map_err(failed(action))?;
         let Some(found) = keys.get(key).map_err(failed(action))? else {
             return Ok(None);
@@ -320,37 +320,28 @@ impl Store for Embedded {
             .map_err(failed(action))
     }
 
+    async fn health(&self) -> Result<(), Error> {
+        if self.shared.failing().is_some() {
+            // It may be over: nobody knows before something is tried.
+            self.ask(|reply| Command::Recover { reply }).await?;
+        }
+        Ok(())
+    }
+
     async fn range(&self, start: &str, end: &str, limit: usize) -> Result<Page, Error> {
-        let action = "read a range";
-        let (database, start, end) = (Arc::clone(&self.database), start.to_owned(), end.to_owned());
-        let read = move || {
-            let transaction = database.begin_read().map_err(failed(action))?;
-            let meta = transaction.open_table(META).map_err(failed(action))?;
-            let revision = writer::counter(&meta, tables::META_REVISION).map_err(failed(action))?;
-            let keys = transaction.open_table(KEYS).map_err(failed(action))?;
-            let mut page = Page {
-                entries: Vec::new(),
-                more: false,
-                revision,
-            };
-            if start >= end {
-                return Ok(page);
-            }
-            for item in keys
-                .range::<&str>(start.as_str()..end.as_str())
-                .map_err(failed(action))?
-            {
-                if limit != 0 && page.entries.len() == limit {
-                    page.more = true;
-                    break;
-                }
-                let (key, value) = item.map_err(failed(action))?;
-                page.entries
-                    .push(tables::decode_entry(Key::from(key.value()), value.value()).map_err(failed(action))?);
-            }
-            Ok(page)
-        };
-        tokio::task::spawn_blocking(read).await.map_err(failed(action))?
+        let (database, start, end) = (self.shared.database(), start.to_owned(), end.to_owned());
+        let read = move || read::range(&database, &start, &end, limit);
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(failed("read a range"))?
+    }
+
+    async fn range_at(&self, start: &str, end: &str, limit: usize, revision: Revision) -> Result<Page, Error> {
+        let (database, start, end) = (self.shared.database(), start.to_owned(), end.to_owned());
+        let read = move || read::range_at(&database, &start, &end, limit, revision);
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(failed("read a range"))?
     }
 
     async fn write(&self, write: Write) -> Result<Written, Error> {
@@ -387,6 +378,8 @@ impl Store for Embedded {
     }
 
     async fn size(&self) -> Result<u64, Error> {
-        Ok(std::fs::metadata(&self.path).map_err(failed("measure its file"))?.len())
+        Ok(std::fs::metadata(self.shared.path())
+            .map_err(failed("measure its file"))?
+            .len())
     }
 }

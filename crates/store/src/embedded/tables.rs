@@ -1,7 +1,9 @@
 //! How the embedded engine lays its data out on disk.
 //!
 //! - `keys`: the present: key → header and value;
-//! - `history`: the past: revision → the change made at it, kept until compacted;
+//! - `history`: the past: revision → the change made at it, kept until compacted. A change newer than the compaction
+//!   names the revision its key had before; that one's record is kept too, however old, so that every state since the
+//!   compaction can be told. It is written again where it was not kept because nothing had followed it yet;
 //! - `leases` and `lease_keys`: time limits and what hangs on them;
 //! - `meta`: a few counters.
 //!
@@ -108,6 +110,21 @@ pub(super) fn decode_event(revision: Revision, bytes: &[u8]) -> Result<(Event, R
     ))
 }
 
+/// Only what an event says of the time before it: its key, and the revision the key had (0: it was not there).
+pub(super) fn decode_previous(bytes: &[u8]) -> Result<(&str, Revision), Damaged> {
+    let damaged = || Damaged {
+        table: "history",
+        length: bytes.len(),
+    };
+    let (previous, rest) = take_u64(bytes).ok_or_else(damaged)?;
+    let (length, rest) = rest
+        .get(1..)
+        .and_then(<[u8]>::split_first_chunk::<4>)
+        .ok_or_else(damaged)?;
+    let key = rest.get(..u32::from_be_bytes(*length) as usize).ok_or_else(damaged)?;
+    Ok((std::str::from_utf8(key).map_err(|_| damaged())?, previous))
+}
+
 fn take_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (number, rest) = bytes.split_first_chunk::<8>()?;
     Some((u64::from_be_bytes(*number), rest))
@@ -133,8 +150,10 @@ mod tests {
             prop_assert_eq!(&decode_entry(key.clone(), &encode_entry(&entry)).unwrap(), &entry);
             let change = if put { Change::Put(entry.clone()) } else { Change::Delete };
             let event = Event { revision: modified, key, change, previous: Some(entry.clone()) };
-            let (decoded, previous) = decode_event(modified, &encode_event(&event)).unwrap();
+            let record = encode_event(&event);
+            let (decoded, previous) = decode_event(modified, &record).unwrap();
             prop_assert_eq!(previous, entry.mod_revision);
+            prop_assert_eq!(decode_previous(&record).unwrap(), (&*event.key, previous));
             prop_assert_eq!(decoded.key, event.key);
             match decoded.change {
                 Change::Put(decoded) => prop_assert_eq!(decoded, entry),
@@ -144,7 +163,7 @@ mod tests {
 
         #[test]
         fn damaged_records_are_refused_not_panicked_on(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _any_answer_but_a_panic = (decode_entry(Arc::from("k"), &bytes).is_ok(), decode_event(1, &bytes).is_ok());
+            let _any_answer_but_a_panic = (decode_entry(Arc::from("k"), &bytes).is_ok(), decode_event(1, &bytes).is_ok(), decode_previous(&bytes).is_ok());
         }
     }
 }

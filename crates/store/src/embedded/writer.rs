@@ -1,15 +1,16 @@
 //! The writer thread: the only place that changes the database, and so the place that orders everything.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::Ordering;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{ReadableDatabase, ReadableTable};
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
+use super::shared::Shared;
 use super::tables::{self, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_COMPACTED, META_NEXT_LEASE, META_REVISION};
-use super::{Counters, failed};
+use super::{disk, failed};
 use crate::types::{
     Change, Condition, Error, Event, Key, KeyValue, LeaseId, Op, Revision, Update, WatchStream, Write, Written,
 };
@@ -22,6 +23,10 @@ pub(super) enum Command {
         prefix: String,
         after: Revision,
         reply: Reply<WatchStream>,
+    },
+    /// Tries to write again after a failure.
+    Recover {
+        reply: Reply<()>,
     },
     EndWatches {
         reply: Reply<()>,
@@ -56,18 +61,36 @@ struct Lease {
 }
 
 pub(super) struct Writer {
-    database: Arc<Database>,
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
     batch: usize,
     watchers: Vec<Watcher>,
     leases: HashMap<LeaseId, Lease>,
     /// Leases by when they end. An entry that no longer matches its lease's deadline is stale and ignored.
     deadlines: BTreeMap<(Instant, LeaseId), ()>,
     next_lease: LeaseId,
+    /// Under way, a piece between any two batches; and what is asked next.
+    compaction: Option<Compaction>,
+    compactions: VecDeque<(Revision, Reply<()>)>,
+    /// When the file was last opened anew in vain.
+    tried: Option<Instant>,
+    /// Whether new values were refused for want of room.
+    full: bool,
+}
+
+/// History that is being forgotten. What is asked for up to `until` is refused from the beginning.
+struct Compaction {
+    until: Revision,
+    /// Removed up to here.
+    done: Revision,
+    /// What changes after `until` lead back to.
+    keep: HashSet<Revision>,
+    reply: Reply<()>,
 }
 
 /// Longest history removed in one transaction, so that compaction never keeps a write waiting long.
-const COMPACT_CHUNK: u64 = 4096;
+const COMPACT_CHUNK: usize = 2048;
+/// Between tries to open a file that could not be.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) fn counter<T: ReadableTable<&'static str, u64>>(meta: &T, name: &str) -> Result<u64, redb::StorageError> {
     Ok(meta.get(name)?.map_or(0, |guard| guard.value()))
@@ -80,24 +103,28 @@ struct Applied {
 }
 
 impl Writer {
-    pub(super) fn load(database: Arc<Database>, counters: Arc<Counters>, batch: usize) -> Result<Self, Error> {
+    pub(super) fn load(shared: Arc<Shared>, batch: usize) -> Result<Self, Error> {
         let action = "read its counters";
+        let database = shared.database();
         let mut writer = Writer {
-            counters,
+            shared,
             batch,
             watchers: Vec::new(),
             leases: HashMap::new(),
             deadlines: BTreeMap::new(),
             next_lease: 1,
-            database: Arc::clone(&database),
+            compaction: None,
+            compactions: VecDeque::new(),
+            tried: None,
+            full: false,
         };
         let transaction = database.begin_read().map_err(failed(action))?;
         let meta = transaction.open_table(META).map_err(failed(action))?;
         let revision = counter(&meta, META_REVISION).map_err(failed(action))?;
         let compacted = counter(&meta, META_COMPACTED).map_err(failed(action))?;
         writer.next_lease = counter(&meta, META_NEXT_LEASE).map_err(failed(action))?.max(1);
-        writer.counters.revision.store(revision, Ordering::Release);
-        writer.counters.compacted.store(compacted, Ordering::Release);
+        writer.shared.set_revision(revision);
+        writer.shared.set_compacted(compacted);
         let leases = transaction.open_table(LEASES).map_err(failed(action))?;
         let now = Instant::now();
         for item in leases.iter().map_err(failed(action))? {
@@ -109,7 +136,12 @@ impl Writer {
 
     pub(super) fn run(mut self, inbox: &mpsc::Receiver<Command>) {
         loop {
+            let compacting = self.compaction.is_some() || !self.compactions.is_empty();
             let first = match self.deadlines.first_key_value() {
+                _ if compacting => inbox.try_recv().map_err(|error| match error {
+                    mpsc::TryRecvError::Empty => mpsc::RecvTimeoutError::Timeout,
+                    mpsc::TryRecvError::Disconnected => mpsc::RecvTimeoutError::Disconnected,
+                }),
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
                 Some((&(deadline, _), ())) => inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
             };
@@ -118,6 +150,7 @@ impl Writer {
                 Err(mpsc::RecvTimeoutError::Timeout) => self.end_leases(Instant::now()),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
+            self.go_on_compacting();
         }
     }
 
@@ -140,7 +173,15 @@ impl Writer {
                     }
                     self.commit(writes);
                 }
-                Command::Watch { prefix, after, reply } => answer(reply, self.watch(prefix, after)),
+                Command::Watch { prefix, after, reply } => {
+                    let outcome = self.usable().and_then(|()| self.watch(prefix, after));
+                    let outcome = self.judge(outcome);
+                    answer(reply, outcome);
+                }
+                Command::Recover { reply } => {
+                    let outcome = self.usable();
+                    answer(reply, outcome);
+                }
                 Command::EndWatches { reply } => {
                     for watcher in self.watchers.drain(..) {
                         // A watcher that left needs no word.
@@ -148,11 +189,16 @@ impl Writer {
                     }
                     answer(reply, Ok(()));
                 }
-                Command::Compact { revision, reply } => answer(reply, self.compact(revision)),
-                Command::Grant { ttl, reply } => answer(reply, self.grant(ttl)),
+                Command::Compact { revision, reply } => self.compactions.push_back((revision, reply)),
+                Command::Grant { ttl, reply } => {
+                    let outcome = self.usable().and_then(|()| self.grant(ttl));
+                    let outcome = self.judge(outcome);
+                    answer(reply, outcome);
+                }
                 Command::KeepAlive { lease, reply } => answer(reply, self.keep_alive(lease)),
                 Command::Revoke { lease, reply } => {
-                    let outcome = self.revoke(lease);
+                    let outcome = self.usable().and_then(|()| self.revoke(lease));
+                    let outcome = self.judge(outcome);
                     match reply {
                         Some(reply) => answer(reply, outcome),
                         None => log_failure(lease, outcome),
@@ -164,7 +210,8 @@ impl Writer {
 
     fn commit(&mut self, writes: Vec<(Write, Reply<Written>)>) {
         let (writes, replies): (Vec<_>, Vec<_>) = writes.into_iter().unzip();
-        match self.apply_all(writes) {
+        let outcomes = self.usable().and_then(|()| self.apply_all(writes));
+        match self.judge(outcomes) {
             Ok(outcomes) => {
                 // Watchers first: whoever gets the reply may rely on every cache having seen the change.
                 for event in outcomes
@@ -178,27 +225,116 @@ impl Writer {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "a commit failed; its {} writes are refused", replies.len());
-                let text = error.to_string();
                 for reply in replies {
-                    answer(
-                        reply,
-                        Err(Error::Engine {
-                            action: "commit",
-                            source: text.clone().into(),
-                        }),
-                    );
+                    answer(reply, Err(again(&error)));
                 }
             }
+        }
+    }
+
+    /// Makes sure that the file is open; it is not after a failure that lasts.
+    fn usable(&mut self) -> Result<(), Error> {
+        let Some(why) = self.shared.failing() else {
+            return Ok(());
+        };
+        if self.tried.is_some_and(|tried| tried.elapsed() < TRY_AGAIN) {
+            return Err(unavailable(why));
+        }
+        self.recover().map_err(|why| {
+            self.tried = Some(Instant::now());
+            self.shared.set_failing(Some(why.clone()));
+            unavailable(why)
+        })
+    }
+
+    /// After a failure of the engine the file is opened anew; the error says what began it.
+    fn judge<T>(&mut self, outcome: Result<T, Error>) -> Result<T, Error> {
+        let Err(Error::Engine { action, source }) = outcome else {
+            return outcome;
+        };
+        let first = self.shared.first_error();
+        let path = self.shared.path().display().to_string();
+        let full = first.as_ref().is_some_and(|(kind, _)| disk::is_full(*kind));
+        let source = match first {
+            Some((_, first)) => format!("{path}: {first}"),
+            None => format!("{path}: {source}"),
+        };
+        tracing::error!(action, error = source, "the store failed; opening its file anew");
+        if let Err(why) = self.recover() {
+            tracing::error!(why, "the store takes no writes until its file can be opened");
+            self.tried = Some(Instant::now());
+            self.shared.set_failing(Some(why));
+        }
+        if full {
+            return Err(no_room(self.shared.path(), 0));
+        }
+        Err(Error::Engine {
+            action,
+            source: source.into(),
+        })
+    }
+
+    /// Opens the file anew and tells the watchers what a commit that seemed to fail left there after all.
+    fn recover(&mut self) -> Result<(), String> {
+        let reopen = || -> Result<(Vec<Event>, Revision, Revision, LeaseId), Error> {
+            let action = "read its file";
+            self.shared.reopen()?;
+            let transaction = self.shared.database().begin_read().map_err(failed(action))?;
+            let meta = transaction.open_table(META).map_err(failed(action))?;
+            let revision = counter(&meta, META_REVISION).map_err(failed(action))?;
+            let compacted = counter(&meta, META_COMPACTED).map_err(failed(action))?;
+            let next_lease = counter(&meta, META_NEXT_LEASE).map_err(failed(action))?;
+            let events = self.events(self.shared.revision(), revision)?;
+            Ok((events, revision, compacted, next_lease))
+        };
+        let (events, revision, compacted, next_lease) = reopen().map_err(|error| error.to_string())?;
+        if revision < self.shared.revision() {
+            return Err(format!(
+                "{}: its revision is {revision}, and {} was written before; a disk that forgets cannot be used",
+                self.shared.path().display(),
+                self.shared.revision()
+            ));
+        }
+        self.next_lease = self.next_lease.max(next_lease);
+        self.shared.set_revision(revision);
+        self.shared.set_compacted(compacted);
+        for event in &events {
+            self.publish(event);
+        }
+        self.tried = None;
+        if self.shared.set_failing(None).is_some() {
+            tracing::info!("the store's file is open again");
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for new values; says so when that changes.
+    fn room(&mut self) -> Result<(), Error> {
+        let left = self.shared.path().parent().and_then(disk::too_little_room);
+        if left.is_some() != self.full {
+            self.full = left.is_some();
+            match left {
+                Some(left) => tracing::error!(
+                    left,
+                    "the store's disk is nearly full: only deletions are taken until there is room"
+                ),
+                None => tracing::info!("the store's disk has room again"),
+            }
+        }
+        match left {
+            Some(left) => Err(no_room(self.shared.path(), left)),
+            None => Ok(()),
         }
     }
 
     /// One transaction for all `writes`. The outer error means that nothing was written.
     fn apply_all(&mut self, writes: Vec<Write>) -> Result<Vec<Result<Applied, Error>>, Error> {
         let action = "commit";
-        let before = self.counters.revision.load(Ordering::Acquire);
+        let before = self.shared.revision();
+        let compacted = self.shared.compacted();
         let mut revision = before;
-        let transaction = self.database.begin_write().map_err(failed(action))?;
+        let room = self.room();
+        let transaction = self.shared.database().begin_write().map_err(failed(action))?;
         let mut outcomes = Vec::with_capacity(writes.len());
         {
             let mut keys = transaction.open_table(KEYS).map_err(failed(action))?;
@@ -234,6 +370,10 @@ impl Writer {
                     }
                     Op::Put { lease: Some(lease), .. } if !self.leases.contains_key(&lease) => {
                         outcomes.push(Err(Error::LeaseNotFound(lease)));
+                        continue;
+                    }
+                    Op::Put { .. } if let Err(full) = &room => {
+                        outcomes.push(Err(again(full)));
                         continue;
                     }
                     Op::Put { value, lease } => {
@@ -274,6 +414,23 @@ impl Writer {
                 history
                     .insert(revision, tables::encode_event(&event).as_slice())
                     .map_err(failed(action))?;
+                if let Some(previous) = &event.previous
+                    && previous.mod_revision <= compacted
+                {
+                    // Compaction had no reason to keep it; now the state before this change needs it.
+                    let record = Event {
+                        revision: previous.mod_revision,
+                        key: previous.key.clone(),
+                        change: Change::Put(previous.clone()),
+                        previous: None,
+                    };
+                    history
+                        .insert(previous.mod_revision, tables::encode_event(&record).as_slice())
+                        .map_err(failed(action))?;
+                    if let Some(compaction) = &mut self.compaction {
+                        compaction.keep.insert(previous.mod_revision);
+                    }
+                }
                 outcomes.push(Ok(Applied {
                     written: Written::Committed { revision },
                     event: Some(event),
@@ -289,7 +446,7 @@ impl Writer {
             transaction.abort().map_err(failed(action))?;
         } else {
             transaction.commit().map_err(failed(action))?;
-            self.counters.revision.store(revision, Ordering::Release);
+            self.shared.set_revision(revision);
         }
         Ok(outcomes)
     }
@@ -305,11 +462,7 @@ impl Writer {
     }
 
     fn watch(&mut self, prefix: String, after: Revision) -> Result<WatchStream, Error> {
-        let action = "replay its history";
-        let (current, compacted) = (
-            self.counters.revision.load(Ordering::Acquire),
-            self.counters.compacted.load(Ordering::Acquire),
-        );
+        let (current, compacted) = (self.shared.revision(), self.shared.compacted());
         if after < compacted {
             return Err(Error::Compacted {
                 requested: after,
@@ -323,58 +476,130 @@ impl Writer {
             });
         }
         let (events, stream) = async_mpsc::unbounded_channel();
-        if after < current {
-            let transaction = self.database.begin_read().map_err(failed(action))?;
-            let history = transaction.open_table(HISTORY).map_err(failed(action))?;
-            for item in history.range(after + 1..=current).map_err(failed(action))? {
-                let (revision, record) = item.map_err(failed(action))?;
-                let (mut event, previous) =
-                    tables::decode_event(revision.value(), record.value()).map_err(failed(action))?;
-                if !event.key.starts_with(&prefix) {
-                    continue;
-                }
-                if previous > compacted
-                    && let Some(record) = history.get(previous).map_err(failed(action))?
-                    && let Change::Put(entry) = tables::decode_event(previous, record.value())
-                        .map_err(failed(action))?
-                        .0
-                        .change
-                {
-                    event.previous = Some(entry);
-                }
-                if events.send(Ok(update(event))).is_err() {
-                    break;
-                }
+        for event in self.events(after, current)? {
+            if event.key.starts_with(&prefix) && events.send(Ok(update(event))).is_err() {
+                break;
             }
         }
         self.watchers.push(Watcher { prefix, events });
         Ok(stream)
     }
 
-    fn compact(&mut self, revision: Revision) -> Result<(), Error> {
+    /// The changes after one revision, up to another.
+    fn events(&self, after: Revision, until: Revision) -> Result<Vec<Event>, Error> {
+        let action = "replay its history";
+        let mut events = Vec::new();
+        if after >= until {
+            return Ok(events);
+        }
+        let transaction = self.shared.database().begin_read().map_err(failed(action))?;
+        let history = transaction.open_table(HISTORY).map_err(failed(action))?;
+        for item in history.range(after + 1..=until).map_err(failed(action))? {
+            let (revision, record) = item.map_err(failed(action))?;
+            let (mut event, previous) =
+                tables::decode_event(revision.value(), record.value()).map_err(failed(action))?;
+            if previous > 0
+                && let Some(record) = history.get(previous).map_err(failed(action))?
+                && let Change::Put(entry) = tables::decode_event(previous, record.value())
+                    .map_err(failed(action))?
+                    .0
+                    .change
+            {
+                event.previous = Some(entry);
+            }
+            events.push(event);
+        }
+        Ok(events)
+    }
+
+    /// A piece of the compaction under way, or the beginning of the next.
+    fn go_on_compacting(&mut self) {
+        if self.compaction.is_none() {
+            let Some((until, reply)) = self.compactions.pop_front() else {
+                return;
+            };
+            let begun = self.usable().and_then(|()| self.begin_compaction(until));
+            match self.judge(begun) {
+                Ok(None) => answer(reply, Ok(())),
+                Ok(Some(keep)) => {
+                    self.compaction = Some(Compaction {
+                        until,
+                        done: 0,
+                        keep,
+                        reply,
+                    });
+                }
+                Err(error) => answer(reply, Err(error)),
+            }
+            return;
+        }
+        let Some(mut compaction) = self.compaction.take() else {
+            return;
+        };
+        let outcome = self.usable().and_then(|()| self.compact_piece(&mut compaction));
+        match self.judge(outcome) {
+            Ok(true) => answer(compaction.reply, Ok(())),
+            Ok(false) => self.compaction = Some(compaction),
+            // What is left of the history goes with the next compaction.
+            Err(error) => answer(compaction.reply, Err(error)),
+        }
+    }
+
+    /// Moves the compaction's mark; gives the revisions that later changes lead back to.
+    fn begin_compaction(&mut self, until: Revision) -> Result<Option<HashSet<Revision>>, Error> {
         let action = "compact its history";
-        let current = self.counters.revision.load(Ordering::Acquire);
-        if revision > current {
+        let current = self.shared.revision();
+        if until > current {
             return Err(Error::Future {
-                requested: revision,
+                requested: until,
                 current,
             });
         }
-        let mut compacted = self.counters.compacted.load(Ordering::Acquire);
-        while compacted < revision {
-            let until = revision.min(compacted.saturating_add(COMPACT_CHUNK));
-            let transaction = self.database.begin_write().map_err(failed(action))?;
-            {
-                let mut history = transaction.open_table(HISTORY).map_err(failed(action))?;
-                history.retain_in(..=until, |_, _| false).map_err(failed(action))?;
-                let mut meta = transaction.open_table(META).map_err(failed(action))?;
-                meta.insert(META_COMPACTED, until).map_err(failed(action))?;
-            }
-            transaction.commit().map_err(failed(action))?;
-            self.counters.compacted.store(until, Ordering::Release);
-            compacted = until;
+        if until <= self.shared.compacted() {
+            return Ok(None);
         }
-        Ok(())
+        let transaction = self.shared.database().begin_write().map_err(failed(action))?;
+        let mut keep = HashSet::new();
+        {
+            let history = transaction.open_table(HISTORY).map_err(failed(action))?;
+            for item in history.range(until + 1..).map_err(failed(action))? {
+                let (_, record) = item.map_err(failed(action))?;
+                let (_, previous) = tables::decode_previous(record.value()).map_err(failed(action))?;
+                if (1..=until).contains(&previous) {
+                    keep.insert(previous);
+                }
+            }
+            let mut meta = transaction.open_table(META).map_err(failed(action))?;
+            meta.insert(META_COMPACTED, until).map_err(failed(action))?;
+        }
+        transaction.commit().map_err(failed(action))?;
+        self.shared.set_compacted(until);
+        Ok(Some(keep))
+    }
+
+    /// Removes some of the history; true: all of it that goes is gone.
+    fn compact_piece(&mut self, compaction: &mut Compaction) -> Result<bool, Error> {
+        let action = "compact its history";
+        let transaction = self.shared.database().begin_write().map_err(failed(action))?;
+        let mut over = true;
+        {
+            let mut history = transaction.open_table(HISTORY).map_err(failed(action))?;
+            let mut last = compaction.until;
+            let piece = history
+                .range(compaction.done + 1..=compaction.until)
+                .map_err(failed(action))?;
+            if let Some(item) = { piece }.nth(COMPACT_CHUNK) {
+                last = item.map_err(failed(action))?.0.value();
+                over = false;
+            }
+            let keep = &compaction.keep;
+            history
+                .retain_in(compaction.done + 1..=last, |revision, _| keep.contains(&revision))
+                .map_err(failed(action))?;
+            compaction.done = last;
+        }
+        transaction.commit().map_err(failed(action))?;
+        Ok(over)
     }
 
     fn start_lease(&mut self, lease: LeaseId, ttl: Duration, now: Instant) {
@@ -387,8 +612,9 @@ impl Writer {
 
     fn grant(&mut self, ttl: Duration) -> Result<LeaseId, Error> {
         let action = "grant a lease";
+        self.room()?;
         let lease = self.next_lease;
-        let transaction = self.database.begin_write().map_err(failed(action))?;
+        let transaction = self.shared.database().begin_write().map_err(failed(action))?;
         {
             let mut leases = transaction.open_table(LEASES).map_err(failed(action))?;
             let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
@@ -413,7 +639,7 @@ impl Writer {
         let action = "end a lease";
         let deadline = self.leases.get(&lease).ok_or(Error::LeaseNotFound(lease))?.deadline;
         let keys: Vec<Key> = {
-            let transaction = self.database.begin_read().map_err(failed(action))?;
+            let transaction = self.shared.database().begin_read().map_err(failed(action))?;
             let lease_keys = transaction.open_table(LEASE_KEYS).map_err(failed(action))?;
             let mut keys = Vec::new();
             for item in lease_keys.range((lease, "")..(lease + 1, "")).map_err(failed(action))? {
@@ -436,7 +662,7 @@ impl Writer {
         {
             self.publish(event);
         }
-        let transaction = self.database.begin_write().map_err(failed(action))?;
+        let transaction = self.shared.database().begin_write().map_err(failed(action))?;
         transaction
             .open_table(LEASES)
             .map_err(failed(action))?
@@ -453,7 +679,8 @@ impl Writer {
             if deadline > now {
                 return;
             }
-            let outcome = self.revoke(lease);
+            let outcome = self.usable().and_then(|()| self.revoke(lease));
+            let outcome = self.judge(outcome);
             if outcome.is_err() {
                 // Try again later rather than at once and forever.
                 self.start_lease(lease, Duration::from_secs(5), now);
@@ -466,6 +693,37 @@ impl Writer {
 /// Every change has a revision of its own here.
 fn update(event: Event) -> Update {
     Update::Event { event, last: true }
+}
+
+/// The same error for the next caller.
+fn again(error: &Error) -> Error {
+    match error {
+        Error::Unavailable { reason } => Error::Unavailable { reason: reason.clone() },
+        Error::Rejected { reason } => Error::Rejected { reason: reason.clone() },
+        Error::Engine { action, source } => Error::Engine {
+            action,
+            source: source.to_string().into(),
+        },
+        other => Error::Engine {
+            action: "commit",
+            source: other.to_string().into(),
+        },
+    }
+}
+
+fn unavailable(reason: String) -> Error {
+    Error::Unavailable { reason }
+}
+
+/// In etcd's words, which clients know, and then in ours.
+fn no_room(path: &Path, left: u64) -> Error {
+    Error::Rejected {
+        reason: format!(
+            "etcdserver: mvcc: database space exceeded: the disk of {} has only {} MiB left; only deletions are taken until there is room",
+            path.display(),
+            left >> 20
+        ),
+    }
 }
 
 fn log_failure(lease: LeaseId, outcome: Result<(), Error>) {

@@ -445,6 +445,38 @@ impl Inner {
             failure => failure.into(),
         }
     }
+
+    /// Keys of a range as of `at` (0: now), in as many replies as it takes.
+    async fn pages(&self, start: &str, end: &str, limit: usize, at: Revision) -> Result<Page, Error> {
+        let limit = i64::try_from(limit).unwrap_or(0);
+        let mut page = Page {
+            entries: Vec::new(),
+            more: false,
+            revision: at,
+        };
+        let mut from = start.to_owned();
+        loop {
+            let left = limit - i64::try_from(page.entries.len()).unwrap_or(i64::MAX);
+            let ask = if limit == 0 { PAGE } else { left.min(PAGE) };
+            let reply = self
+                .fetch(&from, end, ask, self.theirs(page.revision))
+                .await
+                .map_err(|failure| self.at_revision(failure, page.revision))?;
+            let known = self.know(&reply.header);
+            if page.revision == 0 {
+                page.revision = known;
+            }
+            let last = reply.kvs.last().and_then(|found| self.logical(&found.key));
+            page.entries
+                .extend(reply.kvs.into_iter().filter_map(|found| self.entry(found)));
+            page.more = reply.more;
+            let enough = limit != 0 && page.entries.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
+            match last {
+                Some(last) if reply.more && !enough => from = format!("{last}\0"),
+                _ => return Ok(page),
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -504,39 +536,26 @@ impl Store for Etcd {
     }
 
     async fn range(&self, start: &str, end: &str, limit: usize) -> Result<Page, Error> {
-        let inner = &self.0;
-        let limit = i64::try_from(limit).unwrap_or(0);
-        let mut page = Page {
-            entries: Vec::new(),
-            more: false,
-            revision: 0,
-        };
         if start >= end {
-            page.revision = self.newest().await?;
-            return Ok(page);
+            return Ok(Page {
+                entries: Vec::new(),
+                more: false,
+                revision: self.newest().await?,
+            });
         }
-        let mut from = start.to_owned();
-        loop {
-            let left = limit - i64::try_from(page.entries.len()).unwrap_or(i64::MAX);
-            let ask = if limit == 0 { PAGE } else { left.min(PAGE) };
-            let reply = inner
-                .fetch(&from, end, ask, inner.theirs(page.revision))
-                .await
-                .map_err(|failure| inner.at_revision(failure, page.revision))?;
-            let known = inner.know(&reply.header);
-            if page.revision == 0 {
-                page.revision = known;
-            }
-            let last = reply.kvs.last().and_then(|found| inner.logical(&found.key));
-            page.entries
-                .extend(reply.kvs.into_iter().filter_map(|found| inner.entry(found)));
-            page.more = reply.more;
-            let enough = limit != 0 && page.entries.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
-            match last {
-                Some(last) if reply.more && !enough => from = format!("{last}\0"),
-                _ => return Ok(page),
-            }
+        self.0.pages(start, end, limit, 0).await
+    }
+
+    async fn range_at(&self, start: &str, end: &str, limit: usize, revision: Revision) -> Result<Page, Error> {
+        let inner = &self.0;
+        // What was before the data came here is not known here; 0 would mean now.
+        if revision <= inner.offset {
+            return Err(Error::Compacted {
+                requested: revision,
+                oldest: inner.compacted.load(Ordering::Acquire).max(inner.offset + 1),
+            });
         }
+        inner.pages(start, end, limit, revision).await
     }
 
     async fn write(&self, write: Write) -> Result<Written, Error> {
