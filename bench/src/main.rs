@@ -9,6 +9,7 @@
 //! target in turn and prints a row per measure with the ratio to the first target.
 
 mod client;
+mod compare;
 mod fleet;
 mod kubeconfig;
 mod meter;
@@ -62,6 +63,8 @@ enum Workload {
     Pod(workloads::pod::Args),
     /// Do nothing, and see what that costs.
     Idle(workloads::idle::Args),
+    /// Ask two targets the same questions and list where the answers differ; the first is upstream.
+    Compare(compare::Args),
 }
 
 #[derive(Clone, Debug)]
@@ -135,6 +138,15 @@ async fn run(cli: Cli) -> Result<()> {
             .map_err(|error| format!("{}: {error}", spec.name))?;
         targets.push((spec.name.clone(), target));
     }
+    if let Workload::Compare(args) = &cli.workload {
+        let [(_, upstream), (_, ours)] = targets.as_slice() else {
+            return Err("compare wants two targets: upstream, then ours".into());
+        };
+        return match compare::run(&upstream.client, &ours.client, args).await? {
+            0 => Ok(()),
+            count => Err(format!("{count} differences that nobody expected").into()),
+        };
+    }
     let mut report = Report::new(targets.iter().map(|(name, _)| name.clone()).collect());
     for round in 0..cli.rounds {
         for (name, target) in &targets {
@@ -147,6 +159,8 @@ async fn run(cli: Cli) -> Result<()> {
                 Workload::Held(args) => workloads::held::run(target, args).await,
                 Workload::Pod(args) => workloads::pod::run(target, args).await,
                 Workload::Idle(args) => workloads::idle::run(target, args).await,
+                // Does not measure; answered above.
+                Workload::Compare(_) => continue,
             };
             report.add(name, measures.map_err(|error| format!("{name}: {error}"))?);
         }

@@ -1,0 +1,298 @@
+//! Two control planes asked the same questions: every place where their answers differ.
+//!
+//! For each fixture (`bench/fixtures/*.yaml`: rich valid objects) the object is posted as it is and in hundreds of
+//! mutants (see [`mutate`]), with `dryRun=All` and strict field validation; then it is made for real in both and put
+//! in mutants, as a whole and through its status. Compared are the code, the whole Status (message, details, causes
+//! in their order), the warnings, and of accepted objects what they became: that is defaults, validation, wording and
+//! immutability. Known differences are listed with a reason in [`allowed`]; any other makes the command fail.
+//!
+//! Both servers should be alone: no controllers, no admission beyond what both have.
+
+mod allowed;
+mod answer;
+mod mutate;
+mod schema;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::Result;
+use crate::client::{Client, JSON, Lane};
+use answer::Answer;
+use mutate::Mutant;
+use schema::Schemas;
+
+const NAMESPACE: &str = "compare";
+/// Mutants in flight: enough to hide latency, few enough for flow control.
+const LANES: usize = 4;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only fixtures of this kind (`Pod`).
+    #[arg(long)]
+    kind: Option<String>,
+    /// Only mutants whose description contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Where the fixtures are.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures"))]
+    fixtures: PathBuf,
+    /// Examples to print of each group of differences.
+    #[arg(long, default_value_t = 1)]
+    examples: usize,
+}
+
+/// What is compared, in the order it is done.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Phase {
+    Create,
+    Update,
+    Status,
+}
+
+struct Difference {
+    phase: Phase,
+    mutant: String,
+    upstream: String,
+    ours: String,
+}
+
+/// Where objects of a kind are posted.
+struct Place {
+    collection: String,
+    has_status: bool,
+    /// Kept objects: reviews and the like answer a creation and are gone.
+    kept: bool,
+}
+
+struct Pair {
+    upstream: Client,
+    ours: Client,
+}
+
+/// Compares; the number of differences nobody expected.
+pub async fn run(upstream: &Client, ours: &Client, args: &Args) -> Result<usize> {
+    let pair = Pair {
+        upstream: upstream.clone(),
+        ours: ours.clone(),
+    };
+    for client in [upstream, ours] {
+        let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        ask(&mut client.lane(), Method::POST, "/api/v1/namespaces", &body).await?;
+    }
+    let mut files: Vec<_> = std::fs::read_dir(&args.fixtures)?.collect::<std::io::Result<Vec<_>>>()?;
+    files.sort_by_key(std::fs::DirEntry::file_name);
+    let (mut unexpected, mut mutants, mut known) = (0, 0, 0);
+    for file in files {
+        let text = std::fs::read_to_string(file.path())?;
+        let objects: Vec<Value> =
+            serde_saphyr::from_multiple(&text).map_err(|error| format!("{}: {error}", file.path().display()))?;
+        for object in objects {
+            let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+            if args.kind.as_ref().is_some_and(|wanted| *wanted != kind) {
+                continue;
+            }
+            let (count, differences) = fixture(&pair, &object, args).await?;
+            let (expected, others): (Vec<_>, Vec<_>) = differences
+                .into_iter()
+                .partition(|difference| allowed::reason(&kind, difference).is_some());
+            println!(
+                "{kind} {}: {count} compared, {} known differences, {} others",
+                object["metadata"]["name"].as_str().unwrap_or("-"),
+                expected.len(),
+                others.len()
+            );
+            print(&others, args.examples);
+            mutants += count;
+            known += expected.len();
+            unexpected += others.len();
+        }
+    }
+    println!("{mutants} compared, {known} known differences, {unexpected} others");
+    Ok(unexpected)
+}
+
+/// Prints differences by what they have in common: the two answers but for positions and the values quoted.
+fn print(differences: &[Difference], examples: usize) {
+    let mut groups: BTreeMap<(Phase, String, String), Vec<&Difference>> = BTreeMap::new();
+    for difference in differences {
+        let key = (
+            difference.phase,
+            answer::shape(&difference.upstream),
+            answer::shape(&difference.ours),
+        );
+        groups.entry(key).or_default().push(difference);
+    }
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|(_, members)| std::cmp::Reverse(members.len()));
+    for ((phase, ..), members) in groups {
+        println!("  {} x {phase:?}", members.len());
+        for member in members.iter().take(examples) {
+            println!("    {}", member.mutant);
+            println!("      upstream: {}", member.upstream);
+            println!("      ours:     {}", member.ours);
+        }
+    }
+}
+
+async fn ask(lane: &mut Lane, method: Method, path: &str, body: &Value) -> Result<Answer> {
+    let bytes = Bytes::from(serde_json::to_vec(body)?);
+    Answer::read(lane.send(method, path, Some((JSON, bytes))).await?).await
+}
+
+async fn place(pair: &Pair, object: &Value) -> Result<Place> {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let root = if version.contains('/') {
+        format!("/apis/{version}")
+    } else {
+        format!("/api/{version}")
+    };
+    let list = pair.upstream.get(&root).await?;
+    let resources = list["resources"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let row = resources
+        .iter()
+        .find(|row| row["kind"] == kind && row["name"].as_str().is_some_and(|name| !name.contains('/')))
+        .ok_or_else(|| format!("upstream serves no {kind} in {version}"))?;
+    let name = row["name"].as_str().unwrap_or_default();
+    let status = format!("{name}/status");
+    Ok(Place {
+        collection: if row["namespaced"] == true {
+            format!("{root}/namespaces/{NAMESPACE}/{name}")
+        } else {
+            format!("{root}/{name}")
+        },
+        has_status: resources.iter().any(|row| row["name"] == status.as_str()),
+        kept: row["verbs"]
+            .as_array()
+            .is_some_and(|verbs| verbs.iter().any(|verb| verb == "update")),
+    })
+}
+
+const DRY: &str = "dryRun=All&fieldValidation=Strict&fieldManager=compare";
+
+async fn fixture(pair: &Pair, object: &Value, args: &Args) -> Result<(usize, Vec<Difference>)> {
+    let place = place(pair, object).await?;
+    let schemas = Schemas::of(&pair.upstream, object["apiVersion"].as_str().unwrap_or_default()).await?;
+    let wanted = |mutant: &Mutant| args.only.as_ref().is_none_or(|only| mutant.to_string().contains(only));
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let one = format!("{}/{name}", place.collection);
+    let mut new = object.clone();
+    let status = new.as_object_mut().and_then(|map| map.remove("status"));
+
+    // What an earlier run left behind.
+    if place.kept {
+        delete(pair, &one).await?;
+    }
+    let mut mutants = mutate::all(&new, &schemas, "");
+    mutants.retain(wanted);
+    let path = format!("{}?{DRY}", place.collection);
+    let mut differences = both(pair, Phase::Create, (&new, &new), &mutants, Method::POST, &path).await?;
+    let mut count = mutants.len();
+    if !place.kept {
+        return Ok((count, differences));
+    }
+
+    let path = format!("{}?fieldManager=compare", place.collection);
+    let (theirs, our) = (
+        ask(&mut pair.upstream.lane(), Method::POST, &path, &new).await?,
+        ask(&mut pair.ours.lane(), Method::POST, &path, &new).await?,
+    );
+    let (Some(mut theirs), Some(mut our)) = (theirs.object().cloned(), our.object().cloned()) else {
+        eprintln!("{one} cannot be made: {} / {}", theirs.text(""), our.text(""));
+        return Ok((count, differences));
+    };
+    for made in [&mut theirs, &mut our] {
+        if let Some(metadata) = made["metadata"].as_object_mut() {
+            metadata.remove("managedFields");
+            metadata.remove("resourceVersion");
+        }
+    }
+    let mut whole = theirs.clone();
+    if let Some(map) = whole.as_object_mut() {
+        map.remove("status");
+    }
+    let mut mutants = mutate::all(&whole, &schemas, "");
+    mutants.retain(wanted);
+    let path = format!("{one}?{DRY}");
+    differences.extend(both(pair, Phase::Update, (&theirs, &our), &mutants, Method::PUT, &path).await?);
+    count += mutants.len();
+    if place.has_status
+        && let Some(status) = status
+    {
+        theirs["status"] = status.clone();
+        our["status"] = status;
+        let mut mutants = mutate::all(&theirs, &schemas, "status");
+        mutants.retain(wanted);
+        let path = format!("{one}/status?{DRY}");
+        differences.extend(both(pair, Phase::Status, (&theirs, &our), &mutants, Method::PUT, &path).await?);
+        count += mutants.len();
+    }
+    delete(pair, &one).await?;
+    Ok((count, differences))
+}
+
+/// Deletes an object in both, whatever holds it.
+async fn delete(pair: &Pair, one: &str) -> Result<()> {
+    for client in [&pair.upstream, &pair.ours] {
+        let mut lane = client.lane();
+        let answer = ask(&mut lane, Method::DELETE, one, &json!({"gracePeriodSeconds": 0})).await?;
+        let held = answer
+            .object()
+            .is_some_and(|object| object["metadata"]["finalizers"].is_array());
+        if held {
+            let body = Bytes::from_static(br#"{"metadata":{"finalizers":null}}"#);
+            Answer::read(
+                lane.send(Method::PATCH, one, Some((crate::client::MERGE, body)))
+                    .await?,
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn both(
+    pair: &Pair,
+    phase: Phase,
+    (theirs, our): (&Value, &Value),
+    mutants: &[Mutant],
+    method: Method,
+    path: &str,
+) -> Result<Vec<Difference>> {
+    let part = mutants.len().div_ceil(LANES).max(1);
+    let work = mutants.chunks(part).map(|mutants| {
+        let method = method.clone();
+        async move {
+            let (mut upstream, mut ours) = (pair.upstream.lane(), pair.ours.lane());
+            let mut differences = Vec::new();
+            for mutant in mutants {
+                let (their_body, our_body) = (mutant.apply(theirs), mutant.apply(our));
+                let (their_answer, our_answer) = futures::future::try_join(
+                    ask(&mut upstream, method.clone(), path, &their_body),
+                    ask(&mut ours, method.clone(), path, &our_body),
+                )
+                .await?;
+                let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+                if let Some((upstream, ours)) = answer::differ(&their_answer, &our_answer, &uid(theirs), &uid(our)) {
+                    differences.push(Difference {
+                        phase,
+                        mutant: mutant.to_string(),
+                        upstream,
+                        ours,
+                    });
+                }
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(differences)
+        }
+    });
+    Ok(futures::future::try_join_all(work)
+        .await?
+        .into_iter()
+        .flatten()
+        .collect())
+}
