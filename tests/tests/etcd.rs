@@ -295,3 +295,224 @@ fn state_goes_out_in_and_over_to_etcd_while_it_serves() {
     first.run();
     first.has_all(&acknowledged);
 }
+
+/// A list of Services as kubectl takes it.
+fn services(name: &str, count: usize) -> String {
+    let items: Vec<_> = (0..count)
+        .map(|number| {
+            serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("{name}-{number}")},
+                "spec": {"type": "NodePort", "ports": [{"port": 80}]}})
+        })
+        .collect();
+    serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
+}
+
+#[test]
+fn two_servers_never_give_out_the_same_and_trust_each_others_tokens() {
+    let Some(etcd) = EtcdProcess::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two, url) = (dir.path().join("one"), dir.path().join("two"), etcd.url());
+    let small = ["--node-port-range", "30000-30999", "--service-cidr", "10.96.0.0/22"];
+    let first = ["--etcd-servers", &url]
+        .iter()
+        .chain(&small)
+        .copied()
+        .collect::<Vec<_>>();
+    let Some(first) = Server::start(&one, "192.0.2.35", &first) else {
+        return;
+    };
+    let token_file = one.join("cluster-token").display().to_string();
+    let joined: Vec<_> = ["--etcd-servers", &url, "--cluster-token-file", &token_file]
+        .iter()
+        .chain(&small)
+        .copied()
+        .collect();
+    let second = Server::start(&two, "192.0.2.36", &joined).unwrap();
+    let create = |server: &Server, name: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, services(name, 250)).unwrap();
+        server.kubectl(&format!("create -f {}", file.display())).unwrap();
+    };
+    std::thread::scope(|scope| {
+        for (name, server) in [("a", &first), ("b", &second)] {
+            scope.spawn(move || create(server, name));
+        }
+    });
+    let distinct = |path: &str| -> usize {
+        let words = format!("get services -o jsonpath={{.items[*].spec.{path}}}");
+        let (a, b) = (first.kubectl(&words).unwrap(), second.kubectl(&words).unwrap());
+        assert_eq!(a, b, "both tell the same");
+        a.split_whitespace().collect::<std::collections::BTreeSet<_>>().len()
+    };
+    // The 500 and `kubernetes`, which has no node port.
+    assert_eq!((distinct("clusterIP"), distinct("ports[*].nodePort")), (501, 500));
+    let addresses = first
+        .kubectl("get ipaddresses -o jsonpath={.items[*].metadata.name}")
+        .unwrap();
+    assert_eq!(addresses.split_whitespace().count(), 501);
+
+    let review = dir.path().join("review");
+    std::fs::write(
+        &review,
+        r#"{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}"#,
+    )
+    .unwrap();
+    for (issuer, other) in [(&first, &second), (&second, &first)] {
+        let token = issuer.kubectl("create token default").unwrap();
+        let config = std::fs::read_to_string(other.kubeconfig()).unwrap();
+        let address = config
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("server: "))
+            .unwrap();
+        let who = Command::new(&other.kubectl)
+            .args(["--kubeconfig", "/dev/null", "--server", address.trim_matches('"')])
+            .arg("--certificate-authority")
+            .arg(other.dir.join("pki/ca.crt"))
+            .args(["--token", token.trim(), "create", "--raw"])
+            .args(["/apis/authentication.k8s.io/v1/selfsubjectreviews", "-f"])
+            .arg(&review)
+            .output()
+            .unwrap();
+        let who = text(who).unwrap();
+        assert!(who.contains(r#""system:serviceaccount:default:default""#), "{who}");
+    }
+
+    // One works for both; when it dies the other takes over.
+    let holder = |server: &Server| {
+        server.kubectl("get lease -n kube-system kube-controller-manager -o jsonpath={.spec.holderIdentity}")
+    };
+    first.deploys("before");
+    let before = holder(&first).unwrap();
+    assert_eq!(before, holder(&second).unwrap());
+    let (mut first, mut second) = (first, second);
+    first.kill();
+    std::thread::sleep(Duration::from_secs(1));
+    if holder(&second).unwrap() != before {
+        // It had been the other way round.
+        eprintln!("the lease moved at once");
+    }
+    second.deploys("after-the-first");
+    first.run();
+    second.kill();
+    first.deploys("after-the-second");
+}
+
+#[test]
+fn a_restore_and_a_move_cut_short_can_be_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = dir.path().join("one");
+    let Some(mut first) = Server::start(&one, "192.0.2.37", &[]) else {
+        return;
+    };
+    let file = dir.path().join("list").display().to_string();
+    let items: Vec<_> = (0..1500)
+        .map(|number| {
+            serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("c{number}")},
+                "data": {"a": "x".repeat(2_000)}})
+        })
+        .collect();
+    std::fs::write(
+        &file,
+        serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string(),
+    )
+    .unwrap();
+    first.kubectl(&format!("create -f {file}")).unwrap();
+    let count = |server: &Server| {
+        let names = server.kubectl("get configmaps -o name").unwrap();
+        names.lines().filter(|name| name.starts_with("configmap/c")).count()
+    };
+    let kubeconfig = first.kubeconfig().display().to_string();
+    let backup = dir.path().join("backup").display().to_string();
+    let cut = |arguments: &[&str], after: Duration| {
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(after);
+        let _ended_already = child.kill();
+        child.wait().unwrap();
+    };
+    for millis in [20, 60, 120] {
+        cut(
+            &["backup", &backup, "--kubeconfig", &kubeconfig],
+            Duration::from_millis(millis),
+        );
+    }
+    sampan(&["backup", &backup, "--kubeconfig", &kubeconfig]).unwrap();
+
+    // A file that is no backup, half a backup, none.
+    for (name, content) in [
+        ("junk", b"junk".to_vec()),
+        ("half", {
+            let whole = std::fs::read(&backup).unwrap();
+            whole[..whole.len() / 2].to_vec()
+        }),
+    ] {
+        let path = dir.path().join(name).display().to_string();
+        std::fs::write(&path, content).unwrap();
+        let into = dir.path().join("nowhere").display().to_string();
+        let error = sampan(&["restore", &path, "--data-dir", &into]).unwrap_err();
+        assert!(error.contains(&path), "{error}");
+        assert!(!Path::new(&into).join("store/store.redb").exists());
+    }
+    let error = sampan(&["restore", &backup, "--data-dir", &one.display().to_string(), "--force"]).unwrap_err();
+    assert!(error.contains("in use by another process"), "{error}");
+
+    // Killed wherever: a store is either not there, or the old one, or the new one.
+    let two = dir.path().join("two").display().to_string();
+    for millis in [5, 30, 60, 90, 120, 200, 400] {
+        cut(
+            &["restore", &backup, "--data-dir", &two, "--force"],
+            Duration::from_millis(millis),
+        );
+    }
+    sampan(&["restore", &backup, "--data-dir", &two, "--force"]).unwrap();
+    let token = one.join("cluster-token").display().to_string();
+    let mut second = Server::start(Path::new(&two), "192.0.2.38", &["--cluster-token-file", &token]).unwrap();
+    assert_eq!(count(&second), 1500);
+    second.kill();
+
+    let Some(etcd) = EtcdProcess::start() else { return };
+    let url = etcd.url();
+    cut(
+        &["restore", &backup, "--etcd-servers", &url],
+        Duration::from_millis(150),
+    );
+    let mut moved = false;
+    for millis in [30, 100, 200, 300] {
+        // The server dies while it moves.
+        let migrate = Command::new(binary())
+            .args(["migrate", "--etcd-servers", &url, "--kubeconfig", &kubeconfig])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        std::thread::sleep(Duration::from_millis(millis));
+        first.kill();
+        moved = migrate.unwrap().wait().unwrap().success();
+        if moved {
+            break;
+        }
+        first.run();
+        assert_eq!(count(&first), 1500);
+    }
+    if !moved {
+        // With --force for the moment between etcd's being whole and the old store's mark.
+        let said = sampan(&[
+            "migrate",
+            "--etcd-servers",
+            &url,
+            "--kubeconfig",
+            &kubeconfig,
+            "--force",
+        ])
+        .unwrap();
+        assert!(said.contains("moved "), "{said}");
+        first.kill();
+    }
+    first.arguments.extend(["--etcd-servers".to_owned(), url]);
+    first.run();
+    assert_eq!(count(&first), 1500);
+    first.deploys("moved");
+}

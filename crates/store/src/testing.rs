@@ -55,6 +55,9 @@ pub struct EtcdProcess {
     peer: u16,
     tls: Option<Tls>,
     arguments: Vec<String>,
+    name: String,
+    /// `NAME=PEER-URL,...` of all members.
+    cluster: String,
     child: Option<Child>,
 }
 
@@ -80,23 +83,51 @@ impl EtcdProcess {
 
     /// With TLS and further arguments.
     pub fn start_with(tls: Option<Tls>, arguments: &[&str]) -> Option<Self> {
+        let mut etcd = Self::member("test", tls, arguments)?;
+        etcd.cluster = format!("test={}", etcd.peer_url());
+        etcd.run();
+        Some(etcd)
+    }
+
+    /// Starts several members that make one cluster.
+    pub fn start_cluster(members: usize) -> Option<Vec<Self>> {
+        let mut all: Vec<_> = (0..members)
+            .map(|number| Self::member(&format!("m{number}"), None, &[]))
+            .collect::<Option<_>>()?;
+        let peers: Vec<_> = all
+            .iter()
+            .map(|member| format!("{}={}", member.name, member.peer_url()))
+            .collect();
+        for member in &mut all {
+            member.cluster = peers.join(",");
+            member.spawn();
+        }
+        all.iter().for_each(Self::wait);
+        Some(all)
+    }
+
+    fn member(name: &str, tls: Option<Tls>, arguments: &[&str]) -> Option<Self> {
         let Some(binary) = binary() else {
             eprintln!("skipped for etcd: it is not installed (apt-get install etcd-server)");
             return None;
         };
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("sampan-etcd-{}-{number}", std::process::id()));
-        let mut etcd = EtcdProcess {
+        Some(EtcdProcess {
             binary,
             dir,
             client: free_port().ok()?,
             peer: free_port().ok()?,
             tls,
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            name: name.to_owned(),
+            cluster: String::new(),
             child: None,
-        };
-        etcd.run();
-        Some(etcd)
+        })
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer)
     }
 
     fn scheme(&self) -> &'static str {
@@ -125,15 +156,20 @@ impl EtcdProcess {
 
     /// Starts the process (again) over the same data and waits until it listens.
     pub fn run(&mut self) {
-        let (url, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
+        self.spawn();
+        self.wait();
+    }
+
+    fn spawn(&mut self) {
+        let (url, peer) = (self.url(), self.peer_url());
         let mut command = Command::new(&self.binary);
         command
-            .args(["--name", "test", "--log-level", "error", "--unsafe-no-fsync"])
+            .args(["--name", &self.name, "--log-level", "error", "--unsafe-no-fsync"])
             .arg("--data-dir")
             .arg(&self.dir)
             .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("test={peer}")])
+            .args(["--initial-cluster", &self.cluster])
             .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -162,6 +198,9 @@ impl EtcdProcess {
             command.args(kept).stdout(Stdio::null()).stderr(Stdio::null());
         }
         self.child = command.spawn().ok();
+    }
+
+    fn wait(&self) {
         let begun = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err() {
             assert!(begun.elapsed() < Duration::from_secs(60), "etcd did not start");

@@ -377,9 +377,9 @@ async fn the_past_can_be_read_until_it_is_compacted() {
                 .wrapping_add(1442695040888963407);
             let number = random >> 33;
             let key = format!("/registry/p/{:02}", number % 15);
-            if number % 11 == 0 {
+            if number.is_multiple_of(11) {
                 commit(&*store, put("/registry/else", Condition::None, "x")).await;
-            } else if number % 4 == 0 {
+            } else if number.is_multiple_of(4) {
                 let revision = commit(&*store, delete(&key, Condition::None)).await;
                 model.remove(&key);
                 states.insert(revision, model.clone());

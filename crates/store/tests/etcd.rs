@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sampan_store::etcd::{Etcd, Options};
@@ -254,6 +255,11 @@ async fn what_is_filled_from_elsewhere_counts_on() {
         Etcd::connect(&options, &tasks).await.is_err(),
         "half filled is of no use to others"
     );
+    commit(&store, "/registry/junk").await;
+    // Whoever filled it died: the next attempt begins anew and needs no force.
+    drop(store);
+    let store = Etcd::connect_to_fill(&options, false, &tasks).await.unwrap();
+    assert!(store.get("/registry/junk").await.unwrap().is_none());
     commit(&store, "/registry/a").await;
     store.filled(5_000).await.unwrap();
     let again = connect(&options).await;
@@ -281,4 +287,117 @@ async fn what_is_filled_from_elsewhere_counts_on() {
     let forced = Etcd::connect_to_fill(&options, true, &tasks).await.unwrap();
     assert!(forced.newest().await.unwrap() > later, "revisions never go back");
     assert!(forced.get("/registry/a").await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_death_of_a_member_loses_nothing_acknowledged() {
+    let Some(mut members) = EtcdProcess::start_cluster(3) else {
+        return;
+    };
+    let options = Options {
+        servers: members.iter().map(EtcdProcess::url).collect(),
+        ..members[0].options()
+    };
+    let store = connect(&options).await;
+    let mut watch = store.watch("/registry/", store.newest().await.unwrap()).await.unwrap();
+    let stop = AtomicBool::new(false);
+    let writers = futures::future::join_all((0..4).map(|writer| {
+        let (store, stop) = (store.clone(), &stop);
+        async move {
+            let (mut acknowledged, mut uncertain) = (Vec::new(), 0);
+            for step in 0.. {
+                if stop.load(Ordering::Acquire) {
+                    break;
+                }
+                let key = format!("/registry/{writer}/{step}");
+                match store.write(put(&key, Condition::ModRevision(0), "x")).await {
+                    Ok(Written::Committed { revision }) => acknowledged.push((key, revision)),
+                    Ok(refused) => panic!("{refused:?}"),
+                    Err(Error::Uncertain { .. } | Error::Unavailable { .. }) => uncertain += 1,
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            (acknowledged, uncertain)
+        }
+    }));
+    let deaths = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // One after the other, so one of them led.
+        for number in 0..3 {
+            members[number].kill();
+            let begun = Instant::now();
+            let key = format!("/registry/after/{number}");
+            while store.write(put(&key, Condition::None, "x")).await.is_err() {
+                assert!(begun.elapsed() < Duration::from_secs(60), "two of three take no writes");
+            }
+            println!("member {number} died; a write went through {:?} later", begun.elapsed());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            members[number].run();
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        stop.store(true, Ordering::Release);
+    };
+    let (written, ()) = tokio::join!(writers, deaths);
+    let mut acknowledged = std::collections::BTreeMap::new();
+    for (some, uncertain) in written {
+        assert!(uncertain < 20, "{uncertain} writes of one client without an answer");
+        acknowledged.extend(some);
+    }
+    let newest = store.newest().await.unwrap();
+    let mut told = std::collections::BTreeMap::new();
+    loop {
+        let event = event(&mut watch).await;
+        let repeated = told.insert(event.key.to_string(), event.revision);
+        assert!(repeated < Some(event.revision), "{} was told twice", event.key);
+        if event.revision >= newest {
+            break;
+        }
+    }
+    for (key, revision) in &acknowledged {
+        assert_eq!(told.get(key), Some(revision), "{key} was acknowledged");
+        let entry = store.get(key).await.unwrap().expect("acknowledged");
+        assert_eq!(entry.mod_revision, *revision);
+    }
+    assert!(acknowledged.len() > 50, "{}", acknowledged.len());
+}
+
+/// Somebody put an older snapshot in etcd's place: what this process knows never happened.
+#[tokio::test]
+async fn a_history_that_went_back_is_noticed() {
+    let Some(mut etcd) = EtcdProcess::start() else { return };
+    let store = connect(&etcd.options()).await;
+    commit(&store, "/registry/a").await;
+    etcd.kill();
+    let kept = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, to: &Path| {
+        let done = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
+        assert!(done.unwrap().success());
+    };
+    copy(etcd.dir(), &kept.path().join("data"));
+    etcd.run();
+    // A read is repeated until the connection is there again; a write would not be.
+    store.get("/registry/a").await.unwrap();
+    for _ in 0..5 {
+        commit(&store, "/registry/b").await;
+    }
+    let mut watch = store.watch("/registry/", store.newest().await.unwrap()).await.unwrap();
+    etcd.kill();
+    std::fs::remove_dir_all(etcd.dir()).unwrap();
+    copy(&kept.path().join("data"), etcd.dir());
+    etcd.run();
+    store.get("/registry/a").await.unwrap();
+    let error = store.write(put("/registry/c", Condition::None, "x")).await.unwrap_err();
+    assert!(error.to_string().contains("went back"), "{error}");
+    let error = store.newest().await.unwrap_err();
+    assert!(error.to_string().contains("restored from an older state"), "{error}");
+    let ended = loop {
+        match watch.recv().await.expect("the watch says why it ends") {
+            Ok(_) => {}
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(ended.contains("start this server anew"), "{ended}");
+    // A new start knows nothing of it.
+    let again = connect(&etcd.options()).await;
+    assert!(again.get("/registry/b").await.unwrap().is_none());
 }

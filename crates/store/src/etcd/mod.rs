@@ -100,7 +100,7 @@ impl Etcd {
         let mut inner = Inner::open(options, tasks).await?;
         if inner.get(FILLING_KEY).await?.is_some() {
             return Err(failed("use this etcd")(format!(
-                "a restore or a move into {} did not finish; do it again with --force",
+                "a restore or a move into {} did not finish; do it again",
                 inner.prefix
             )));
         }
@@ -108,8 +108,8 @@ impl Etcd {
         Ok(Arc::new(Etcd(inner.ready().await?)))
     }
 
-    /// Connects to an etcd that is to be filled from elsewhere. There must be nothing below the prefix, unless `force`
-    /// says to remove it. Until [`Etcd::filled`] nobody else can use it.
+    /// Connects to an etcd that is to be filled from elsewhere. There must be nothing below the prefix (but what an
+    /// attempt that did not finish left), unless `force` says to remove it. Until [`Etcd::filled`] nobody else can use it.
     pub async fn connect_to_fill(options: &Options, force: bool, tasks: &Tasks) -> Result<Arc<Self>, Error> {
         let mut inner = Inner::open(options, tasks).await?;
         inner.offset = inner.stored_offset().await?;
@@ -118,7 +118,7 @@ impl Etcd {
             .fetch(&root, &prefix_end(&root), 1, 0)
             .await
             .map_err(Error::from)?;
-        if !first.kvs.is_empty() && !force {
+        if !first.kvs.is_empty() && !force && inner.get(FILLING_KEY).await?.is_none() {
             return Err(failed("fill this etcd")(format!(
                 "there is something below {} already; choose another --etcd-prefix, or give --force to replace it",
                 inner.prefix
@@ -349,6 +349,7 @@ impl Inner {
                 })),
             });
         }
+        let before = self.known.load(Ordering::Acquire);
         let reply: TxnResponse = match self.client.call(TXN, transaction, Repeat::Never).await {
             Ok(reply) => reply,
             Err(Failure::Refused(status)) => return Err(self.refusal(&status, wanted_lease)),
@@ -356,6 +357,8 @@ impl Inner {
         };
         self.full.store(false, Ordering::Release);
         let revision = self.know(&reply.header);
+        self.same_history(before, revision, &reply.header)
+            .map_err(|reason| Error::Uncertain { reason })?;
         if reply.succeeded {
             return Ok(Written::Committed { revision });
         }
@@ -397,7 +400,14 @@ impl Inner {
             .await
             .map_err(|failure| Error::from(failure).to_string())?;
         let revision = self.know(&reply.header);
-        let cluster = reply.header.map_or(0, |header| header.cluster_id);
+        self.same_history(before, revision, &reply.header)?;
+        Ok(revision)
+    }
+
+    /// Whether a linearizable answer of now is of the history we know. Everything in memory is of that one: if not, only
+    /// a new start is right.
+    fn same_history(&self, before: Revision, revision: Revision, header: &Option<proto::Header>) -> Result<(), String> {
+        let cluster = header.as_ref().map_or(0, |header| header.cluster_id);
         let known = self.cluster.swap(cluster, Ordering::AcqRel);
         let why = if revision < before {
             format!(
@@ -408,9 +418,8 @@ impl Inner {
         } else if known != 0 && known != cluster {
             "the servers belong to different etcd clusters".to_owned()
         } else {
-            return Ok(revision);
+            return Ok(());
         };
-        // Everything in memory is of another history: only a new start is right.
         self.broken.send_replace(Some(why.clone()));
         Err(why)
     }
