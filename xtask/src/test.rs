@@ -75,7 +75,7 @@ pub fn test(args: &Args) -> Result<()> {
         }
     }
     run(cargo().args(["build", "--workspace", "--all-targets"]))?;
-    run(cargo().args(["test", "--workspace", "--exclude", "sampan-e2e"]))?;
+    run(cargo().args(["test", "--workspace", "--exclude", "sampan-e2e", "--no-fail-fast"]))?;
     if args.no_e2e || !is_root() {
         eprintln!(
             "end-to-end tests are left out ({})",
@@ -89,7 +89,7 @@ pub fn test(args: &Args) -> Result<()> {
         force: false,
     })?;
     run(cargo()
-        .args(["test", "-p", "sampan-e2e", "--", "--test-threads=1", "--nocapture"])
+        .args(["test", "-p", "sampan-e2e", "--no-fail-fast", "--", "--test-threads=1", "--nocapture"])
         .env("SAMPAN_BIN", target().join("debug/sampan"))
         .env("SAMPAN_IMAGES", archive)
         .env("SAMPAN_EXAMPLES", root().join("examples")))
