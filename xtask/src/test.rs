@@ -89,7 +89,15 @@ pub fn test(args: &Args) -> Result<()> {
         force: false,
     })?;
     run(cargo()
-        .args(["test", "-p", "sampan-e2e", "--no-fail-fast", "--", "--test-threads=1", "--nocapture"])
+        .args([
+            "test",
+            "-p",
+            "sampan-e2e",
+            "--no-fail-fast",
+            "--",
+            "--test-threads=1",
+            "--nocapture",
+        ])
         .env("SAMPAN_BIN", target().join("debug/sampan"))
         .env("SAMPAN_IMAGES", archive)
         .env("SAMPAN_EXAMPLES", root().join("examples")))

@@ -42,6 +42,7 @@ mod spec;
 mod storage;
 mod table;
 mod tree;
+mod volume_sources;
 mod warnings;
 
 pub use extensions::definition;

@@ -26,14 +26,18 @@ pub fn config(
     system: impl FnOnce() -> Arc<RootCertStore>,
 ) -> Result<Arc<ClientConfig>, Error> {
     let provider = provider();
-    let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        Trust::Anyone => Arc::new(Anyone(provider.clone())),
-        Trust::Bundle(pem) if pem.is_empty() => Arc::new(Believing::new(system(), Vec::new(), provider.clone())?),
+    let rule = match trust {
+        Trust::Anyone => Rule::Anyone,
+        Trust::Bundle(pem) if pem.is_empty() => Rule::chains(system(), Vec::new(), provider.clone())?,
         Trust::Bundle(pem) => {
             let (roots, listed) = bundle(pem)?;
-            Arc::new(Believing::new(Arc::new(roots), listed, provider.clone())?)
+            Rule::chains(Arc::new(roots), listed, provider.clone())?
         }
     };
+    let verifier = Arc::new(Verifier {
+        rule,
+        provider: provider.clone(),
+    });
     let unusable = |error: rustls::Error| Error::Unusable(error.to_string());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13, &TLS12])
@@ -63,36 +67,43 @@ fn bundle(pem: &[u8]) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), E
     Ok((roots, listed))
 }
 
-/// The usual verification, and the listed certificates themselves.
+/// Whose certificate is believed.
 #[derive(Debug)]
-struct Believing {
-    chains: Option<Arc<WebPkiServerVerifier>>,
-    listed: Vec<CertificateDer<'static>>,
-    provider: Arc<CryptoProvider>,
+enum Rule {
+    /// `insecureSkipTLSVerify`: asked for in so many words by who registered the server.
+    Anyone,
+    /// The usual chains, and the listed certificates themselves.
+    Chains {
+        /// A machine without a trust store has none and believes nobody.
+        chains: Option<Arc<WebPkiServerVerifier>>,
+        listed: Vec<CertificateDer<'static>>,
+    },
 }
 
-impl Believing {
-    fn new(
+impl Rule {
+    fn chains(
         roots: Arc<RootCertStore>,
         listed: Vec<CertificateDer<'static>>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, Error> {
-        // A machine without a trust store believes nobody.
         let chains = if roots.is_empty() {
             None
         } else {
-            let built = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
+            let built = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
             Some(built.map_err(|error| Error::Unusable(error.to_string()))?)
         };
-        Ok(Believing {
-            chains,
-            listed,
-            provider,
-        })
+        Ok(Rule::Chains { chains, listed })
     }
 }
 
-impl ServerCertVerifier for Believing {
+/// Believes by a rule, and in every case demands proof of the key.
+#[derive(Debug)]
+struct Verifier {
+    rule: Rule,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -101,13 +112,17 @@ impl ServerCertVerifier for Believing {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let (chains, listed) = match &self.rule {
+            Rule::Anyone => return Ok(ServerCertVerified::assertion()),
+            Rule::Chains { chains, listed } => (chains, listed),
+        };
         let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let verdict = match &self.chains {
+        let verdict = match chains {
             Some(chains) => chains.verify_server_cert(leaf, intermediates, name, ocsp, now),
-            None => Err(unknown.clone()),
+            None => Err(unknown),
         };
         let Err(error) = verdict else { return verdict };
-        if !self.listed.iter().any(|known| known.as_ref() == leaf.as_ref()) {
+        if !listed.iter().any(|known| known.as_ref() == leaf.as_ref()) {
             // Of a leaf whose chain is fine only the name can be wrong; of any other the chain matters first.
             return Err(error);
         }
@@ -151,52 +166,6 @@ impl ServerCertVerifier for Believing {
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// `insecureSkipTLSVerify`: asked for in so many words by who registered the server.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -7,116 +7,13 @@ use serde_json::Value;
 
 use super::validate::{Error, Errors, Owner, Path};
 use super::{containers, resources};
-use crate::checks::{self, Check, Rule};
+use crate::checks::{self, Rule};
 use crate::names;
 use crate::tree;
+use crate::volume_sources::{self, Place};
 
 /// The volumes a container may mount, by name: those without errors of their own.
 pub(super) type Volumes<'a> = BTreeMap<&'a str, &'a Value>;
-
-const ITEMS: [Check; 3] = [
-    ("items[].key", Rule::Required("")),
-    ("items[].path", Rule::RequiredNamed(names::local_path)),
-    ("items[].mode", Rule::Mode),
-];
-
-/// Sources with nothing but required fields and formats to check.
-const SOURCES: &[(&str, &[Check])] = &[
-    ("emptyDir", &[]),
-    (
-        "hostPath",
-        &[
-            ("path", Rule::RequiredNamed(names::no_backsteps)),
-            (
-                "type",
-                Rule::OneOf(&[
-                    "",
-                    "DirectoryOrCreate",
-                    "Directory",
-                    "FileOrCreate",
-                    "File",
-                    "Socket",
-                    "CharDevice",
-                    "BlockDevice",
-                ]),
-            ),
-        ],
-    ),
-    ("gitRepo", &[("repository", Rule::Required(""))]),
-    ("gcePersistentDisk", &[("pdName", Rule::Required(""))]),
-    ("awsElasticBlockStore", &[("volumeID", Rule::Required(""))]),
-    (
-        "secret",
-        &[
-            ("secretName", Rule::Required("")),
-            ("defaultMode", Rule::Mode),
-            ITEMS[0],
-            ITEMS[1],
-            ITEMS[2],
-        ],
-    ),
-    ("nfs", &[("server", Rule::Required("")), ("path", Rule::Required(""))]),
-    (
-        "iscsi",
-        &[("targetPortal", Rule::Required("")), ("iqn", Rule::Required(""))],
-    ),
-    (
-        "glusterfs",
-        &[("endpoints", Rule::Required("")), ("path", Rule::Required(""))],
-    ),
-    ("flocker", &[]),
-    ("persistentVolumeClaim", &[("claimName", Rule::Required(""))]),
-    (
-        "rbd",
-        &[("monitors", Rule::Required("")), ("image", Rule::Required(""))],
-    ),
-    ("cinder", &[("volumeID", Rule::Required(""))]),
-    ("cephfs", &[("monitors", Rule::Required(""))]),
-    (
-        "quobyte",
-        &[("registry", Rule::Required("")), ("volume", Rule::Required(""))],
-    ),
-    ("downwardAPI", &[("defaultMode", Rule::Mode)]),
-    ("fc", &[]),
-    ("flexVolume", &[("driver", Rule::Required(""))]),
-    (
-        "configMap",
-        &[
-            ("name", Rule::Required("")),
-            ("defaultMode", Rule::Mode),
-            ITEMS[0],
-            ITEMS[1],
-            ITEMS[2],
-        ],
-    ),
-    (
-        "azureFile",
-        &[("secretName", Rule::Required("")), ("shareName", Rule::Required(""))],
-    ),
-    ("vsphereVolume", &[("volumePath", Rule::Required(""))]),
-    ("photonPersistentDisk", &[("pdID", Rule::Required(""))]),
-    ("portworxVolume", &[("volumeID", Rule::Required(""))]),
-    (
-        "azureDisk",
-        &[("diskName", Rule::Required("")), ("diskURI", Rule::Required(""))],
-    ),
-    ("storageos", &[]),
-    (
-        "scaleIO",
-        &[
-            ("gateway", Rule::Required("")),
-            ("system", Rule::Required("")),
-            ("volumeName", Rule::Required("")),
-        ],
-    ),
-    ("projected", &[("defaultMode", Rule::Mode)]),
-    ("csi", &[("driver", Rule::Required(""))]),
-    ("ephemeral", &[("volumeClaimTemplate", Rule::Required(""))]),
-    (
-        "image",
-        &[("pullPolicy", Rule::RequiredOneOf(&["Always", "IfNotPresent", "Never"]))],
-    ),
-];
 
 pub(super) fn validate<'a>(spec: &'a Value, path: &Path, owner: Owner<'_>, errors: &mut Errors) -> Volumes<'a> {
     let volumes = tree::items(spec, "volumes");
@@ -157,35 +54,23 @@ pub(super) fn validate<'a>(spec: &'a Value, path: &Path, owner: Owner<'_>, error
 }
 
 fn source(volume: &Value, path: &Path, owner: Owner<'_>, errors: &mut Errors) {
-    let mut found = false;
-    for (kind, rules) in SOURCES {
-        let Some(source) = tree::get(volume, kind) else {
-            continue;
-        };
-        let path = path.child(kind);
-        if found {
-            errors.push(Error::forbidden(&path, "may not specify more than 1 volume type"));
-            continue;
-        }
-        found = true;
-        checks::run_at(rules, source, &path, None, errors);
-        match *kind {
-            "emptyDir" => size_limit(source, &path, errors),
-            "downwardAPI" => {
-                for file in tree::items(source, "items") {
-                    downward_file(file, &path, errors);
-                }
+    let place = Place::Pod(tree::text(volume, "name"));
+    let Some((kind, source, path)) = volume_sources::check(volume, path, place, errors) else {
+        return;
+    };
+    match kind {
+        "emptyDir" => size_limit(source, &path, errors),
+        "downwardAPI" => {
+            for file in tree::items(source, "items") {
+                downward_file(file, &path, errors);
             }
-            "projected" => projected(source, &path, errors),
-            "ephemeral" => claim_template(volume, source, &path, owner, errors),
-            "image" if owner.is_pod && tree::text(source, "reference").is_empty() => {
-                errors.push(Error::required(&path.child("reference"), ""));
-            }
-            _ => {}
         }
-    }
-    if !found {
-        errors.push(Error::required(path, "must specify a volume type"));
+        "projected" => projected(source, &path, errors),
+        "ephemeral" => claim_template(volume, source, &path, owner, errors),
+        "image" if owner.is_pod && tree::text(source, "reference").is_empty() => {
+            errors.push(Error::required(&path.child("reference"), ""));
+        }
+        _ => {}
     }
 }
 
@@ -274,7 +159,7 @@ fn projected(volume: &Value, path: &Path, errors: &mut Errors) {
             };
             let at = at.child(kind);
             checks::run_at(&[("name", Rule::Required(""))], from, &at, None, errors);
-            checks::run_at(&ITEMS, from, &at, None, errors);
+            checks::run_at(&volume_sources::ITEMS, from, &at, None, errors);
             for item in tree::items(from, "items") {
                 let file = tree::text(item, "path");
                 if !file.is_empty() && !paths.insert(file) {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::checks::{self, Check, Rule};
 use crate::pod_spec::{quantities, resources, scheduling, validate::selector};
 use crate::spec::Part;
+use crate::volume_sources::{self, Place};
 use crate::{diff, names, tree};
 
 const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
@@ -159,78 +160,6 @@ pub(super) fn claim_update(part: Part<'_>, new: &Object, old: &Object, errors: &
     }
 }
 
-/// The kinds of storage a volume may be, with what each cannot do without.
-const SOURCES: &[(&str, &[Check])] = &[
-    (
-        "hostPath",
-        &[
-            ("path", Rule::RequiredNamed(names::no_backsteps)),
-            (
-                "type",
-                Rule::OneOf(&[
-                    "",
-                    "DirectoryOrCreate",
-                    "Directory",
-                    "FileOrCreate",
-                    "File",
-                    "Socket",
-                    "CharDevice",
-                    "BlockDevice",
-                ]),
-            ),
-        ],
-    ),
-    ("gcePersistentDisk", &[("pdName", Rule::Required(""))]),
-    ("awsElasticBlockStore", &[("volumeID", Rule::Required(""))]),
-    (
-        "glusterfs",
-        &[("endpoints", Rule::Required("")), ("path", Rule::Required(""))],
-    ),
-    ("flocker", &[]),
-    ("nfs", &[("server", Rule::Required("")), ("path", Rule::Required(""))]),
-    (
-        "rbd",
-        &[("monitors", Rule::Required("")), ("image", Rule::Required(""))],
-    ),
-    (
-        "quobyte",
-        &[("registry", Rule::Required("")), ("volume", Rule::Required(""))],
-    ),
-    ("cephfs", &[("monitors", Rule::Required(""))]),
-    (
-        "iscsi",
-        &[("targetPortal", Rule::Required("")), ("iqn", Rule::Required(""))],
-    ),
-    ("cinder", &[("volumeID", Rule::Required(""))]),
-    ("fc", &[]),
-    ("flexVolume", &[("driver", Rule::Required(""))]),
-    (
-        "azureFile",
-        &[("secretName", Rule::Required("")), ("shareName", Rule::Required(""))],
-    ),
-    ("vsphereVolume", &[("volumePath", Rule::Required(""))]),
-    ("photonPersistentDisk", &[("pdID", Rule::Required(""))]),
-    ("portworxVolume", &[("volumeID", Rule::Required(""))]),
-    (
-        "azureDisk",
-        &[("diskName", Rule::Required("")), ("diskURI", Rule::Required(""))],
-    ),
-    (
-        "scaleIO",
-        &[
-            ("gateway", Rule::Required("")),
-            ("system", Rule::Required("")),
-            ("volumeName", Rule::Required("")),
-        ],
-    ),
-    ("local", &[("path", Rule::RequiredNamed(names::no_backsteps))]),
-    ("storageos", &[]),
-    (
-        "csi",
-        &[("driver", Rule::Required("")), ("volumeHandle", Rule::Required(""))],
-    ),
-];
-
 pub(super) fn volume(volume: &Object, errors: &mut Errors) {
     let nothing = Value::Null;
     let spec = tree::get(volume, "spec").unwrap_or(&nothing);
@@ -273,29 +202,34 @@ pub(super) fn volume(volume: &Object, errors: &mut Errors) {
             "must specify required node constraints",
         ));
     }
-    let mut found = false;
-    for (kind, rules) in SOURCES {
-        let Some(source) = tree::get(spec, kind) else {
-            continue;
-        };
-        let at = path.child(kind);
-        if found {
-            errors.push(Error::forbidden(&at, "may not specify more than 1 volume type"));
-            continue;
-        }
-        found = true;
-        checks::run_at(rules, source, &at, None, errors);
-        if *kind == "local" && tree::get(spec, "nodeAffinity").is_none() {
-            errors.push(Error::required(
-                &Path::new("metadata").child("annotations"),
-                "Local volume requires node affinity",
-            ));
-        }
+    let place = Place::Volume(tree::text(volume, "metadata.name"));
+    let source = volume_sources::check(spec, &path, place, errors);
+    if matches!(source, Some(("local", ..))) && tree::get(spec, "nodeAffinity").is_none() {
+        errors.push(Error::required(
+            &path.child("nodeAffinity"),
+            "Local volume requires node affinity",
+        ));
     }
-    if !found {
-        errors.push(Error::required(&path, "must specify a volume type"));
+    if let Some(("hostPath", source, _)) = source
+        && is_root(tree::text(source, "path"))
+        && tree::text(spec, "persistentVolumeReclaimPolicy") == "Recycle"
+    {
+        errors.push(Error::forbidden(
+            &path.child("persistentVolumeReclaimPolicy"),
+            "may not be 'recycle' for a hostPath mount of '/'",
+        ));
     }
     checks::run_at(COMMON, spec, &path, None, errors);
+}
+
+/// Whether a path is another way to write `/`.
+fn is_root(path: &str) -> bool {
+    let depth = path.split('/').fold(0usize, |depth, part| match part {
+        "" | "." => depth,
+        ".." => depth.saturating_sub(1),
+        _ => depth + 1,
+    });
+    path.starts_with('/') && depth == 0
 }
 
 /// Where the data is never changes.
@@ -304,12 +238,9 @@ pub(super) fn volume_update(part: Part<'_>, new: &Object, old: &Object, errors: 
         return;
     }
     let only_source = |volume: &Object| -> Value {
-        SOURCES
-            .iter()
-            .filter_map(|(kind, _)| {
-                let source = tree::get(volume, "spec").and_then(|spec| tree::get(spec, kind))?;
-                Some(((*kind).to_owned(), source.clone()))
-            })
+        let spec = tree::get(volume, "spec").cloned().unwrap_or_default();
+        volume_sources::only(&spec, Place::Volume(""))
+            .map(|(kind, source)| (kind.to_owned(), source.clone()))
             .collect::<serde_json::Map<_, _>>()
             .into()
     };
