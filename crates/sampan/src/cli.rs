@@ -90,7 +90,7 @@ pub struct Restore {
     /// The data directory of the stopped server, unless the store is etcd
     #[arg(long, env = "SAMPAN_DATA_DIR", default_value = crate::options::DEFAULT_DATA_DIR, value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// Replace what is there
+    /// Replace what is there (an old store in the data directory is kept beside the new one, what is in etcd is not)
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]

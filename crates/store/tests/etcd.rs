@@ -247,6 +247,23 @@ async fn a_full_etcd_says_so() {
 }
 
 #[tokio::test]
+async fn a_value_too_large_for_etcd_is_refused_in_its_words() {
+    let Some(etcd) = EtcdProcess::start() else { return };
+    let store = connect(&etcd.options()).await;
+    let error = store
+        .write(put("/registry/large", Condition::None, vec![b'x'; 1_700_000]))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+    assert_eq!(error.to_string(), "etcdserver: request is too large");
+    assert!(store.get("/registry/large").await.unwrap().is_none());
+    store
+        .write(put("/registry/large", Condition::None, vec![b'x'; 1 << 20]))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn what_is_filled_from_elsewhere_counts_on() {
     let Some(etcd) = EtcdProcess::start() else { return };
     let (options, tasks) = (etcd.options(), Tasks::new());
@@ -323,8 +340,8 @@ async fn the_death_of_a_member_loses_nothing_acknowledged() {
     let deaths = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         // One after the other, so one of them led.
-        for number in 0..3 {
-            members[number].kill();
+        for (number, member) in members.iter_mut().enumerate() {
+            member.kill();
             let begun = Instant::now();
             let key = format!("/registry/after/{number}");
             while store.write(put(&key, Condition::None, "x")).await.is_err() {
@@ -332,7 +349,7 @@ async fn the_death_of_a_member_loses_nothing_acknowledged() {
             }
             println!("member {number} died; a write went through {:?} later", begun.elapsed());
             tokio::time::sleep(Duration::from_secs(1)).await;
-            members[number].run();
+            member.run();
             tokio::time::sleep(Duration::from_secs(2)).await;
         }
         stop.store(true, Ordering::Release);

@@ -44,17 +44,20 @@ impl Disk {
             .create(new)
             .truncate(new)
             .open(path)?;
-        // After a failed write-back the kernel takes pages for clean that never reached the disk: read them from there.
-        // It is advice: where it is not taken, nothing is lost but this precaution.
-        if let Err(error) = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
-            tracing::debug!(%error, "the store's file stays in the kernel's cache");
-        }
         Ok(Disk(Arc::new(Inner {
             file,
             cut: AtomicBool::new(false),
             first_error: OnceLock::new(),
             faults,
         })))
+    }
+
+    /// What is read from now on comes from the disk: after a failed write-back the kernel takes pages for clean that
+    /// never reached it. This is advice; where it is not taken, nothing is lost but the precaution.
+    pub fn distrust_cache(&self) {
+        if let Err(error) = posix_fadvise(&self.0.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
+            tracing::debug!(%error, "the store's file stays in the kernel's cache");
+        }
     }
 
     /// Nothing that still holds this file reads or writes it from now on.

@@ -62,7 +62,9 @@ impl Shared {
 
     /// Opens the file anew after a failure. Whoever still reads from the old handle gets an error.
     pub fn reopen(&self) -> Result<(), Error> {
-        self.disk().cut_off();
+        let before = self.disk();
+        before.cut_off();
+        before.distrust_cache();
         let again = open(&self.path, &self.options)?;
         let mut opened = self.opened.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         *opened = again;
