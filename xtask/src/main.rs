@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask --help` lists them.
 
+mod conformance;
 mod gen_schema;
 mod images;
 mod test;
@@ -23,6 +24,8 @@ enum Command {
     Up(up::Args),
     /// Run all tests.
     Test(test::Args),
+    /// Run the public conformance suite against clusters, and time it.
+    Conformance(conformance::Args),
     /// Rewrite the table of built-in definitions from the sources of k8s-openapi and k8s-pb.
     GenSchema(gen_schema::Args),
     /// Put the example's images together from Debian's packages.
@@ -32,6 +35,7 @@ enum Command {
 fn main() -> std::process::ExitCode {
     let result: Result<(), Box<dyn std::error::Error>> = match Cli::parse().command {
         Command::GenSchema(args) => gen_schema::run(&args).map_err(Into::into),
+        Command::Conformance(args) => conformance::run(&args),
         Command::Images(args) => images::run(&args),
         Command::Up(args) => up::up(&args),
         Command::Test(args) => test::test(&args),
