@@ -287,16 +287,16 @@ async fn the_file_does_not_grow_without_bound() {
     let mut sizes = Vec::new();
     for _ in 0..rounds {
         let before = store.revision();
-        let writers = (0..256u64).map(|writer| {
-            let store = store.clone();
-            async move {
-                for step in 0..updates / rounds / 256 {
+        for step in 0..updates / rounds / 256 {
+            let writes = (0..256u64).map(|writer| {
+                let store = store.clone();
+                async move {
                     let key = format!("/registry/{:04}", (writer + step * 256) % 1_000);
                     commit(&*store, put(&key, vec![b'x'; 1_000])).await.unwrap();
                 }
-            }
-        });
-        futures::future::join_all(writers).await;
+            });
+            futures::future::join_all(writes).await;
+        }
         // One interval of history is kept, as the API server keeps it.
         let compacting = Instant::now();
         store.compact(before).await.unwrap();

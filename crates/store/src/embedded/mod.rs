@@ -36,7 +36,7 @@ use crate::testing::Faults;
 use crate::types::{Error, Key, KeyValue, LeaseId, Page, Revision, Store, WatchStream, Write, Written};
 use shared::Shared;
 use tables::{FORMAT, HISTORY, KEYS, LEASE_KEYS, LEASES, META, META_FORMAT};
-use writer::{Command, Writer};
+use writer::{Command, Wish, Writer};
 
 /// There when the store was moved: where to.
 pub(crate) const MOVED_KEY: &str = "/registry/sampan/moved-to";
@@ -358,7 +358,20 @@ impl Store for Embedded {
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
-        self.ask(|reply| Command::Compact { revision, reply }).await
+        // The long look at what is kept is not the writer's.
+        let database = self.shared.database();
+        let (keep, looked) = tokio::task::spawn_blocking(move || read::led_back_to(&database, revision))
+            .await
+            .map_err(failed("compact its history"))??;
+        self.ask(|reply| {
+            Command::Compact(Wish {
+                until: revision,
+                keep,
+                looked,
+                reply,
+            })
+        })
+        .await
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error> {

@@ -3,7 +3,7 @@
 //! The past is the present with what happened since undone: every change names the revision its key had before, and
 //! that revision's record is in the history. So a state costs a walk over the changes since.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use redb::{Database, ReadableDatabase};
 
@@ -119,6 +119,23 @@ pub(super) fn range_at(database: &Database, start: &str, end: &str, limit: usize
             return Ok(page);
         }
     }
+}
+
+/// The revisions up to `until` that changes after it lead back to, and up to which revision changes were looked at.
+pub(super) fn led_back_to(database: &Database, until: Revision) -> Result<(HashSet<Revision>, Revision), Error> {
+    let action = "compact its history";
+    let transaction = database.begin_read().map_err(failed(action))?;
+    let history = transaction.open_table(HISTORY).map_err(failed(action))?;
+    let (mut found, mut looked) = (HashSet::new(), until);
+    for item in history.range(until.saturating_add(1)..).map_err(failed(action))? {
+        let (revision, record) = item.map_err(failed(action))?;
+        let (_, previous) = tables::decode_previous(record.value()).map_err(failed(action))?;
+        if (1..=until).contains(&previous) {
+            found.insert(previous);
+        }
+        looked = revision.value();
+    }
+    Ok((found, looked))
 }
 
 /// Adds an entry if there is room for it, or notes that there is more.

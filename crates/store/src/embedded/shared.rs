@@ -1,5 +1,6 @@
 //! The open database as the writer and the readers share it, and how it is opened (again).
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +34,9 @@ impl Shared {
         if !path.exists() {
             let new = path.with_extension("new");
             drop(create(&new, &options)?);
-            std::fs::rename(&new, &path).map_err(|error| problem(&path, "create its file", &error))?;
+            std::fs::rename(&new, &path)
+                .and_then(|()| File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all())
+                .map_err(|error| problem(&path, "create its file", &error))?;
         }
         let opened = open(&path, &options)?;
         Ok(Shared {

@@ -31,10 +31,7 @@ pub(super) enum Command {
     EndWatches {
         reply: Reply<()>,
     },
-    Compact {
-        revision: Revision,
-        reply: Reply<()>,
-    },
+    Compact(Wish),
     Grant {
         ttl: Duration,
         reply: Reply<LeaseId>,
@@ -48,6 +45,15 @@ pub(super) enum Command {
         lease: LeaseId,
         reply: Option<Reply<()>>,
     },
+}
+
+/// What is to be forgotten: history up to `until`, but for what changes after it lead back to; `keep` is that for the
+/// changes up to `looked`.
+pub(super) struct Wish {
+    pub until: Revision,
+    pub keep: HashSet<Revision>,
+    pub looked: Revision,
+    pub reply: Reply<()>,
 }
 
 struct Watcher {
@@ -70,7 +76,7 @@ pub(super) struct Writer {
     next_lease: LeaseId,
     /// Under way, a piece between any two batches; and what is asked next.
     compaction: Option<Compaction>,
-    compactions: VecDeque<(Revision, Reply<()>)>,
+    compactions: VecDeque<Wish>,
     /// When the file was last opened anew in vain.
     tried: Option<Instant>,
     /// Whether new values were refused for want of room.
@@ -189,7 +195,7 @@ impl Writer {
                     }
                     answer(reply, Ok(()));
                 }
-                Command::Compact { revision, reply } => self.compactions.push_back((revision, reply)),
+                Command::Compact(wish) => self.compactions.push_back(wish),
                 Command::Grant { ttl, reply } => {
                     let outcome = self.usable().and_then(|()| self.grant(ttl));
                     let outcome = self.judge(outcome);
@@ -515,21 +521,21 @@ impl Writer {
     /// A piece of the compaction under way, or the beginning of the next.
     fn go_on_compacting(&mut self) {
         if self.compaction.is_none() {
-            let Some((until, reply)) = self.compactions.pop_front() else {
+            let Some(mut wish) = self.compactions.pop_front() else {
                 return;
             };
-            let begun = self.usable().and_then(|()| self.begin_compaction(until));
+            let begun = self.usable().and_then(|()| self.begin_compaction(&mut wish));
             match self.judge(begun) {
-                Ok(None) => answer(reply, Ok(())),
-                Ok(Some(keep)) => {
+                Ok(false) => answer(wish.reply, Ok(())),
+                Ok(true) => {
                     self.compaction = Some(Compaction {
-                        until,
+                        until: wish.until,
                         done: 0,
-                        keep,
-                        reply,
+                        keep: wish.keep,
+                        reply: wish.reply,
                     });
                 }
-                Err(error) => answer(reply, Err(error)),
+                Err(error) => answer(wish.reply, Err(error)),
             }
             return;
         }
@@ -545,8 +551,9 @@ impl Writer {
         }
     }
 
-    /// Moves the compaction's mark; gives the revisions that later changes lead back to.
-    fn begin_compaction(&mut self, until: Revision) -> Result<Option<HashSet<Revision>>, Error> {
+    /// Moves the compaction's mark and completes what is kept; false: that was done before.
+    fn begin_compaction(&mut self, wish: &mut Wish) -> Result<bool, Error> {
+        let until = wish.until;
         let action = "compact its history";
         let current = self.shared.revision();
         if until > current {
@@ -556,17 +563,16 @@ impl Writer {
             });
         }
         if until <= self.shared.compacted() {
-            return Ok(None);
+            return Ok(false);
         }
         let transaction = self.shared.database().begin_write().map_err(failed(action))?;
-        let mut keep = HashSet::new();
         {
             let history = transaction.open_table(HISTORY).map_err(failed(action))?;
-            for item in history.range(until + 1..).map_err(failed(action))? {
+            for item in history.range(wish.looked + 1..).map_err(failed(action))? {
                 let (_, record) = item.map_err(failed(action))?;
                 let (_, previous) = tables::decode_previous(record.value()).map_err(failed(action))?;
                 if (1..=until).contains(&previous) {
-                    keep.insert(previous);
+                    wish.keep.insert(previous);
                 }
             }
             let mut meta = transaction.open_table(META).map_err(failed(action))?;
@@ -574,7 +580,7 @@ impl Writer {
         }
         transaction.commit().map_err(failed(action))?;
         self.shared.set_compacted(until);
-        Ok(Some(keep))
+        Ok(true)
     }
 
     /// Removes some of the history; true: all of it that goes is gone.
