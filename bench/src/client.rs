@@ -1,4 +1,5 @@
-//! A small HTTP/1.1 client: one connection per [`Lane`], nothing shared, nothing decoded unless asked.
+//! A small HTTP client: one HTTP/1.1 connection per [`Lane`], nothing shared, nothing decoded unless asked. Watches may
+//! also share HTTP/2 connections, as upstream's clients do.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, BodyStream, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 
@@ -45,30 +47,71 @@ impl Client {
         let mut lane = self.lane();
         let response = lane.send(Method::GET, path, None).await?;
         let response = checked(response, path).await?;
-        Ok(lines(response, lane))
+        Ok(lines(response, lane.sender.take().map(Kept::One)))
+    }
+    /// The same watch many times, so many of them on each HTTP/2 connection.
+    pub async fn watches(
+        &self,
+        path: &str,
+        count: usize,
+        each: usize,
+    ) -> Result<Vec<impl Stream<Item = Result<Bytes>> + use<>>> {
+        let mut watches = Vec::with_capacity(count);
+        while watches.len() < count {
+            let sender = self.shared().await?;
+            for _ in 0..each.clamp(1, count - watches.len()) {
+                let uri = format!("https://{}:{}{path}", self.0.host, self.0.port);
+                let request = self.0.request(Method::GET, &uri).body(Full::default())?;
+                let response = checked(sender.clone().send_request(request).await?, path).await?;
+                watches.push(lines(response, Some(Kept::Shared(sender.clone()))));
+            }
+        }
+        Ok(watches)
+    }
+    async fn shared(&self) -> Result<http2::SendRequest<Full<Bytes>>> {
+        let stream = self.0.connect(b"h2").await?;
+        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(64 << 20)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        #[allow(clippy::disallowed_methods)]
+        drop(tokio::spawn(driver));
+        Ok(sender)
     }
 }
 
-/// Cuts a body into lines. The lane is kept alive with it.
-fn lines(response: Response<Incoming>, lane: Lane) -> impl Stream<Item = Result<Bytes>> {
+/// What keeps a watch's connection open.
+#[allow(dead_code)]
+enum Kept {
+    One(SendRequest<Full<Bytes>>),
+    Shared(http2::SendRequest<Full<Bytes>>),
+}
+
+/// Cuts a body into lines. The connection is kept alive with it. Lines of one frame are not copied.
+fn lines(response: Response<Incoming>, kept: Option<Kept>) -> impl Stream<Item = Result<Bytes>> {
     let body = BodyStream::new(response.into_body());
-    futures::stream::unfold(
-        (body, bytes::BytesMut::new(), lane),
-        |(mut body, mut buffer, lane)| async move {
-            let mut searched = 0;
-            loop {
-                if let Some(at) = buffer[searched..].iter().position(|&byte| byte == b'\n') {
-                    let line = buffer.split_to(searched + at + 1).freeze();
-                    return Some((Ok(line), (body, buffer, lane)));
-                }
-                searched = buffer.len();
-                match body.next().await? {
-                    Ok(frame) => buffer.extend_from_slice(frame.data_ref()?),
-                    Err(error) => return Some((Err(error.into()), (body, buffer, lane))),
-                }
+    futures::stream::unfold((body, Bytes::new(), kept), |(mut body, mut rest, kept)| async move {
+        let mut searched = 0;
+        loop {
+            if let Some(at) = memchr::memchr(b'\n', &rest[searched..]) {
+                let line = rest.split_to(searched + at + 1);
+                return Some((Ok(line), (body, rest, kept)));
             }
-        },
-    )
+            searched = rest.len();
+            match body.next().await? {
+                Ok(frame) => {
+                    let data = frame.into_data().ok()?;
+                    rest = if rest.is_empty() {
+                        data
+                    } else {
+                        [rest, data].concat().into()
+                    };
+                }
+                Err(error) => return Some((Err(error.into()), (body, rest, kept))),
+            }
+        }
+    })
 }
 
 async fn checked(response: Response<Incoming>, path: &str) -> Result<Response<Incoming>> {
@@ -92,15 +135,32 @@ pub struct Refused {
     text: String,
 }
 
+impl Connection {
+    async fn connect(&self, protocol: &[u8]) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+        let stream = tokio::net::TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        let mut tls = (*self.tls).clone();
+        tls.alpn_protocols = vec![protocol.to_vec()];
+        Ok(tokio_rustls::TlsConnector::from(Arc::new(tls))
+            .connect(ServerName::try_from(self.host.clone())?, stream)
+            .await?)
+    }
+
+    fn request(&self, method: Method, uri: &str) -> http::request::Builder {
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("accept", "application/json");
+        match &self.authorization {
+            Some(authorization) => request.header("authorization", authorization),
+            None => request,
+        }
+    }
+}
+
 impl Lane {
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
-        let connection = &self.connection;
-        let stream = tokio::net::TcpStream::connect((connection.host.as_str(), connection.port)).await?;
-        stream.set_nodelay(true)?;
-        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&connection.tls));
-        let stream = connector
-            .connect(ServerName::try_from(connection.host.clone())?, stream)
-            .await?;
+        let stream = self.connection.connect(b"http/1.1").await?;
         let (sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         // A load generator has no tasks worth supervising: the driver ends with its connection, and whoever uses the
         // connection is told why.
@@ -126,14 +186,10 @@ impl Lane {
             Some(sender) => sender,
             None => self.connect().await?,
         };
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", &self.connection.host)
-            .header("accept", "application/json");
-        if let Some(authorization) = &self.connection.authorization {
-            request = request.header("authorization", authorization);
-        }
+        let request = self
+            .connection
+            .request(method, path)
+            .header("host", &self.connection.host);
         let request = match body {
             None => request.body(Full::default())?,
             Some((kind, bytes)) => request.header("content-type", kind).body(Full::new(bytes))?,

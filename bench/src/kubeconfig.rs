@@ -61,14 +61,13 @@ pub fn read(path: &Path) -> Result<Connection> {
         roots.add(certificate?)?;
     }
     let builder = ClientConfig::builder().with_root_certificates(roots);
-    let mut tls = match (material(user, "client-certificate")?, material(user, "client-key")?) {
+    let tls = match (material(user, "client-certificate")?, material(user, "client-key")?) {
         (Some(certificate), Some(key)) => {
             let chain = CertificateDer::pem_slice_iter(&certificate).collect::<std::result::Result<Vec<_>, _>>()?;
             builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&key)?)?
         }
         _ => builder.with_no_client_auth(),
     };
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let uri: http::Uri = cluster["server"].as_str().unwrap_or_default().parse()?;
     let host = uri
         .host()

@@ -53,6 +53,8 @@ enum Workload {
     Crud(workloads::crud::Args),
     /// List many Pods from several clients at once.
     List(workloads::list::Args),
+    /// Create many Pods, under a ResourceQuota if wanted, and see what they cost.
+    Load(workloads::load::Args),
     /// Many watchers of the same objects while these change.
     Watch(workloads::watch::Args),
     /// Create Pods, have them bound and run by fake nodes, and finish.
@@ -154,6 +156,7 @@ async fn run(cli: Cli) -> Result<()> {
             let measures = match &cli.workload {
                 Workload::Crud(args) => workloads::crud::run(target, args).await,
                 Workload::List(args) => workloads::list::run(target, args).await,
+                Workload::Load(args) => workloads::load::run(target, args).await,
                 Workload::Watch(args) => workloads::watch::run(target, args).await,
                 Workload::Burst(args) => workloads::burst::run(target, args).await,
                 Workload::Held(args) => workloads::held::run(target, args).await,

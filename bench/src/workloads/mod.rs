@@ -5,6 +5,7 @@ pub mod crud;
 pub mod held;
 pub mod idle;
 pub mod list;
+pub mod load;
 pub mod pod;
 pub mod watch;
 

@@ -23,6 +23,12 @@ pub struct Args {
     /// Changes a second; 0: as fast as the watchers are told.
     #[arg(long, default_value_t = 0)]
     pub rate: usize,
+    /// Watches on each HTTP/2 connection; 0: an HTTP/1.1 connection for each.
+    #[arg(long, default_value_t = 0)]
+    pub shared: usize,
+    /// Seconds to let the watchers be idle first, to see what they cost.
+    #[arg(long, default_value_t = 0)]
+    pub idle: u64,
 }
 
 pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
@@ -44,15 +50,34 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     let sent: Arc<Vec<AtomicUsize>> = Arc::new((0..args.updates).map(|_| AtomicUsize::new(0)).collect());
     let delivered = Arc::new(AtomicUsize::new(0));
     let path = format!("{BASE}?watch=1&resourceVersion={from}");
+    let mut measures = Vec::new();
+    let empty = target.meter.read()?;
     let mut watchers = Vec::new();
-    for _ in 0..args.watchers {
-        watchers.push(target.client.watch(&path).await?);
+    if args.shared > 0 {
+        for watch in target.client.watches(&path, args.watchers, args.shared).await? {
+            watchers.push(watch.left_stream());
+        }
+    } else {
+        for _ in 0..args.watchers {
+            watchers.push(target.client.watch(&path).await?.right_stream());
+        }
+    }
+    if args.idle > 0 && !target.meter.is_blind() {
+        // What connecting left behind is over after a moment.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = target.meter.read()?;
+        tokio::time::sleep(Duration::from_secs(args.idle)).await;
+        let after = target.meter.read()?;
+        let each = (after.resident_mib - empty.resident_mib) / args.watchers as f64 * 1024.0;
+        measures.push(("memory of an idle watcher".to_owned(), each, "KiB"));
+        let spent = (after.cpu_seconds - before.cpu_seconds) * 60.0 / args.idle as f64;
+        measures.push(("CPU of idle watchers per minute".to_owned(), spent, "s"));
     }
     let updates = args.updates;
     let readers = watchers.into_iter().map(|watcher| {
         let (sent, delivered) = (Arc::clone(&sent), Arc::clone(&delivered));
         async move {
-            let mut watcher = Box::pin(watcher);
+            let mut watcher = std::pin::pin!(watcher);
             let mut seconds = Vec::with_capacity(updates);
             while seconds.len() < updates {
                 let line = watcher.next().await.ok_or("a watch ended early")??;
@@ -85,7 +110,8 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     let (seconds, ()) = futures::try_join!(futures::future::try_join_all(readers), writer)?;
     let elapsed = start.elapsed().as_secs_f64();
     let events = delivered.load(Ordering::Relaxed) as f64;
-    let mut measures = vec![("events".to_owned(), events / elapsed, "/s")];
+    measures.push(("updates".to_owned(), args.updates as f64 / elapsed, "/s"));
+    measures.push(("events".to_owned(), events / elapsed, "/s"));
     measures.extend(latencies("delivery", &mut seconds.concat()));
     measures.extend(cost(target, before, Some(("event", events)))?);
     clear(target, BASE).await?;
@@ -94,7 +120,7 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
 
 /// The number between the first two `#`: cheaper than decoding the event.
 fn number_in(line: &[u8]) -> Option<usize> {
-    let mut parts = line.split(|&byte| byte == b'#');
-    parts.next()?;
-    std::str::from_utf8(parts.next()?).ok()?.parse().ok()
+    let rest = line.get(memchr::memchr(b'#', line)? + 1..)?;
+    let digits = rest.get(..memchr::memchr(b'#', rest)?)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }

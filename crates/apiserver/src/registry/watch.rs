@@ -490,7 +490,9 @@ impl WatchStream {
             {
                 bookmark.as_mut().reset(next_bookmark(self.deadline.deadline()));
                 // What waits for its round comes before the bookmark that covers it.
-                self.storage.rounds(None);
+                if let Some(watch) = &self.watch {
+                    watch.hurry();
+                }
                 while !self.done && self.drain(context) {}
                 if !self.done && self.converting.is_none() && reached > self.told {
                     self.told = reached;

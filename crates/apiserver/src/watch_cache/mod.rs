@@ -6,6 +6,7 @@
 //! is as fresh as a read of the database would be.
 
 mod change;
+mod crowd;
 mod entry;
 mod index;
 mod queue;
@@ -303,8 +304,9 @@ impl Cache {
     }
 }
 
-/// Tells crowds of watchers when their round is due.
+/// Tells crowds of watchers when their round is due, a slice at a time: whatever else the server has to do comes between.
 async fn hold_rounds(mut put_off: mpsc::UnboundedReceiver<(Instant, Arc<Storage>)>) {
+    // One entry for each storage, at the earliest of its rounds.
     let mut due: Vec<(Instant, Arc<Storage>)> = Vec::new();
     loop {
         let next = due.iter().map(|(at, _)| *at).min();
@@ -313,6 +315,7 @@ async fn hold_rounds(mut put_off: mpsc::UnboundedReceiver<(Instant, Arc<Storage>
                 Some(news) => Some(news),
                 None => return,
             },
+            Some(at) if at <= Instant::now() => put_off.try_recv().ok(),
             Some(at) => match tokio::time::timeout_at(at.into(), put_off.recv()).await {
                 Ok(Some(news)) => Some(news),
                 Ok(None) => return,
@@ -320,7 +323,6 @@ async fn hold_rounds(mut put_off: mpsc::UnboundedReceiver<(Instant, Arc<Storage>
             },
         };
         if let Some((at, storage)) = news {
-            // One entry for each storage, at the earliest of its rounds.
             match due.iter_mut().find(|(_, known)| Arc::ptr_eq(known, &storage)) {
                 Some((known, _)) => *known = at.min(*known),
                 None => due.push((at, storage)),
@@ -334,9 +336,11 @@ async fn hold_rounds(mut put_off: mpsc::UnboundedReceiver<(Instant, Arc<Storage>
                 if at > now {
                     return Some((at, storage));
                 }
-                storage.rounds(Some(now)).map(|next| (next, storage))
+                storage.rounds(now).map(|next| (next, storage))
             })
             .collect();
+        // Those just told write, and connections are looked at, before the next slice.
+        tokio::task::yield_now().await;
     }
 }
 

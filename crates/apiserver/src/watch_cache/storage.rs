@@ -87,6 +87,13 @@ pub struct Watch {
     pub queue: Queue,
 }
 
+impl Watch {
+    /// Puts into the queue what still waits for this watcher's round.
+    pub fn hurry(&self) {
+        lock(&self.storage.state).watchers.hurry(&self.scope, self.id);
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         lock(&self.storage.state).watchers.remove(&self.scope, self.id);
@@ -295,8 +302,8 @@ impl Storage {
         state.watchers.tell(&change, after, before)
     }
 
-    /// Tells crowds of watchers what is due by `now`; without it, everything. Returns when the next round is due.
-    pub fn rounds(&self, now: Option<Instant>) -> Option<Instant> {
+    /// Goes on telling crowds of watchers what is due by `now`. Returns when to go on.
+    pub fn rounds(&self, now: Instant) -> Option<Instant> {
         lock(&self.state).watchers.rounds(now)
     }
 

@@ -1,23 +1,13 @@
-//! The watchers of one resource, indexed so that a change touches only those that could match.
-//!
-//! A few watchers are told at once. Telling a crowd is work (a wakeup, a TLS record and a write each), so a crowd is told
-//! in rounds: the first change after a quiet while goes out at once, and what follows within a window that grows with
-//! the crowd goes out together when the window ends. Each watcher has a bounded [`queue`] of shared changes.
+//! The watchers of one resource, indexed so that a change touches only those that could match. How a change reaches the
+//! watchers of one scope is the business of a [`Group`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::queue::{self, Batch, Queue, Sender};
+use super::crowd::Group;
+use super::queue::{self, Queue};
 use super::{Change, Entry};
-
-/// From this many on, watchers of one scope are a crowd.
-const CROWD: usize = 32;
-/// What a round takes for each of a crowd, about, and the longest that a change may wait for its round.
-const EACH: Duration = Duration::from_micros(20);
-const WINDOW: Duration = Duration::from_millis(8);
-/// A round is not put off beyond this many changes.
-const ROUND: usize = 64;
 
 /// Which changes a watcher could be interested in. Selectors beyond this are its own business.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,59 +34,6 @@ impl Scope {
     }
 }
 
-struct Watcher {
-    id: u64,
-    queue: Sender,
-}
-
-/// The watchers of one scope.
-#[derive(Default)]
-struct Group {
-    watchers: Vec<Watcher>,
-    /// Changes that wait for the next round.
-    pending: Vec<Arc<Change>>,
-    last: Option<Instant>,
-}
-
-impl Group {
-    /// Hands a change over; returns when the round it waits for is due.
-    fn offer(&mut self, change: &Arc<Change>) -> Option<Instant> {
-        if self.watchers.len() < CROWD {
-            self.flush(None);
-            self.tell(vec![change.clone()]);
-            return None;
-        }
-        self.pending.push(change.clone());
-        let now = Instant::now();
-        let due = self.last.map_or(now, |last| last + self.window());
-        if due <= now || self.pending.len() >= ROUND {
-            self.flush(Some(now));
-            return None;
-        }
-        (self.pending.len() == 1).then_some(due)
-    }
-
-    fn window(&self) -> Duration {
-        (EACH * self.watchers.len() as u32).min(WINDOW)
-    }
-
-    /// Tells what is pending.
-    fn flush(&mut self, now: Option<Instant>) {
-        if !self.pending.is_empty() {
-            self.last = now.or(self.last);
-            let changes = std::mem::take(&mut self.pending);
-            self.tell(changes);
-        }
-    }
-
-    fn tell(&mut self, changes: Vec<Arc<Change>>) {
-        if !self.watchers.is_empty() {
-            let batch = Batch::new(changes);
-            self.watchers.retain(|watcher| watcher.queue.send(&batch));
-        }
-    }
-}
-
 #[derive(Default)]
 pub(super) struct Watchers {
     next: u64,
@@ -118,18 +55,26 @@ impl Watchers {
             Scope::Object(path) => self.objects.entry(path.clone()).or_default(),
             Scope::Indexed(value) => self.indexed.entry(value.clone()).or_default(),
         };
-        // What happened before is not for the new one.
-        group.flush(Some(Instant::now()));
-        group.watchers.push(Watcher {
-            id: self.next,
-            queue: sender,
-        });
+        group.add(self.next, sender);
         (self.next, receiver)
+    }
+
+    /// Tells one watcher now what waits for its round.
+    pub fn hurry(&mut self, scope: &Scope, id: u64) {
+        let group = match scope {
+            Scope::All => Some(&mut self.all),
+            Scope::Namespace(key) => self.namespaces.get_mut(key),
+            Scope::Object(key) => self.objects.get_mut(key),
+            Scope::Indexed(key) => self.indexed.get_mut(key),
+        };
+        if let Some(group) = group {
+            group.hurry(id);
+        }
     }
 
     pub fn remove(&mut self, scope: &Scope, id: u64) {
         match scope {
-            Scope::All => self.all.watchers.retain(|watcher| watcher.id != id),
+            Scope::All => self.all.remove(id),
             Scope::Namespace(key) => drop_from(&mut self.namespaces, key, id),
             Scope::Object(key) => drop_from(&mut self.objects, key, id),
             Scope::Indexed(key) => drop_from(&mut self.indexed, key, id),
@@ -137,15 +82,15 @@ impl Watchers {
     }
 
     pub fn len(&self) -> usize {
-        let of = |map: &HashMap<String, Group>| map.values().map(|group| group.watchers.len()).sum::<usize>();
-        self.all.watchers.len() + of(&self.namespaces) + of(&self.objects) + of(&self.indexed)
+        let of = |map: &HashMap<String, Group>| map.values().map(|group| group.len()).sum::<usize>();
+        self.all.len() + of(&self.namespaces) + of(&self.objects) + of(&self.indexed)
     }
 
     /// How many could want a change of this object. Those that watch by the indexed field are not counted: only
     /// a few of them are told.
     pub fn interested(&self, namespace: &str, name: &str) -> usize {
-        let of = |map: &HashMap<String, Group>, key: &str| map.get(key).map_or(0, |group| group.watchers.len());
-        let mut count = self.all.watchers.len();
+        let of = |map: &HashMap<String, Group>, key: &str| map.get(key).map_or(0, |group| group.len());
+        let mut count = self.all.len();
         if !namespace.is_empty() {
             count += of(&self.namespaces, namespace);
         }
@@ -162,11 +107,18 @@ impl Watchers {
 
     /// Ends every watch, after what it was to be told.
     pub fn clear(&mut self) {
-        self.rounds(None);
+        self.groups().for_each(Group::flush);
         *self = Watchers {
             next: self.next,
             ..Watchers::default()
         };
+    }
+
+    fn groups(&mut self) -> impl Iterator<Item = &mut Group> {
+        std::iter::once(&mut self.all)
+            .chain(self.namespaces.values_mut())
+            .chain(self.objects.values_mut())
+            .chain(self.indexed.values_mut())
     }
 
     /// Hands a change to whoever could want it. `now` and `before` are the indexed field's values. Returns when
@@ -194,23 +146,13 @@ impl Watchers {
         due
     }
 
-    /// Holds the rounds that are due at `now`, or all of them. Returns when the next one is.
-    pub fn rounds(&mut self, now: Option<Instant>) -> Option<Instant> {
+    /// Goes on with the rounds that are due at `now`, a slice of each. Returns when to come back: at once while one is
+    /// under way.
+    pub fn rounds(&mut self, now: Instant) -> Option<Instant> {
         if !self.put_off {
             return None;
         }
-        let groups = std::iter::once(&mut self.all)
-            .chain(self.namespaces.values_mut())
-            .chain(self.objects.values_mut())
-            .chain(self.indexed.values_mut());
-        let mut next: Option<Instant> = None;
-        for group in groups.filter(|group| !group.pending.is_empty()) {
-            let due = group.last.map(|last| last + group.window());
-            match (due, now) {
-                (Some(due), Some(now)) if due > now => next = Some(next.map_or(due, |known| known.min(due))),
-                _ => group.flush(Some(now.unwrap_or_else(Instant::now))),
-            }
-        }
+        let next = self.groups().filter_map(|group| group.slice(now)).min();
         self.put_off = next.is_some();
         next
     }
@@ -218,8 +160,8 @@ impl Watchers {
 
 fn drop_from(map: &mut HashMap<String, Group>, key: &str, id: u64) {
     if let Some(group) = map.get_mut(key) {
-        group.watchers.retain(|watcher| watcher.id != id);
-        if group.watchers.is_empty() {
+        group.remove(id);
+        if group.is_empty() {
             map.remove(key);
         }
     }
