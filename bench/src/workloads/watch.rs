@@ -9,7 +9,7 @@ use http::Method;
 use serde_json::json;
 
 use super::{clear, namespace};
-use crate::client::{JSON, MERGE};
+use crate::client::{Client, JSON, MERGE};
 use crate::report::{Measure, cost, latencies};
 use crate::{Result, Target};
 
@@ -91,31 +91,65 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     });
     target.meter.reset_peak();
     let (start, before) = (Instant::now(), target.meter.read()?);
-    let writer = async {
-        for update in 0..args.updates {
-            sent[update].store(epoch.elapsed().as_micros() as usize, Ordering::Release);
-            let body = json!({"data": {"n": format!("#{update}#")}});
-            lane.count(
-                Method::PATCH,
-                &format!("{BASE}/watched"),
-                Some((MERGE, body.to_string().into())),
-            )
-            .await?;
-            if args.rate > 0 {
-                tokio::time::sleep(Duration::from_secs_f64(1.0 / args.rate as f64)).await;
-            }
-        }
-        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+    // On a thread of its own: what is measured is how fast the server takes changes while it tells the watchers, not
+    // how busy this program is with reading.
+    let (done, finished) = tokio::sync::oneshot::channel();
+    let writer = Writer {
+        client: target.client.clone(),
+        path: format!("{BASE}/watched"),
+        sent: Arc::clone(&sent),
+        epoch,
+        rate: args.rate,
     };
-    let (seconds, ()) = futures::try_join!(futures::future::try_join_all(readers), writer)?;
+    std::thread::spawn(move || {
+        let outcome = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Into::into)
+            .and_then(|runtime| runtime.block_on(writer.run()));
+        // Nobody listens when a watch has failed.
+        let _gone = done.send(outcome);
+    });
+    let written = async { finished.await? };
+    let (seconds, mut patches) = futures::try_join!(futures::future::try_join_all(readers), written)?;
     let elapsed = start.elapsed().as_secs_f64();
     let events = delivered.load(Ordering::Relaxed) as f64;
     measures.push(("updates".to_owned(), args.updates as f64 / elapsed, "/s"));
     measures.push(("events".to_owned(), events / elapsed, "/s"));
+    measures.extend(latencies("update", &mut patches));
     measures.extend(latencies("delivery", &mut seconds.concat()));
     measures.extend(cost(target, before, Some(("event", events)))?);
     clear(target, BASE).await?;
     Ok(measures)
+}
+
+/// Changes the watched object again and again.
+struct Writer {
+    client: Client,
+    path: String,
+    sent: Arc<Vec<AtomicUsize>>,
+    epoch: Instant,
+    rate: usize,
+}
+
+impl Writer {
+    /// Returns what each change took.
+    async fn run(self) -> Result<Vec<f64>> {
+        let mut lane = self.client.lane();
+        let mut seconds = Vec::with_capacity(self.sent.len());
+        for (update, slot) in self.sent.iter().enumerate() {
+            let begun = self.epoch.elapsed();
+            slot.store(begun.as_micros() as usize, Ordering::Release);
+            let body = json!({"data": {"n": format!("#{update}#")}});
+            lane.count(Method::PATCH, &self.path, Some((MERGE, body.to_string().into())))
+                .await?;
+            seconds.push((self.epoch.elapsed() - begun).as_secs_f64());
+            if self.rate > 0 {
+                tokio::time::sleep(Duration::from_secs_f64(1.0 / self.rate as f64)).await;
+            }
+        }
+        Ok(seconds)
+    }
 }
 
 /// The number between the first two `#`: cheaper than decoding the event.

@@ -2,7 +2,8 @@
 //!
 //! A few watchers are told at once. Telling a crowd is work (for each a wakeup, a TLS record, a write), and most of it is
 //! the same for one change as for ten. So a crowd is told in rounds: the first change after a quiet while begins one at
-//! once, and the next begins no sooner than a window later, which grows with the crowd. A round goes through the watchers
+//! once, and the next begins no sooner than a window later, which grows with the crowd and, where the machine is busy, with
+//! what a round takes: those who make the changes must get on, too. A round goes through the watchers
 //! in slices, between which the server does other things (a write that comes in the midst of it is not kept waiting
 //! until all are told), and each watcher gets in its turn everything there is by then.
 //!
@@ -18,13 +19,15 @@ use super::queue::{Batch, Sender};
 
 /// From this many on, the watchers of a scope are a crowd.
 const CROWD: usize = 32;
-/// What a round takes for each of a crowd, about, and the longest that a change may wait for its round.
-const EACH: Duration = Duration::from_micros(20);
-const WINDOW: Duration = Duration::from_millis(10);
+/// What lies between the beginnings of two rounds, for each of a crowd, and the most it may be.
+const EACH: Duration = Duration::from_micros(25);
+const WINDOW: Duration = Duration::from_millis(12);
+/// The same on a busy machine, where a round may take up half of the time.
+const SLOW: Duration = Duration::from_millis(30);
 /// A round is not put off beyond this many changes.
 const ROUND: usize = 64;
 /// How many watchers are told together.
-const SLICE: usize = 32;
+const SLICE: usize = 16;
 /// With this many changes waiting everybody is told at once.
 const FULL: usize = 512;
 
@@ -41,8 +44,9 @@ pub(super) struct Group {
     /// Changes that somebody lacks; the first of them has the number `first`.
     log: VecDeque<Arc<Change>>,
     first: u64,
-    /// When the last round began.
+    /// When the last round began, and what the last one took that ended.
     began: Option<Instant>,
+    took: Duration,
     /// The round under way: who is next, and the number it has to tell up to at least.
     round: Option<(usize, u64)>,
 }
@@ -105,6 +109,7 @@ impl Group {
     /// When the next round may begin; `None`: at any time.
     fn due(&self) -> Option<Instant> {
         let window = (EACH * self.watchers.len() as u32).min(WINDOW);
+        let window = window.max((2 * self.took).min(SLOW));
         self.began.map(|began| began + window)
     }
 
@@ -144,6 +149,7 @@ impl Group {
             return Some(now);
         }
         self.round = None;
+        self.took = self.began.map_or(Duration::ZERO, |began| now - began);
         self.forget(goal);
         if self.log.is_empty() {
             return None;
