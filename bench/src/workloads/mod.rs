@@ -111,8 +111,11 @@ pub async fn clear(target: &Target, path: &str) -> Result<()> {
     let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0});
     let mut lane = target.client.lane();
     for _ in 0..600 {
-        lane.count(Method::DELETE, path, Some((JSON, options.to_string().into())))
-            .await?;
+        let deleted = lane
+            .count(Method::DELETE, path, Some((JSON, options.to_string().into())))
+            .await;
+        // There may be more than can be deleted in a request's time.
+        ignore(deleted, StatusCode::GATEWAY_TIMEOUT)?;
         let left = lane.json(Method::GET, &format!("{path}?limit=1"), None).await?;
         if left["items"].as_array().is_none_or(Vec::is_empty) {
             return Ok(());

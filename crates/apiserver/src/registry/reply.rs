@@ -306,12 +306,14 @@ impl http_body::Body for ListBody {
         if self.left == 0 {
             return Poll::Ready(None);
         }
+        // What does not fit goes into the next chunk: to grow one is to copy it.
         let mut chunk = BytesMut::with_capacity(CHUNK.min(self.left as usize));
         if let Some(head) = self.head.take() {
             chunk.put_slice(head.as_bytes());
         }
         loop {
-            if chunk.len() >= CHUNK {
+            let next = self.items.as_slice().first().map_or(TAIL.len(), |item| item.len() + 1);
+            if !chunk.is_empty() && chunk.len() + next > CHUNK {
                 break;
             }
             let Some(item) = self.items.next() else {
@@ -345,7 +347,7 @@ mod tests {
     async fn a_list_has_the_length_it_says() {
         for count in [0usize, 1, 2, 5000] {
             let items = (0..count)
-                .map(|number| Bytes::from(format!("{{\"n\":{number}}}")))
+                .map(|number| Bytes::from(format!("{{\"n\":{number}{}}}", " ".repeat(number * 50))))
                 .collect();
             let body = ListBody::new("{\"items\":[".into(), items);
             let size = http_body::Body::size_hint(&body).exact().unwrap();

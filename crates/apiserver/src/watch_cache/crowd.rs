@@ -149,7 +149,9 @@ impl Group {
             return Some(now);
         }
         self.round = None;
-        self.took = self.began.map_or(Duration::ZERO, |began| now - began);
+        self.took = self
+            .began
+            .map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
         self.forget(goal);
         if self.log.is_empty() {
             return None;
