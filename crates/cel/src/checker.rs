@@ -12,6 +12,8 @@ pub(crate) struct Checker<'e> {
     env: &'e Env,
     scopes: Vec<(Arc<str>, Type)>,
     bindings: Bindings,
+    /// How many calls of `format` are around: their lists may mix types.
+    formatting: u32,
     pub issues: Vec<Issue>,
 }
 
@@ -21,6 +23,7 @@ impl<'e> Checker<'e> {
             env,
             scopes: Vec::new(),
             bindings: Bindings::default(),
+            formatting: 0,
             issues: Vec::new(),
         }
     }
@@ -148,6 +151,9 @@ impl<'e> Checker<'e> {
         if self.bindings.assign(&before, &found) {
             return most_general(&before, &found);
         }
+        if self.formatting > 0 {
+            return Type::Dyn;
+        }
         self.mismatch(at, &before, &found);
         Type::Error
     }
@@ -194,9 +200,12 @@ impl<'e> Checker<'e> {
     }
 
     fn call(&mut self, at: u32, call: &mut Call) -> Type {
+        let formats = u32::from(&*call.function == "format");
+        self.formatting += formats;
         for arg in &mut call.args {
             self.check(arg);
         }
+        self.formatting -= formats;
         // `a.b.c(…)` is a function of that whole name, or a member of what `a.b` is.
         if let Some(target) = &call.target
             && let Some(prefix) = target.qualified()

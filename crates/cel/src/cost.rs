@@ -34,7 +34,7 @@ pub(crate) fn of_call(function: &Function, args: &[Value<'_>], result: &Value<'_
         },
         Cost::Replace | Cost::Split => scaled(size(0), 2.0 * TEXT),
         Cost::Join => scaled(result.size(), 2.0 * TEXT),
-        Cost::Format | Cost::Affix => scaled(size(0), TEXT),
+        Cost::Format | Cost::Affix | Cost::Quote => scaled(size(0), TEXT),
         Cost::Pattern { .. } => pattern(size(0), size(1)),
         Cost::Contains => scaled(size(0), TEXT).saturating_mul(scaled(size(1), TEXT)),
         Cost::In => match args {
@@ -123,6 +123,8 @@ pub struct Range {
     pub max: u64,
 }
 
+/// The root of what is in a list that is no field.
+const NOWHERE: &str = "@items";
 const UNKNOWN: Range = Range { min: 0, max: u64::MAX };
 const NOTHING: Range = Range { min: 0, max: 0 };
 
@@ -202,6 +204,8 @@ impl Estimate<'_> {
 
 struct Local<'d> {
     name: &'d str,
+    /// What naming it costs: upstream evaluates the target of `optMap` wherever we name it.
+    cost: Range,
     path: Option<(&'d str, Vec<Step>)>,
     size: Option<Range>,
     entry: Option<Entry>,
@@ -223,7 +227,8 @@ struct Estimator<'d> {
 
 impl<'d> Estimator<'d> {
     fn declared(&self, path: &(&'d str, Vec<Step>)) -> Option<Range> {
-        let mut decl = (self.decl_of)(path.0)?;
+        // Upstream reads every path from `self`, also those of names and of lists that are not declared.
+        let mut decl = (self.decl_of)(path.0).or_else(|| (self.decl_of)("self"))?;
         for step in &path.1 {
             decl = match (step, &decl.shape) {
                 (Step::Items, Shape::List(item, _) | Shape::Map(item)) => item,
@@ -260,7 +265,7 @@ impl<'d> Estimator<'d> {
         let rooted = known
             .path
             .as_ref()
-            .filter(|(root, _)| *root != crate::macros::ACCU && !root.starts_with('@'));
+            .filter(|(root, _)| *root != crate::macros::ACCU && (!root.starts_with('@') || *root == NOWHERE));
         if known.size.is_none() {
             known.size = rooted.and_then(|path| self.declared(path));
         }
@@ -290,6 +295,7 @@ impl<'d> Estimator<'d> {
                     Some(local) => {
                         known.path = local.path.clone();
                         known.entry = local.entry;
+                        known.cost = local.cost;
                     }
                     None => known.path = Some((name, Vec::new())),
                 }
@@ -368,8 +374,10 @@ impl<'d> Estimator<'d> {
 
     fn bind(&mut self, fold: &'d Fold) -> Estimate<'d> {
         let init = self.expr(&fold.init);
+        let twice = &*fold.accu == crate::macros::OPTIONAL_INPUT;
         self.locals.push(Local {
             name: &fold.accu,
+            cost: if twice { init.cost } else { Range::fixed(1) },
             path: init.path.clone(),
             size: init.size,
             entry: init.entry,
@@ -377,7 +385,11 @@ impl<'d> Estimator<'d> {
         let result = self.expr(&fold.result);
         self.locals.pop();
         Estimate {
-            cost: Range::fixed(LIST).add(init.cost).add(result.cost),
+            cost: if twice {
+                result.cost
+            } else {
+                Range::fixed(LIST).add(init.cost).add(result.cost)
+            },
             path: None,
             ..result
         }
@@ -388,6 +400,7 @@ impl<'d> Estimator<'d> {
         let init = self.expr(&fold.init);
         self.locals.push(Local {
             name: &fold.accu,
+            cost: Range::fixed(1),
             path: init.path.clone(),
             size: init.size,
             entry: init.entry,
@@ -395,11 +408,12 @@ impl<'d> Estimator<'d> {
         let is_list = range
             .entry
             .map_or(matches!(fold.range.ty, Type::List(_)), |entry| entry.is_list);
-        let step_to = |step: Step| {
-            range.path.clone().map(|(root, mut steps)| {
+        let step_to = |step: Step| match range.path.clone() {
+            Some((root, mut steps)) => {
                 steps.push(step);
-                (root, steps)
-            })
+                Some((root, steps))
+            }
+            None => Some((NOWHERE, Vec::new())),
         };
         let keys = (
             step_to(if is_list { Step::Indices } else { Step::Keys }),
@@ -409,6 +423,7 @@ impl<'d> Estimator<'d> {
         let push = |locals: &mut Vec<Local<'d>>, name: &'d str, (path, size)| {
             locals.push(Local {
                 name,
+                cost: Range::fixed(1),
                 path,
                 size,
                 entry: None,
@@ -560,6 +575,14 @@ impl<'d> Estimator<'d> {
             Cost::Dyn | Cost::Index | Cost::Logic | Cost::Conditional => plain(one),
             Cost::Text(passes) => (size(0).scaled(TEXT * f64::from(passes)), Some(size(0))),
             Cost::Parse(passes) => plain(size(0).scaled(TEXT * f64::from(passes))),
+            Cost::Quote => {
+                // At most every character is escaped.
+                let result = Range {
+                    min: size(0).min.saturating_add(2),
+                    max: size(0).max.saturating_mul(2).saturating_add(2),
+                };
+                (size(0).scaled(TEXT), Some(result))
+            }
             Cost::Convert => match (function.name, params.first()) {
                 ("string", Some(Type::Bytes)) => {
                     let of = size(0);

@@ -23,6 +23,8 @@ pub(crate) enum Cost {
     Text(u8),
     /// As `Text`, but nothing is known of the result.
     Parse(u8),
+    /// A pass over a text into a longer one.
+    Quote,
     /// Conversion between text and bytes; one for all else.
     Convert,
     Replace,

@@ -7,6 +7,8 @@ use crate::error::Issue;
 
 /// The accumulator of every loop; no expression can name it.
 pub(crate) const ACCU: &str = "@result";
+/// What the target of `optMap` is bound to.
+pub(crate) const OPTIONAL_INPUT: &str = "@__opt_input__";
 const UNUSED: &str = "#unused";
 
 pub(crate) enum Expansion {
@@ -216,7 +218,7 @@ pub(crate) fn member(at: u32, target: Expr, name: &str, args: Vec<Expr>) -> Resu
 
 /// `a.optMap(v, e)`: the target is bound once, so that it is not evaluated twice.
 fn optional(at: u32, target: Expr, wrap: bool, var: Arc<str>, body: Expr) -> Result<Expansion, Issue> {
-    let input: Arc<str> = "@__opt_input__".into();
+    let input: Arc<str> = OPTIONAL_INPUT.into();
     let value = Expr::member(at, Expr::ident(at, &input), "value", Vec::new());
     let mapped = bind(at, var, value, body);
     let mapped = if wrap {

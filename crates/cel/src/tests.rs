@@ -133,7 +133,7 @@ fn expressions_have_values() {
         ),
         (
             "'%s is %d and %.2f, %x %b %o %e'.format(['a', 1, 2.0, 255, 5, 8, 1234.5])",
-            "",
+            r#""a is 1 and 2.00, ff 101 10 1.234500e+03""#,
         ),
         (
             "'%s %d %.2f %s'.format([dyn('a'), 1, 2.0, [1, 2]])",

@@ -192,8 +192,8 @@ impl Strategy for CustomStrategy {
     fn reset_fields(&self, part: Part<'_>) -> &'static [&'static str] {
         match part {
             Part::Main if self.has_status => &["status"],
-            Part::Main => &[],
-            Part::View(_) => STATUS_KEEPS_METADATA,
+            Part::View("status") => STATUS_KEEPS_METADATA,
+            Part::Main | Part::View(_) => &[],
         }
     }
 

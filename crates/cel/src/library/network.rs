@@ -90,7 +90,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("masked", &["Cidr.() Cidr"], Cost::Fixed(1), |_, args| {
         Ok(value(Opaque::Cidr(cidr(args, 0)?.trunc())))
     }),
-    ("isURL", &["(string) bool"], Cost::Parse(1), |_, args| {
+    ("isURL", &["(string) bool"], Cost::Fixed(1), |_, args| {
         Ok(Value::Bool(parse_url(text(args, 0)?).is_some()))
     }),
     ("url", &["(string) Url"], Cost::Text(1), |_, args| {

@@ -198,7 +198,7 @@ pub(crate) const ROWS: &[Row] = &[
             Ok(Value::string(out))
         },
     ),
-    ("strings.quote", &["(string) string"], Cost::Parse(1), |_, args| {
+    ("strings.quote", &["(string) string"], Cost::Quote, |_, args| {
         Ok(Value::string(quoted(one(args)?)))
     }),
     (

@@ -5,6 +5,8 @@
 //! ([`cost`]).
 
 mod cost;
+#[cfg(test)]
+mod costs;
 mod openapi;
 mod paths;
 mod stated;
