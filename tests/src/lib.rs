@@ -414,6 +414,40 @@ impl Cluster {
     }
 }
 
+/// One kubectl of those a test goes through.
+pub struct Session<'a> {
+    pub cluster: &'a Cluster,
+    pub kubectl: &'a Path,
+    pub version: String,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(cluster: &'a Cluster, kubectl: &'a Path) -> Self {
+        eprintln!("with {}", kubectl.display());
+        let version = kubectl.file_name().map(|name| name.to_string_lossy().into_owned());
+        Session {
+            cluster,
+            kubectl,
+            version: version.unwrap_or_default(),
+        }
+    }
+    pub fn run(&self, arguments: &[&str]) -> String {
+        must(self.cluster.kubectl_command(self.kubectl).args(arguments))
+    }
+    pub fn words(&self, words: &str) -> String {
+        self.run(&words.split(' ').collect::<Vec<_>>())
+    }
+    /// What a command that must fail complains of.
+    pub fn fails(&self, arguments: &[&str]) -> String {
+        let output = output(self.cluster.kubectl_command(self.kubectl).args(arguments));
+        assert!(!output.status.success(), "{}: {arguments:?} succeeded", self.version);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+    pub fn expect(&self, what: &str, found: bool, shown: &str) {
+        assert!(found, "kubectl {}: {what}: {shown}", self.version);
+    }
+}
+
 fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(60)..].join("\n")

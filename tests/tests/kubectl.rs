@@ -1,11 +1,10 @@
 //! What people type: every kubectl on the machine against a cluster with a running Pod.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use sampan_e2e::{Cluster, kubectls, must, output, ready};
+use sampan_e2e::{Cluster, Session, kubectls, must, output, ready};
 
 const PODS: &str = "
 apiVersion: v1
@@ -27,29 +26,6 @@ spec:
   - {name: main, image: 'localhost/sampan/busybox:1.35', command: [sh, -c, 'echo attempt; sleep 1; exit 3']}
 ";
 
-struct Session<'a> {
-    cluster: &'a Cluster,
-    kubectl: &'a Path,
-    version: String,
-}
-
-impl Session<'_> {
-    fn run(&self, arguments: &[&str]) -> String {
-        must(self.cluster.kubectl_command(self.kubectl).args(arguments))
-    }
-    fn words(&self, words: &str) -> String {
-        self.run(&words.split(' ').collect::<Vec<_>>())
-    }
-    fn fails(&self, arguments: &[&str]) -> String {
-        let output = output(self.cluster.kubectl_command(self.kubectl).args(arguments));
-        assert!(!output.status.success(), "{}: {arguments:?} succeeded", self.version);
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-    fn expect(&self, what: &str, found: bool, shown: &str) {
-        assert!(found, "kubectl {}: {what}: {shown}", self.version);
-    }
-}
-
 #[test]
 fn every_kubectl_works() {
     if !ready("every_kubectl_works") {
@@ -63,16 +39,7 @@ fn every_kubectl_works() {
         count.parse::<u32>().is_ok_and(|count| count >= 1)
     });
     for kubectl in kubectls() {
-        let version = kubectl
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        eprintln!("with {}", kubectl.display());
-        let session = Session {
-            cluster: &cluster,
-            kubectl: &kubectl,
-            version,
-        };
+        let session = Session::new(&cluster, &kubectl);
         reading(&session);
         streams(&session);
         forwarding(&session);

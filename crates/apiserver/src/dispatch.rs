@@ -102,6 +102,7 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         internal: false,
         scale: None,
         tracked: true,
+        conversions: Default::default(),
     };
     if let Some(warning) = call.row.custom.as_ref().and_then(|custom| custom.deprecation.clone()) {
         call.warn(warning);

@@ -465,6 +465,195 @@ async fn a_webhook_converts_between_versions() {
     api.server.stop().await;
 }
 
+/// A webhook that answers as the object's colour says: badly, in one way or another.
+fn saboteur() -> Handler {
+    Arc::new(move |_, body| {
+        Box::pin(async move {
+            let review: Value = serde_json::from_slice(&body)?;
+            let request = &review["request"];
+            let mut objects = request["objects"].as_array().cloned().unwrap_or_default();
+            let way = objects
+                .first()
+                .and_then(|object| object["metadata"]["labels"]["way"].as_str())
+                .unwrap_or_default()
+                .to_owned();
+            let mut answer = json!({"apiVersion": review["apiVersion"], "kind": "ConversionReview",
+                "response": {"uid": request["uid"], "result": {"status": "Success"}}});
+            for object in &mut objects {
+                object["apiVersion"] = request["desiredAPIVersion"].clone();
+                match way.as_str() {
+                    "version" => object["apiVersion"] = "example.com/v1".into(),
+                    "name" => object["metadata"]["name"] = "other".into(),
+                    "labels" => object["metadata"]["labels"] = json!({"Bad Key": "x"}),
+                    _ => {}
+                }
+            }
+            if way == "fewer" {
+                objects.clear();
+            }
+            answer["response"]["convertedObjects"] = objects.into();
+            match way.as_str() {
+                "uid" => answer["response"]["uid"] = "another".into(),
+                "kind" => answer["kind"] = "Else".into(),
+                "silent" => answer["response"]["result"] = json!({}),
+                "nothing" => answer = json!({"apiVersion": review["apiVersion"], "kind": "ConversionReview"}),
+                "status" => {
+                    let response = Response::builder().status(503);
+                    return Ok(response.body(Body::from("gone fishing")).unwrap());
+                }
+                "text" => return Ok(Response::new(Body::from("gone fishing"))),
+                _ => {}
+            }
+            Ok(Response::new(Body::from(answer.to_string())))
+        })
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_answers_of_a_webhook_are_named() {
+    let api = Api::start().await;
+    let https = HttpsServer::start(&api.server.pki, &api.server.tasks, &["localhost"], saboteur())
+        .await
+        .unwrap();
+    let bundle = base64::engine::general_purpose::STANDARD.encode(api.server.pki.ca_pem());
+    let second = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "size": {"type": "integer"}, "sails": {"type": "integer", "default": 2}}}}});
+    let mut both = definition(vec![version("v1", schema()), version("v2", second)]);
+    both["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+        "clientConfig": {"url": format!("https://localhost:{}/convert", https.address.port()), "caBundle": bundle}}});
+    define(&api, both).await;
+    let newer = BOATS.replace("/v1/", "/v2/");
+    let invalid = "returned invalid converted object at index 0: ";
+    let cases = [
+        ("version", format!("{invalid}invalid groupVersion (expected example.com/v2, received example.com/v1)")),
+        ("name", format!("{invalid}must have the same name: name != other")),
+        ("labels", format!("{invalid}metadata.labels: Invalid value: \"Bad Key\": name part must consist of")),
+        ("fewer", "returned 0 objects, expected 1".to_owned()),
+        ("uid", "failed: expected response.uid=".to_owned()),
+        ("kind", "failed: expected webhook response of apiextensions.k8s.io/v1, Kind=ConversionReview, got apiextensions.k8s.io/v1, Kind=Else".to_owned()),
+        ("silent", "failed: response.result.status was '', not 'Success'".to_owned()),
+        ("nothing", "failed: no response provided".to_owned()),
+        ("status", "failed: an error on the server (\"gone fishing\") has prevented the request from succeeding".to_owned()),
+        ("text", "failed: couldn't get version/kind; json parse error: ".to_owned()),
+    ];
+    for (way, wanted) in cases {
+        let mut made = boat(way, json!({"size": 3}));
+        made["metadata"]["labels"] = json!({"way": way});
+        api.post(BOATS, made).await.ok();
+        let refused = api.get(&format!("{newer}/{way}")).await;
+        let start = format!("conversion webhook for example.com/v1, Kind=Boat {wanted}");
+        assert_eq!(refused.code, 500, "{way}");
+        assert!(refused.message().starts_with(&start), "{way}: {}", refused.message());
+        // One that cannot be shown spoils a list, but neither the other version nor its own deletion.
+        assert_eq!(api.get(&newer).await.code, 500, "{way}");
+        api.delete(&format!("{BOATS}/{way}")).await.ok();
+    }
+    // Defaults come after the conversion; metadata alone can be had, too.
+    api.post(BOATS, boat("good", json!({"size": 3}))).await.ok();
+    let shown = api.get(&format!("{newer}/good")).await.ok();
+    assert_eq!(shown["spec"], json!({"size": 3, "sails": 2}));
+    let partial = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+    let list = api.send_as("GET", &newer, "", partial, "").await.ok();
+    assert_eq!(list["kind"], "PartialObjectMetadataList");
+    assert_eq!(list["items"][0]["metadata"]["name"], "good");
+    api.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_are_known_across_versions() {
+    let api = Api::start().await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let https = HttpsServer::start(&api.server.pki, &api.server.tasks, &["localhost"], converter(calls))
+        .await
+        .unwrap();
+    let bundle = base64::engine::general_purpose::STANDARD.encode(api.server.pki.ca_pem());
+    let second = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "length": {"type": "integer"}, "color": {"type": "string"}}}}});
+    let mut both = definition(vec![version("v1", schema()), version("v2", second)]);
+    both["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+        "clientConfig": {"url": format!("https://localhost:{}/convert", https.address.port()), "caBundle": bundle}}});
+    define(&api, both).await;
+    let shared = &api;
+    let apply = |version: &'static str, manager: &'static str, spec: Value| async move {
+        let mut object = boat("a", spec);
+        object["apiVersion"] = format!("example.com/{version}").into();
+        let path = format!(
+            "{}/a?fieldManager={manager}",
+            BOATS.replace("/v1/", &format!("/{version}/"))
+        );
+        shared
+            .send("PATCH", &path, "application/apply-patch+yaml", object.to_string())
+            .await
+    };
+    assert_eq!(apply("v1", "a", json!({"size": 3, "color": "red"})).await.code, 201);
+    // A conflict is about the field as its owner knows it.
+    let refused = apply("v2", "b", json!({"length": 4})).await;
+    assert_eq!(
+        (refused.code, refused.message()),
+        (409, "Apply failed with 1 conflict: conflict with \"a\": .spec.size")
+    );
+    assert_eq!(apply("v2", "b", json!({"length": 3})).await.code, 200);
+    // What one version's owner no longer states in the other goes, unless somebody else owns it there.
+    let made = apply("v2", "a", json!({})).await.ok();
+    assert_eq!(made["spec"], json!({"length": 3}), "{made}");
+    // An update in one version takes fields from owners in the other.
+    let newer = BOATS.replace("/v1/", "/v2/");
+    api.merge(&format!("{BOATS}/a?fieldManager=c"), json!({"spec": {"size": 9}}))
+        .await
+        .ok();
+    let shown = api.get(&format!("{newer}/a")).await.ok();
+    let owners: Vec<(&str, bool)> = shown["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| {
+            let spec = &entry["fieldsV1"]["f:spec"];
+            let owns = spec.get("f:size").is_some() || spec.get("f:length").is_some();
+            (entry["manager"].as_str().unwrap(), owns)
+        })
+        .collect();
+    assert!(
+        owners.contains(&("c", true)) && !owners.contains(&("b", true)),
+        "{shown}"
+    );
+    // Built-in kinds with several versions, by their own conversions.
+    let scaler = |version: &str, spec: Value| {
+        let mut spec = spec;
+        spec["scaleTargetRef"] = json!({"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"});
+        json!({"apiVersion": format!("autoscaling/{version}"), "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"}, "spec": spec})
+    };
+    let apply = |version: &'static str, manager: &'static str, spec: Value| async move {
+        let path =
+            format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers/h?fieldManager={manager}");
+        shared
+            .send(
+                "PATCH",
+                &path,
+                "application/apply-patch+yaml",
+                scaler(version, spec).to_string(),
+            )
+            .await
+    };
+    let first = apply(
+        "v1",
+        "a",
+        json!({"maxReplicas": 5, "targetCPUUtilizationPercentage": 50}),
+    )
+    .await;
+    assert_eq!(first.code, 201, "{}", first.body);
+    let metric = |percent: u32| json!({"maxReplicas": 5, "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}}]});
+    let refused = apply("v2", "b", metric(60)).await;
+    assert_eq!(
+        (refused.code, refused.message()),
+        (
+            409,
+            "Apply failed with 1 conflict: conflict with \"a\": .spec.targetCPUUtilizationPercentage"
+        )
+    );
+    assert_eq!(apply("v2", "b", metric(50)).await.code, 200);
+    api.server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_cannot_be_asked_is_named() {
     let api = Api::start().await;

@@ -209,6 +209,7 @@ fn patch_apply(bytes: &[u8]) {
         manager,
         now,
         reset: &reset,
+        versions: &apply::OneVersion,
     };
     let mut config = parsed.object;
     if !config.is_object() {

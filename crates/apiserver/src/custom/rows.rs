@@ -125,14 +125,28 @@ impl Names {
     ) -> (Vec<Arc<Row>>, Option<Arc<Row>>) {
         let versions = items(definition, "/spec/versions");
         let stored = versions.iter().find(|version| flag(version, "/storage"));
-        let make = |version: &Value| Arc::new(self.row(definition, version, storage.clone(), converter.clone()));
+        let group = text(definition, "/spec/group");
+        let types: Arc<[(String, Type)]> = versions
+            .iter()
+            .map(|version| (format!("{group}/{}", text(version, "/name")), type_of(version)))
+            .collect();
+        let make = |version: &Value| {
+            Arc::new(self.row(definition, version, storage.clone(), converter.clone(), types.clone()))
+        };
         let mut served: Vec<&Value> = versions.iter().filter(|version| flag(version, "/served")).collect();
         served.sort_by_key(|version| priority(text(version, "/name")));
         let rows = served.into_iter().map(make).collect();
         (rows, stored.map(make))
     }
 
-    fn row(&self, definition: &Object, version: &Value, storage: Arc<Storage>, converter: Converter) -> Row {
+    fn row(
+        &self,
+        definition: &Object,
+        version: &Value,
+        storage: Arc<Storage>,
+        converter: Converter,
+        versions: Arc<[(String, Type)]>,
+    ) -> Row {
         let group = text(definition, "/spec/group");
         let stated = version.pointer("/schema/openAPIV3Schema");
         let schema = stated.and_then(|schema| {
@@ -143,11 +157,7 @@ impl Names {
                 .ok()
                 .map(Arc::new)
         });
-        let permissive = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let ty = stated
-            .and_then(|schema| structural::of_kind(schema).ok())
-            .or_else(|| structural::of_kind(&permissive).ok())
-            .unwrap_or(Type::Json);
+        let ty = type_of(version);
         let spec = self.resource(definition, version);
         let stored = items(definition, "/spec/versions")
             .iter()
@@ -184,6 +194,7 @@ impl Names {
                 api_version: spec.api_version(),
                 stored_version: format!("{group}/{stored}"),
                 schema,
+                versions,
                 pristine: one_version && meta::generation(definition) <= 1,
                 converter,
                 storage: storage.clone(),
@@ -192,6 +203,16 @@ impl Names {
         };
         custom_row(spec, storage, ty, Arc::new(custom))
     }
+}
+
+/// What a version's objects look like.
+fn type_of(version: &Value) -> Type {
+    let permissive = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    version
+        .pointer("/schema/openAPIV3Schema")
+        .and_then(|schema| structural::of_kind(schema).ok())
+        .or_else(|| structural::of_kind(&permissive).ok())
+        .unwrap_or(Type::Json)
 }
 
 /// The schema as documents publish it, with the fields selectors may name.

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use sampan_api::schema::Type;
 use sampan_api::{Object, meta};
 use sampan_store::Revision;
 use sampan_structural::{Schema, defaults};
@@ -25,6 +26,8 @@ pub struct View {
     /// `group/version` that is written.
     pub stored_version: String,
     pub schema: Option<Arc<Schema>>,
+    /// Every version of the definition, served or not, with the type of its objects.
+    pub versions: Arc<[(String, Type)]>,
     /// Everything stored was written in this version under this schema.
     pub pristine: bool,
     pub converter: Converter,
@@ -150,6 +153,21 @@ impl View {
     /// A tree of this version as it is stored.
     pub async fn to_storage(&self, object: Object) -> Result<Object, Refusal> {
         self.in_version(object, &self.stored_version).await
+    }
+
+    /// A tree in another version as it comes out, neither pruned nor with defaults; nothing where somebody has to
+    /// be asked.
+    pub fn convert_now(&self, object: &Object, version: &str) -> Option<Object> {
+        let same = meta::api_version(object) == version;
+        (same || !self.converter.asks()).then(|| {
+            let mut object = object.clone();
+            set_version(&mut object, version);
+            object
+        })
+    }
+
+    pub async fn convert(&self, object: Object, version: &str) -> Result<Object, Refusal> {
+        self.in_version(object, version).await
     }
 
     async fn in_version(&self, mut object: Object, version: &str) -> Result<Object, Refusal> {

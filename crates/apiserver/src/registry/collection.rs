@@ -46,6 +46,7 @@ impl Registry {
                 internal: this.internal,
                 scale: None,
                 tracked: false,
+                conversions: Default::default(),
             };
             "delete".clone_into(&mut one.info.verb);
             async move {

@@ -41,6 +41,7 @@ use crate::{Refusal, refuse};
 pub(crate) use create::encode;
 pub use filter::Filter;
 pub use leases::Leases;
+pub use managers::Conversions;
 pub use reply::Reply;
 
 /// What all verbs share.
@@ -70,6 +71,7 @@ pub struct Call {
     pub scale: Option<ScalePaths>,
     /// Whether to note who owns which field. The server's own writes do not.
     pub tracked: bool,
+    pub conversions: Conversions,
 }
 
 impl Call {
@@ -95,6 +97,7 @@ impl Call {
             internal: true,
             scale: None,
             tracked: false,
+            conversions: Conversions::default(),
         }
     }
 

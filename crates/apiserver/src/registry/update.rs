@@ -227,8 +227,22 @@ impl Registry {
         let old = crate::custom::loaded(&row, existing.object).await?;
         let shown = row.converts().then(|| Self::in_version(&row, old.clone()));
         let shown = shown.as_ref().unwrap_or(&old);
-        let mut made = make(call, Some(shown))?;
-        managers::note(call, options, Some(shown), &mut made);
+        // A merge that lacks a webhook's conversion is done again when it is there.
+        let mut made = loop {
+            let made = make(call, Some(shown));
+            if !call.conversions.answer(&row).await {
+                break made?;
+            }
+        };
+        let asks = row.custom.as_ref().is_some_and(|custom| custom.view.converter.asks());
+        let sent = asks.then(|| made.clone());
+        loop {
+            managers::note(call, options, Some(shown), &mut made);
+            match &sent {
+                Some(sent) if call.conversions.answer(&row).await => made = sent.clone(),
+                _ => break,
+            }
+        }
         let mut new = Self::as_stored(&row, made);
         access::set_type(&mut new, &row.stored_version, row.stored.kind);
         meta::match_namespace(call, &mut new)?;

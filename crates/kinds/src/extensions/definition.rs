@@ -11,6 +11,7 @@ use sampan_structural::Schema;
 use sampan_structural::definition::{self as schemas, Strictness};
 use serde_json::Value;
 
+use super::conversion;
 use crate::checks;
 use crate::print::is_true;
 use crate::spec::Part;
@@ -21,12 +22,14 @@ const APPROVAL: &str = "api-approved.kubernetes.io";
 const MOST_FIELDS: usize = 8;
 
 /// What an update need not keep, because what is stored does not.
-struct Options {
+pub(super) struct Options {
     strict: Strictness,
     /// Every version must have a schema.
     schemas: bool,
     /// `conversionReviewVersions` must name one that is known.
-    reviews: bool,
+    pub reviews: bool,
+    /// A webhook's bundle must be one.
+    pub bundle: bool,
     /// Versions whose many selectable fields were there before.
     many_fields: Vec<String>,
     /// Versions whose schema is what it was.
@@ -48,6 +51,8 @@ pub(super) fn create(object: &Object, errors: &mut Errors) {
         strict: Strictness::default(),
         schemas: true,
         reviews: true,
+        // Nothing is converted before the definition is established.
+        bundle: false,
         many_fields: Vec::new(),
         unchanged: Vec::new(),
     };
@@ -75,8 +80,9 @@ pub(super) fn update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Er
         strict: Strictness::of_update(stored.into_iter()),
         reviews: {
             let reviews = tree::items(old, "spec.conversion.webhook.conversionReviewVersions");
-            reviews.is_empty() || reviews.iter().any(is_known_review)
+            reviews.is_empty() || reviews.iter().any(conversion::is_known_review)
         },
+        bundle: is_true(old, "status.conditions", "Established") && conversion::has_good_bundle(old),
         many_fields: tree::items(new, "spec.versions")
             .iter()
             .map(|version| tree::text(version, "name").to_owned())
@@ -193,6 +199,10 @@ fn spec(object: &Object, options: &Options, errors: &mut Errors) {
                 node.get("default").is_some_and(|value| !value.is_null())
             })
         });
+    let has_markers = versions
+        .iter()
+        .filter_map(|version| tree::get(version, "schema.openAPIV3Schema"))
+        .any(|schema| schemas::any(schema, &is_marked));
     if has_default && preserves {
         errors.push(Error::invalid(
             &path.child("preserveUnknownFields"),
@@ -201,7 +211,7 @@ fn spec(object: &Object, options: &Options, errors: &mut Errors) {
         ));
     }
     let strict = Strictness {
-        structural: options.strict.structural || !preserves || has_default,
+        structural: options.strict.structural || !preserves || has_default || has_markers,
         ..options.strict
     };
     let of_version = |version: &Value| Strictness {
@@ -243,7 +253,8 @@ fn spec(object: &Object, options: &Options, errors: &mut Errors) {
             columns(version, &at.child("additionalPrinterColumns"), errors);
         }
         if !one_fields {
-            selectable_fields(version, options, &at.child("selectableFields"), errors);
+            const NO_SCHEMA: &str = "may only be set when `version.schema.openAPIV3Schema` is not included";
+            selectable_fields(version, options, NO_SCHEMA, &at.child("selectableFields"), errors);
         }
     }
     let shown = || Value::from(versions.to_vec());
@@ -276,13 +287,26 @@ fn spec(object: &Object, options: &Options, errors: &mut Errors) {
             columns(first, &path.child("additionalPrinterColumns"), errors);
         }
         if one_fields {
-            selectable_fields(first, options, &path.child("selectableFields"), errors);
+            const NO_SCHEMA: &str = "may only be set when validations.schema is included";
+            selectable_fields(first, options, NO_SCHEMA, &path.child("selectableFields"), errors);
         }
     }
-    conversion(object, preserves, options, &path.child("conversion"), errors);
+    conversion::check(object, preserves, options, &path.child("conversion"), errors);
 }
 
-fn one_of(value: &str, allowed: &[&str], path: &Path, errors: &mut Errors) {
+/// Whether a node says what only structural schemas can.
+fn is_marked(node: &Value) -> bool {
+    tree::flag(node, "x-kubernetes-embedded-resource")
+        || tree::flag(node, "x-kubernetes-int-or-string")
+        || node
+            .get("x-kubernetes-preserve-unknown-fields")
+            .is_some_and(|value| !value.is_null())
+        || !tree::text(node, "x-kubernetes-list-type").is_empty()
+        || !tree::items(node, "x-kubernetes-list-map-keys").is_empty()
+        || !tree::items(node, "x-kubernetes-validations").is_empty()
+}
+
+pub(super) fn one_of(value: &str, allowed: &[&str], path: &Path, errors: &mut Errors) {
     if value.is_empty() {
         errors.push(Error::required(path, ""));
     } else if !allowed.contains(&value) {
@@ -440,17 +464,13 @@ fn scale(version: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn selectable_fields(version: &Value, options: &Options, path: &Path, errors: &mut Errors) {
+fn selectable_fields(version: &Value, options: &Options, no_schema: &str, path: &Path, errors: &mut Errors) {
     let fields = tree::items(version, "selectableFields");
     if fields.is_empty() {
         return;
     }
     let Some(Ok(schema)) = tree::get(version, "schema.openAPIV3Schema").map(Schema::parse) else {
-        errors.push(Error::invalid(
-            path,
-            "",
-            "may only be set when validations.schema is included",
-        ));
+        errors.push(Error::invalid(path, "", no_schema));
         return;
     };
     let mut known = BTreeSet::new();
@@ -485,155 +505,6 @@ fn selectable_fields(version: &Value, options: &Options, path: &Path, errors: &m
     let name = tree::text(version, "name");
     if known.len() > MOST_FIELDS && !options.many_fields.iter().any(|allowed| allowed == name) {
         errors.push(Error::too_many(path, known.len(), MOST_FIELDS));
-    }
-}
-
-fn is_known_review(version: &Value) -> bool {
-    version == "v1" || version == "v1beta1"
-}
-
-fn conversion(object: &Object, preserves: bool, options: &Options, path: &Path, errors: &mut Errors) {
-    let Some(conversion) = tree::get(object, "spec.conversion") else {
-        return;
-    };
-    let strategy = tree::text(conversion, "strategy");
-    if strategy != "None" && preserves {
-        errors.push(Error::invalid(
-            &path.child("strategy"),
-            strategy,
-            "must be None if spec.preserveUnknownFields is true",
-        ));
-    }
-    one_of(strategy, &["None", "Webhook"], &path.child("strategy"), errors);
-    let client = tree::get(conversion, "webhook.clientConfig");
-    let reviews = tree::items(conversion, "webhook.conversionReviewVersions");
-    let at = path.child("webhookClientConfig");
-    if strategy != "Webhook" {
-        let why = "should not be set when strategy is not set to Webhook";
-        if client.is_some() {
-            errors.push(Error::forbidden(&at, why));
-        }
-        if !reviews.is_empty() {
-            errors.push(Error::forbidden(&path.child("conversionReviewVersions"), why));
-        }
-        return;
-    }
-    match client {
-        None => errors.push(Error::required(&at, "required when strategy is set to Webhook")),
-        Some(client) => {
-            let (url, service) = (tree::get(client, "url"), tree::get(client, "service"));
-            match (url.and_then(Value::as_str), service) {
-                (Some(url), None) => webhook_url(url, &at.child("url"), errors),
-                (None, Some(service)) => webhook_service(service, &at.child("service"), errors),
-                _ => errors.push(Error::required(&at, "exactly one of url or service is required")),
-            }
-        }
-    }
-    review_versions(reviews, options, &path.child("conversionReviewVersions"), errors);
-}
-
-fn review_versions(reviews: &[Value], options: &Options, path: &Path, errors: &mut Errors) {
-    if reviews.is_empty() {
-        errors.push(Error::required(path, ""));
-        return;
-    }
-    let mut seen = BTreeSet::new();
-    for (index, version) in reviews.iter().filter_map(Value::as_str).enumerate() {
-        let at = path.index(index);
-        if !seen.insert(version) {
-            errors.push(Error::invalid(&at, version, "duplicate version"));
-            continue;
-        }
-        checks::named(&at, version, api::dns1035_label, errors);
-    }
-    if options.reviews && !reviews.iter().any(is_known_review) {
-        errors.push(Error::invalid(
-            path,
-            reviews.to_vec(),
-            "must include at least one of v1, v1beta1",
-        ));
-    }
-}
-
-fn webhook_url(url: &str, path: &Path, errors: &mut Errors) {
-    const FORM: &str = "; desired format: https://host[/path]";
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    if scheme != "https" {
-        errors.push(Error::invalid(
-            path,
-            scheme,
-            format!("'https' is the only allowed URL scheme{FORM}"),
-        ));
-    }
-    let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let authority = rest.split('/').next().unwrap_or_default();
-    let (user, host) = match authority.rsplit_once('@') {
-        Some((user, host)) => (Some(user), host),
-        None => (None, authority),
-    };
-    if scheme.is_empty() || host.is_empty() {
-        errors.push(Error::invalid(path, "", format!("host must be specified{FORM}")));
-    }
-    if let Some(user) = user {
-        errors.push(Error::invalid(
-            path,
-            user,
-            "user information is not permitted in the URL",
-        ));
-    }
-    if !fragment.is_empty() {
-        errors.push(Error::invalid(path, fragment, "fragments are not permitted in the URL"));
-    }
-    if !query.is_empty() {
-        errors.push(Error::invalid(
-            path,
-            query,
-            "query parameters are not permitted in the URL",
-        ));
-    }
-}
-
-fn webhook_service(service: &Value, path: &Path, errors: &mut Errors) {
-    for field in ["name", "namespace"] {
-        if tree::text(service, field).is_empty() {
-            errors.push(Error::required(&path.child(field), ""));
-        }
-    }
-    let port = tree::opt_int(service, "port").unwrap_or(443);
-    let wrong = api::port_number(port);
-    if !wrong.is_empty() {
-        errors.push(Error::invalid(
-            &path.child("port"),
-            port,
-            format!("port is not valid: {}", wrong.join(", ")),
-        ));
-    }
-    let stated = tree::text(service, "path");
-    let at = path.child("path");
-    if stated.is_empty() || stated == "/" {
-        return;
-    }
-    if stated == "//" {
-        errors.push(Error::invalid(&at, stated, "segment[0] may not be empty"));
-        return;
-    }
-    if !stated.starts_with('/') {
-        errors.push(Error::invalid(&at, stated, "must start with a '/'"));
-    }
-    let inner = stated.strip_prefix('/').unwrap_or(stated);
-    for (index, step) in inner.strip_suffix('/').unwrap_or(inner).split('/').enumerate() {
-        if step.is_empty() {
-            errors.push(Error::invalid(
-                &at,
-                stated,
-                format!("segment[{index}] may not be empty"),
-            ));
-            continue;
-        }
-        for failure in api::dns1123_subdomain(step) {
-            errors.push(Error::invalid(&at, stated, format!("segment[{index}]: {failure}")));
-        }
     }
 }
 
@@ -877,5 +748,36 @@ mod tests {
             said[2].starts_with("status.storedVersions[0]: Invalid value: \"v1\": missing from spec.versions"),
             "{said:?}"
         );
+    }
+
+    #[test]
+    fn bundles_of_established_definitions_stay_good() {
+        let with = |bundle: &str| {
+            let mut crd = good();
+            strategies::DEFINITION.default(&mut crd);
+            strategies::DEFINITION.prepare_create(&mut crd);
+            crd["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": "https://example.com/convert", "caBundle": bundle}}});
+            crd
+        };
+        let established = |bundle: &str| {
+            let mut crd = with(bundle);
+            crd["status"]["conditions"] = json!([{"type": "Established", "status": "True"}]);
+            crd
+        };
+        let said = |new: &Value, old: &Value| -> Vec<String> {
+            let errors = strategies::DEFINITION.validate_update(Part::Main, new, old);
+            errors.iter().map(ToString::to_string).collect()
+        };
+        // "junk" and "more"
+        let (junk, other) = ("anVuaw==", "bW9yZQ==");
+        assert_eq!(
+            said(&established(junk), &established("")),
+            [
+                "spec.conversion.webhookClientConfig.caBundle: Invalid value: \"anVuaw==\": unable to load root certificates: unable to parse bytes as PEM block"
+            ]
+        );
+        assert_eq!(said(&established(junk), &established(other)), Vec::<String>::new());
+        assert_eq!(said(&with(junk), &with("")), Vec::<String>::new());
     }
 }

@@ -1,5 +1,6 @@
 //! How the API is extended: `apiextensions.k8s.io/v1` CustomResourceDefinitions and `apiregistration.k8s.io/v1` APIServices.
 
+mod conversion;
 pub mod definition;
 mod strategies;
 mod validate;

@@ -9,20 +9,24 @@
 //! Both take the tree as the client meant it and as stored: checked trees, custom kinds with their own types.
 //! Defaults and strategy come after [`apply`], as with any patch.
 //!
-//! Different from upstream: entries of another version of the same kind are read as if they were of this one
-//! (their paths are nearly always the same); a new co-owner's entry always has a time; quantities are compared by
-//! what they mean, so that `cpu: 0.5` is no conflict with a stored `500m`.
+//! What is recorded in another version of the kind is judged in that version ([`Versions`]).
+//!
+//! Different from upstream: a new co-owner's entry always has a time; quantities are compared by what they mean, so
+//! that `cpu: 0.5` is no conflict with a stored `500m`; an update keeps entries whose version cannot be worked out
+//! just now (upstream forgets all of them).
 
 #![allow(clippy::result_large_err)]
 
 mod managed;
 mod set;
+mod versions;
 mod walk;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 pub use managed::Manager;
 pub use set::FieldSet;
+pub use versions::{OneVersion, Versions};
 pub use walk::builtin_type;
 
 use crate::schema::Type;
@@ -30,6 +34,7 @@ use crate::status::{Cause, Details, Status};
 use crate::{Object, meta};
 use managed::{Managers, Owned, Read};
 use set::{Path, show};
+use versions::{Comparisons, shown};
 use walk::{Comparison, Node};
 
 /// The annotation client-side apply keeps its last configuration in.
@@ -54,6 +59,8 @@ pub struct Context<'a> {
     /// Fields this endpoint resets whatever the client says, with everything below them: `status` for the object
     /// itself, `spec` for its status. They are never owned through it.
     pub reset: &'a FieldSet,
+    /// The kind's other versions.
+    pub versions: &'a dyn Versions,
 }
 
 /// The manager's name: the parameter, else the user agent up to the first slash.
@@ -101,6 +108,17 @@ impl<'a> Context<'a> {
         Node::root(self.ty)
     }
 
+    /// Owners of parts of what has become one thing since own the thing.
+    fn reconciled(&self, mut managers: Managers) -> Managers {
+        for owned in managers
+            .values_mut()
+            .filter(|owned| owned.api_version == self.api_version)
+        {
+            owned.fields = walk::reconciled(self.node(), &owned.fields);
+        }
+        managers
+    }
+
     fn empty(&self) -> Object {
         json!({"apiVersion": self.api_version, "kind": self.kind, "metadata": {}})
     }
@@ -119,11 +137,9 @@ impl<'a> Context<'a> {
     }
 
     /// Compares trees without looking at what is reset, or at managed fields themselves.
-    fn compare(&self, old: &Object, new: &Object) -> Comparison {
+    fn compare(&self, node: Node<'_>, old: &Object, new: &Object) -> Comparison {
         let managed = FieldSet::of(&[&["metadata", "managedFields"]]);
-        walk::compare(self.node(), old, new)
-            .without(self.reset)
-            .without(&managed)
+        walk::compare(node, old, new).without(self.reset).without(&managed)
     }
 }
 
@@ -140,9 +156,9 @@ pub fn update(context: Context<'_>, live: Option<&Object>, new: &mut Object) {
     let stored = live.and_then(|live| live.pointer("/metadata/managedFields"));
     let empty = context.empty();
     let old = live.unwrap_or(&empty);
-    let comparison = context.compare(old, new);
+    let mut comparisons = Comparisons::new(context, old, new);
     let own_entries = matches!(carried, Read::Reset | Read::Managers(_)) && sent.as_ref() != stored;
-    if let (Some(entries), false, true) = (stored, own_entries, comparison.is_empty()) {
+    if let (Some(entries), false, true) = (stored, own_entries, comparisons.own().is_empty()) {
         // Nothing changed: neither do the owners.
         meta::ensure_metadata(new).insert("managedFields".into(), entries.clone());
         return;
@@ -160,19 +176,34 @@ pub fn update(context: Context<'_>, live: Option<&Object>, new: &mut Object) {
         return;
     }
     let manager = context.as_manager(context.manager, false);
-    let mut managers = note_update(context, &comparison, managers, manager);
+    let mut managers = note_update(context, &mut comparisons, context.reconciled(managers), manager);
     cap(&mut managers);
     managed::write(new, &managers);
 }
 
 /// Moves what changed to `manager`.
-fn note_update(context: Context<'_>, comparison: &Comparison, mut managers: Managers, manager: Manager) -> Managers {
+fn note_update(
+    context: Context<'_>,
+    comparisons: &mut Comparisons<'_>,
+    mut managers: Managers,
+    manager: Manager,
+) -> Managers {
+    managers.retain(|_, owned| {
+        match comparisons.of(&owned.api_version) {
+            Ok(Some(comparison)) => {
+                let changed = comparison.modified.union(&comparison.added);
+                owned.fields = owned.fields.difference(&owned.fields.intersection(&changed));
+                owned.fields = owned.fields.difference(&comparison.removed);
+            }
+            // A version that is no more: so are its fields.
+            Ok(None) => return false,
+            // Who owns what in a version that cannot be shown now is not known to have changed.
+            Err(_) => {}
+        }
+        !owned.fields.is_empty()
+    });
+    let comparison = comparisons.own();
     let changed = comparison.modified.union(&comparison.added);
-    for owned in managers.values_mut() {
-        owned.fields = owned.fields.difference(&owned.fields.intersection(&changed));
-        owned.fields = owned.fields.difference(&comparison.removed);
-    }
-    managers.retain(|_, owned| !owned.fields.is_empty());
     let taken = changed.without_trees(context.reset).difference(&strip());
     if !taken.is_empty() {
         let owned = managers.entry(manager).or_default();
@@ -274,9 +305,9 @@ pub fn apply(context: Context<'_>, live: Option<&Object>, config: &Object, force
     meta::strip_managed_fields(&mut old);
     if managers.is_empty() && live.is_some() {
         let before = context.as_manager("before-first-apply", false);
-        let comparison = context.compare(&empty, &old);
-        managers = note_update(context, &comparison, managers, before);
+        managers = note_update(context, &mut Comparisons::new(context, &empty, &old), managers, before);
     }
+    let managers = context.reconciled(managers);
     let result = merge_in(context, &old, config, managers.clone(), force);
     let (mut new, managers) = match result {
         Ok(done) => done,
@@ -329,7 +360,9 @@ fn merge_in(
         },
     );
     let new = match &last {
-        Some(last) if !last.fields.is_empty() => prune(node, merged, &managers, &last.fields),
+        Some(last) if !last.fields.is_empty() => {
+            prune(context, merged, &managers, last).map_err(|why| Refusal::Other(Status::new(500, "", why)))?
+        }
         _ => merged,
     };
     if !new.is_object() {
@@ -337,13 +370,18 @@ fn merge_in(
             "an applied configuration left no object",
         )));
     }
-    let comparison = context.compare(old, &new);
-    let changed = comparison.modified.union(&comparison.added);
+    let mut comparisons = Comparisons::new(context, old, &new);
     let mut conflicts = Vec::new();
-    for (other, owned) in &mut managers {
-        if *other == manager {
+    let mut gone = Vec::new();
+    for (other, owned) in managers.iter_mut().filter(|(other, _)| **other != manager) {
+        let comparison = comparisons
+            .of(&owned.api_version)
+            .map_err(|why| Refusal::Other(Status::new(500, "", why)))?;
+        let Some(comparison) = comparison else {
+            gone.push(other.clone());
             continue;
-        }
+        };
+        let changed = comparison.modified.union(&comparison.added);
         let contested = owned.fields.intersection(&changed);
         if !contested.is_empty() {
             conflicts.extend(contested.paths().into_iter().map(|path| Conflict {
@@ -354,13 +392,17 @@ fn merge_in(
         }
         owned.fields = owned.fields.difference(&comparison.removed);
     }
+    for other in gone {
+        managers.remove(&other);
+    }
+    let unchanged = comparisons.own().is_empty();
     if !force && !conflicts.is_empty() {
         return Err(Refusal::Conflicts(conflicts));
     }
     if let Some(own) = managers.get_mut(&manager) {
         own.fields = own.fields.difference(&strip());
         let same = last.is_some_and(|last| last.fields == own.fields && last.api_version == own.api_version);
-        if !same || !comparison.is_empty() || own.time.is_empty() {
+        if !same || !unchanged || own.time.is_empty() {
             own.time = context.now.into();
         }
     }
@@ -368,23 +410,43 @@ fn merge_in(
     Ok((new, managers))
 }
 
-/// Takes out what this applier stated last time and nobody owns now.
-fn prune(node: Node<'_>, merged: Object, managers: &Managers, last: &FieldSet) -> Object {
-    let named = |set: &FieldSet| walk::with_named_parents(node, set);
-    let last = named(last);
-    let without = |set: &FieldSet| walk::remove(node, &merged, set).unwrap_or_else(|| Value::Object(Map::new()));
-    let present = named(&walk::fields_of(node, &merged));
+/// Takes out what this applier stated last time and nobody owns now, in the version it stated it in.
+fn prune(context: Context<'_>, merged: Object, managers: &Managers, last: &Owned) -> Result<Object, String> {
+    let (own, version) = (context.api_version, last.api_version.as_str());
+    let convert = |what: &str| {
+        let what = what.to_owned();
+        move |why: String| format!("failed to convert {what} object: {why}")
+    };
+    // A version that is no more: what was stated in it stays.
+    let Some(all) = shown(context, &merged, own, version).map_err(convert("merged"))? else {
+        return Ok(merged);
+    };
+    let last = all.named(&last.fields);
     // Everything stated last time goes …
-    let pruned = without(&last);
+    let mut pruned = all.without(&last);
     // … but what anyone owns comes back …
-    let owned = managers
-        .values()
-        .fold(FieldSet::default(), |all, owned| all.union(&owned.fields));
-    let kept = named(&walk::fields_of(node, &pruned)).union(&named(&owned));
-    let pruned = without(&present.difference(&kept));
+    let mut owned: std::collections::BTreeMap<&str, FieldSet> = std::collections::BTreeMap::new();
+    for entry in managers.values() {
+        let fields = owned.entry(&entry.api_version).or_default();
+        *fields = fields.union(&entry.fields);
+    }
+    // (first in this version: conversions may want what they own)
+    let first = owned.remove_entry(version);
+    for (other, fields) in first.into_iter().chain(owned) {
+        let found = shown(context, &all.object, version, other).map_err(convert("merged"))?;
+        let Some(whole) = found else { continue };
+        let found = shown(context, &pruned, version, other).map_err(convert("pruned"))?;
+        let Some(present) = found else { continue };
+        let kept = whole.named(&present.fields()).union(&whole.named(&fields));
+        let kept = whole.without(&whole.named(&whole.fields()).difference(&kept));
+        let back = shown(context, &kept, other, version).map_err(convert("pruned"))?;
+        pruned = back.map_or(pruned, |back| back.object.into_owned());
+    }
     // … and so does what went only because it was below something that did.
-    let kept = named(&walk::fields_of(node, &pruned));
-    without(&present.difference(&kept).intersection(&last))
+    let kept = all.named(&walk::fields_of(all.node(), &pruned));
+    let pruned = all.without(&all.named(&all.fields()).difference(&kept).intersection(&last));
+    let back = shown(context, &pruned, version, own).map_err(convert("pruned"))?;
+    Ok(back.map_or(merged, |back| back.object.into_owned()))
 }
 
 /// The fields a client-side applied object may hand over without conflict: those still as last applied.

@@ -215,6 +215,24 @@ impl FieldSet {
         walk(self, &mut Vec::new(), rule)
     }
 
+    /// Rebuilds what is below elements that have something there; where `rule` has nothing, the element itself is
+    /// the member.
+    pub fn map_below(&self, rule: &impl Fn(&Element, &FieldSet) -> Option<FieldSet>) -> Self {
+        let nodes = self.nodes.iter().map(|(element, node)| {
+            let node = if node.below.is_empty() {
+                node.clone()
+            } else {
+                let below = rule(element, &node.below);
+                Node {
+                    member: node.member || below.is_none(),
+                    below: below.unwrap_or_default(),
+                }
+            };
+            (element.clone(), node)
+        });
+        FieldSet { nodes: nodes.collect() }
+    }
+
     /// Every member's path, in order.
     pub fn paths(&self) -> Vec<Path> {
         fn walk(set: &FieldSet, above: &mut Path, out: &mut Vec<Path>) {

@@ -375,6 +375,23 @@ fn index<'v>(list: &List, value: &'v Value) -> Vec<(Element, Vec<&'v Value>)> {
     out
 }
 
+/// A set recorded before lists or maps became atoms: who owned a part of one owns it as a whole.
+pub fn reconciled(node: Node<'_>, set: &FieldSet) -> FieldSet {
+    set.map_below(&|element, below| {
+        let Some(child) = node.below(element, &Value::Null) else {
+            return Some(below.clone());
+        };
+        let whole = matches!(
+            child.ty,
+            Kind::Typed(Type::List(_) | Type::Map(_) | Type::Def(_) | Type::Struct(_))
+        );
+        if whole && matches!(child.view(&Value::Null), View::Atom) {
+            return None;
+        }
+        Some(reconciled(child, below))
+    })
+}
+
 /// How two trees differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {

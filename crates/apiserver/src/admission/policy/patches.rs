@@ -64,6 +64,7 @@ pub fn merge(ty: &Type, object: &Object, made: &Value<'_>) -> Result<Object, Str
         manager: "admission-policy",
         now: &time::now(),
         reset: &FieldSet::default(),
+        versions: &apply::OneVersion,
     };
     let mut merged = apply::apply(context, Some(&live), &config, true)
         .map_err(|status| format!("error applying patch: {}", status.message))?;
