@@ -21,7 +21,7 @@ use sampan_pki::tls::ClientVerifier;
 use sampan_store::Store;
 use sampan_tasks::{OnExit, Tasks};
 
-use crate::admission::{Chain, Reader, Selection, UnknownPlugin, Wiring};
+use crate::admission::{Chain, Reader, Selection, SelectionError, Wiring};
 use crate::allocate::{NODE_PORTS, Services};
 use crate::body::Body;
 use crate::bootstrap;
@@ -51,6 +51,8 @@ pub struct Config {
     pub version: String,
     /// Requests in progress at once, reading and writing; their sum is what priority levels share.
     pub in_flight: (usize, usize),
+    /// Whether priority levels share those; else they are limits of their own.
+    pub priority_and_fairness: bool,
     /// For everything but watches and streams.
     pub request_timeout: Duration,
     /// How long Events live.
@@ -72,6 +74,7 @@ impl Config {
             advertise,
             version: VERSION.to_owned(),
             in_flight: (400, 200),
+            priority_and_fairness: true,
             request_timeout: Duration::from_secs(60),
             event_ttl: Duration::from_secs(3600),
             fixed_tokens: Vec::new(),
@@ -93,7 +96,7 @@ pub enum StartError {
     #[error("the control plane's certificates are unusable: {0}")]
     Tls(#[from] sampan_pki::tls::TlsError),
     #[error(transparent)]
-    Admission(#[from] UnknownPlugin),
+    Admission(#[from] SelectionError),
     #[error("the cluster's own objects cannot be made: {0}")]
     Bootstrap(String),
 }
@@ -129,6 +132,8 @@ pub struct ControlPlane {
     /// The API servers of this cluster.
     pub(crate) peers: crate::peers::Peers,
     pub(crate) flow: Arc<Flow>,
+    /// In place of `flow`, where that is off.
+    in_flight: Option<flow::InFlight>,
     ready: AtomicBool,
 }
 
@@ -170,6 +175,7 @@ impl ControlPlane {
         }
         let plane = Arc::new(ControlPlane {
             flow,
+            in_flight: (!config.priority_and_fairness).then(|| flow::InFlight::new(config.in_flight)),
             backends: crate::streaming::Backends::new(&config.pki)?,
             aggregator: crate::aggregator::Aggregator::default(),
             outbound: outbound.clone(),
@@ -329,12 +335,19 @@ impl ControlPlane {
         // Streams are not counted; a watch is until it has sent the state it begins with.
         let mut seat = None;
         let keeps = flow::keeps_seat(&info, &query);
-        if info.verb == "watch" || !info.is_long_running(&query) {
+        if let Some(limits) = &self.in_flight {
+            if !info.is_long_running(&query) {
+                match limits.enter(&user, &info) {
+                    Ok(place) => seat = place.map(flow::Place::InFlight),
+                    Err(seconds) => return Ok(flow::come_back(seconds)),
+                }
+            }
+        } else if info.verb == "watch" || !info.is_long_running(&query) {
             let entered = self.flow.enter(&user, &info, &query, &self.registry.rows, wait).await;
             if let Some((classified, outcome)) = entered {
                 *mark = Some(classified);
                 match outcome {
-                    Ok(taken) => seat = Some(taken),
+                    Ok(taken) => seat = Some(flow::Place::Seat(taken)),
                     Err(seconds) => return Ok(flow::come_back(seconds)),
                 }
             }

@@ -34,22 +34,41 @@ pub struct TestServer {
 impl TestServer {
     /// Starts with an empty store.
     pub async fn start() -> Result<Self, AnyError> {
+        Self::start_with(|_| ()).await
+    }
+
+    /// Starts with an empty store and another configuration.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Result<Self, AnyError> {
         let dir = std::env::temp_dir().join(format!("sampan-test-{}", uuid::Uuid::new_v4()));
-        let mut server = Self::start_in(&dir).await?;
+        let mut server = Self::start_as(&dir, change).await?;
         server.owned = true;
         Ok(server)
     }
 
     /// Starts over a directory that stays (for restarts).
     pub async fn start_in(dir: &Path) -> Result<Self, AnyError> {
+        Self::start_as(dir, |_| ()).await
+    }
+
+    async fn start_as(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Self, AnyError> {
+        std::fs::create_dir_all(dir)?;
         let store = Embedded::open(&dir.join("store"), Options::default())?;
-        let mut server = Self::start_over(dir, store.clone(), Tasks::new()).await?;
+        let mut server = Self::start_changed(dir, store.clone(), Tasks::new(), change).await?;
         server.store = Some(store);
         Ok(server)
     }
 
     /// Starts over any store; whoever opened it closes it.
     pub async fn start_over(dir: &Path, store: Arc<dyn Store>, tasks: Tasks) -> Result<Self, AnyError> {
+        Self::start_changed(dir, store, tasks, |_| ()).await
+    }
+
+    async fn start_changed(
+        dir: &Path,
+        store: Arc<dyn Store>,
+        tasks: Tasks,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self, AnyError> {
         std::fs::create_dir_all(dir)?;
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let service_address = u32::from(DEFAULT_SERVICE_RANGE.network()) + 1;
@@ -65,7 +84,9 @@ impl TestServer {
         let address = listener.local_addr()?;
         // Endpoints may not be loopback addresses; nobody follows this one (it is for documentation).
         let advertise = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), address.port());
-        let plane = ControlPlane::start(Config::new(pki.clone(), advertise), store, &tasks).await?;
+        let mut config = Config::new(pki.clone(), advertise);
+        change(&mut config);
+        let plane = ControlPlane::start(config, store, &tasks).await?;
         let tls = tls::server_config(pki.serving(), &ClientVerifier::new(pki.ca())?)?;
         tasks.spawn(
             "front",

@@ -115,6 +115,19 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub disable_admission_plugins: Option<Vec<String>>,
+    /// A file that configures admission plugins (an AdmissionConfiguration)
+    #[arg(long, env = "SAMPAN_ADMISSION_CONTROL_CONFIG_FILE", value_name = "FILE")]
+    pub admission_control_config_file: Option<PathBuf>,
+    /// Whether priority levels share the seats; else the two numbers of requests are limits of their own [default: true]
+    #[arg(
+        long,
+        env = "SAMPAN_ENABLE_PRIORITY_AND_FAIRNESS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub enable_priority_and_fairness: Option<bool>,
     /// What to do with Pods and the Pod network when the server is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
@@ -184,6 +197,8 @@ pub struct Settings {
     pub image_gc: (u8, u8),
     pub enable_admission_plugins: Vec<String>,
     pub disable_admission_plugins: Vec<String>,
+    pub admission_control_config_file: Option<PathBuf>,
+    pub priority_and_fairness: bool,
     pub on_exit: OnExit,
 }
 
@@ -244,6 +259,10 @@ impl Options {
             image_gc_low_threshold: self.image_gc_low_threshold.or(file.image_gc_low_threshold),
             enable_admission_plugins: self.enable_admission_plugins.or(file.enable_admission_plugins),
             disable_admission_plugins: self.disable_admission_plugins.or(file.disable_admission_plugins),
+            admission_control_config_file: self
+                .admission_control_config_file
+                .or(file.admission_control_config_file),
+            enable_priority_and_fairness: self.enable_priority_and_fairness.or(file.enable_priority_and_fairness),
             on_exit: self.on_exit.or(file.on_exit),
         }
     }
@@ -322,7 +341,8 @@ impl Options {
             self.max_requests_inflight.unwrap_or(400),
             self.max_mutating_requests_inflight.unwrap_or(200),
         );
-        if in_flight == (0, 0) {
+        let priority_and_fairness = self.enable_priority_and_fairness.unwrap_or(true);
+        if priority_and_fairness && in_flight == (0, 0) {
             return Err(invalid(
                 "--max-requests-inflight",
                 0,
@@ -372,6 +392,10 @@ impl Options {
             image_gc: (high, low),
             enable_admission_plugins: self.enable_admission_plugins.unwrap_or_default(),
             disable_admission_plugins: self.disable_admission_plugins.unwrap_or_default(),
+            admission_control_config_file: self
+                .admission_control_config_file
+                .map(|path| machine.directory.join(path)),
+            priority_and_fairness,
             on_exit: self.on_exit.unwrap_or_default(),
         })
     }
@@ -645,6 +669,27 @@ mod tests {
             let text = options.clone().settle(&machine()).expect_err("accepted").to_string();
             assert!(text.contains(part), "{options:?}: {text}");
         }
+    }
+
+    #[test]
+    fn limits_without_priority_and_fairness_may_be_none() {
+        let none = Options {
+            max_requests_inflight: Some(0),
+            max_mutating_requests_inflight: Some(0),
+            ..Options::default()
+        };
+        assert!(none.clone().settle(&machine()).is_err());
+        let settings = none
+            .over(file(
+                "enablePriorityAndFairness: false\nadmissionControlConfigFile: admission.yaml\n",
+            ))
+            .settle(&machine())
+            .unwrap();
+        assert!(!settings.priority_and_fairness);
+        assert_eq!(
+            settings.admission_control_config_file.as_deref(),
+            Some(Path::new("/srv/admission.yaml"))
+        );
     }
 
     #[test]

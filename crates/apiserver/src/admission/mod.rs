@@ -8,6 +8,8 @@
 
 mod certificates;
 mod claims;
+mod configuration;
+mod events;
 mod limits;
 mod matching;
 pub mod metrics;
@@ -43,11 +45,12 @@ use crate::outbound::Outbound;
 use crate::rows::Rows;
 use crate::watch_cache::{Cache, Entry, Storage};
 
+pub use configuration::{Configuration, ConfigurationError};
 pub use metrics::Metrics;
 pub use notes::{Annotations, Notes};
 pub use pod_security::Exemptions;
 pub use review::{Operation, Options, Review};
-pub use selection::{Selection, UnknownPlugin};
+pub use selection::{Selection, SelectionError};
 
 /// The cluster as plugins may see it: the watch cache, read only.
 #[derive(Clone)]
@@ -171,10 +174,13 @@ impl Chain {
             Box::new(optional::AlwaysPullImages),
             Box::new(pod_security::PodSecurity::new(
                 reader.clone(),
-                wiring.selection.exemptions.clone(),
+                wiring.selection.configuration.pod_security.clone(),
             )),
             Box::new(pods::Priority::new(reader.clone())),
             Box::new(pods::DefaultTolerations),
+            Box::new(events::EventRateLimit::new(
+                &wiring.selection.configuration.event_limits,
+            )),
             Box::new(storage::DefaultStorageClass::new(reader.clone())),
             Box::new(claims::InUseProtection),
             Box::new(optional::OwnerPermissions {

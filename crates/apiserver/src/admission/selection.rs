@@ -1,16 +1,30 @@
 //! Which admission plugins are on: upstream's defaults, changed by `--enable-admission-plugins` and
 //! `--disable-admission-plugins`.
 
-use super::Exemptions;
+use super::Configuration;
 
 /// Off unless asked for. NodeRestriction is on here: there is no cluster without nodes' own credentials.
-const OFF: [&str; 3] = [
+const OFF: [&str; 4] = [
     "AlwaysPullImages",
     "DenyServiceExternalIPs",
+    "EventRateLimit",
     "OwnerReferencesPermissionEnforcement",
 ];
+/// Upstream's that are off there as well and have no part here.
+const ABSENT: [&str; 10] = [
+    "AlwaysAdmit",
+    "AlwaysDeny",
+    "ExtendedResourceToleration",
+    "ImagePolicyWebhook",
+    "LimitPodHardAntiAffinityTopology",
+    "NamespaceAutoProvision",
+    "NamespaceExists",
+    "PodGroupWorkloadExists",
+    "PodNodeSelector",
+    "PodTolerationRestriction",
+];
 /// All that can be named.
-const KNOWN: [&str; 30] = [
+const KNOWN: [&str; 31] = [
     "AlwaysPullImages",
     "CertificateApproval",
     "CertificateSigning",
@@ -20,6 +34,7 @@ const KNOWN: [&str; 30] = [
     "DefaultStorageClass",
     "DefaultTolerationSeconds",
     "DenyServiceExternalIPs",
+    "EventRateLimit",
     "JobValidation",
     "LimitRanger",
     "MutatingAdmissionPolicy",
@@ -43,35 +58,58 @@ const KNOWN: [&str; 30] = [
     "ValidatingAdmissionWebhook",
 ];
 
-/// What was asked for. A plugin that is both enabled and disabled is off.
+/// What was asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     pub enable: Vec<String>,
     pub disable: Vec<String>,
-    /// Who is not held to Pod security standards.
-    pub exemptions: Exemptions,
+    /// What is said to single plugins.
+    pub configuration: Configuration,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{option} plugin {name:?} is unknown; the plugins are: {}", KNOWN.join(", "))]
-pub struct UnknownPlugin {
-    pub option: &'static str,
-    pub name: String,
+pub enum SelectionError {
+    #[error("{option} plugin {name:?} is unknown; the plugins are: {}", KNOWN.join(", "))]
+    Unknown { option: &'static str, name: String },
+    #[error("enable-admission-plugins plugin {0:?} is not part of this server; admission policies can do its work")]
+    Absent(String),
+    #[error("[{}] in enable-admission-plugins and disable-admission-plugins overlapped", .0.join(" "))]
+    Overlap(Vec<String>),
+    #[error(
+        "enable-admission-plugins plugin \"EventRateLimit\" has no limits; give them in the file of admission-control-config-file"
+    )]
+    NoLimits,
 }
 
 impl Selection {
-    pub fn check(&self) -> Result<(), UnknownPlugin> {
+    pub fn check(&self) -> Result<(), SelectionError> {
         let lists = [
             ("enable-admission-plugins", &self.enable),
             ("disable-admission-plugins", &self.disable),
         ];
         for (option, names) in lists {
-            if let Some(name) = names.iter().find(|name| !KNOWN.contains(&name.as_str())) {
-                return Err(UnknownPlugin {
-                    option,
-                    name: name.clone(),
-                });
+            let known = |name: &String| KNOWN.contains(&name.as_str()) || ABSENT.contains(&name.as_str());
+            if let Some(name) = names.iter().find(|name| !known(name)) {
+                let name = name.clone();
+                return Err(SelectionError::Unknown { option, name });
             }
+        }
+        if let Some(name) = self.enable.iter().find(|name| ABSENT.contains(&name.as_str())) {
+            return Err(SelectionError::Absent(name.clone()));
+        }
+        let mut both: Vec<String> = self
+            .enable
+            .iter()
+            .filter(|name| self.disable.contains(name))
+            .cloned()
+            .collect();
+        if !both.is_empty() {
+            both.sort();
+            both.dedup();
+            return Err(SelectionError::Overlap(both));
+        }
+        if self.has("EventRateLimit") && self.configuration.event_limits.is_empty() {
+            return Err(SelectionError::NoLimits);
         }
         Ok(())
     }
@@ -89,7 +127,7 @@ mod tests {
 
     #[test]
     fn plugins_are_chosen() {
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let names = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
         let selection = Selection {
             enable: names(&["AlwaysPullImages"]),
             disable: names(&["PodSecurity"]),
@@ -105,11 +143,46 @@ mod tests {
         ] {
             assert_eq!(selection.has(name), on, "{name}");
         }
-        let wrong = Selection {
-            disable: names(&["Nonsense"]),
+        for (enable, disable, why) in [
+            (
+                &[][..],
+                &["Nonsense"][..],
+                "disable-admission-plugins plugin \"Nonsense\" is unknown",
+            ),
+            (
+                &["podsecurity"],
+                &[],
+                "enable-admission-plugins plugin \"podsecurity\" is unknown",
+            ),
+            (
+                &["ImagePolicyWebhook"],
+                &[],
+                "enable-admission-plugins plugin \"ImagePolicyWebhook\" is not part of",
+            ),
+            (
+                &["Priority", "LimitRanger"],
+                &["LimitRanger", "Priority"],
+                "[LimitRanger Priority] in enable-admission-plugins and disable-admission-plugins overlapped",
+            ),
+            (
+                &["EventRateLimit"],
+                &[],
+                "enable-admission-plugins plugin \"EventRateLimit\" has no limits",
+            ),
+        ] {
+            let wrong = Selection {
+                enable: names(enable),
+                disable: names(disable),
+                ..Selection::default()
+            };
+            let error = wrong.check().unwrap_err().to_string();
+            assert!(error.starts_with(why), "{error}");
+        }
+        // What is not here is off, whoever says so.
+        let off = Selection {
+            disable: names(&["AlwaysDeny", "EventRateLimit"]),
             ..Selection::default()
         };
-        let error = wrong.check().unwrap_err().to_string();
-        assert!(error.starts_with("disable-admission-plugins plugin \"Nonsense\" is unknown"));
+        assert!(off.check().is_ok());
     }
 }

@@ -16,6 +16,7 @@ use crate::body::Body;
 use crate::control_plane::ControlPlane;
 use crate::registry::reply::{encode, response};
 use crate::request::{Encoding, Query, RequestInfo, media};
+use crate::rows::Table;
 use crate::{Refusal, refuse};
 pub use view::View;
 
@@ -28,7 +29,16 @@ pub struct Asked<'a> {
 
 pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Response<Body>, Refusal> {
     let path = incoming.info.path.trim_end_matches('/');
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    let (table, remotes) = (plane.registry.rows.get(), plane.aggregator.remotes());
+    let view = View {
+        table: &table,
+        remotes: &remotes,
+    };
     if !matches!(incoming.parts.method, Method::GET | Method::HEAD) {
+        if !exists(&segments, &view, &table) {
+            return Err(refuse(Status::no_such_path()));
+        }
         let mut status = Status::new(
             405,
             "MethodNotAllowed",
@@ -37,12 +47,6 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
         status.details = Some(Default::default());
         return Err(refuse(status));
     }
-    let segments: Vec<&str> = path.split('/').skip(1).collect();
-    let (table, remotes) = (plane.registry.rows.get(), plane.aggregator.remotes());
-    let view = View {
-        table: &table,
-        remotes: &remotes,
-    };
     let document = match segments.as_slice() {
         [] | [""] => paths(&view),
         ["version"] => version(&plane.config.version),
@@ -72,7 +76,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
                 plane.metrics.text(plane),
             ));
         }
-        ["debug", "api_priority_and_fairness", page] => {
+        ["debug", "api_priority_and_fairness", page] if plane.config.priority_and_fairness => {
             let details = incoming.query.text("includeRequestDetails").is_some();
             let page = crate::flow::page(&plane.flow, page, details).ok_or_else(|| refuse(Status::no_such_path()))?;
             return Ok(response(200, "text/plain; charset=utf-8", page));
@@ -101,6 +105,19 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
         encoding
     };
     Ok(response(200, encoding.content_type(), encode(&document, encoding)?))
+}
+
+/// Whether something is served at a path, so that another method would be answered.
+fn exists(segments: &[&str], view: &View<'_>, table: &Table) -> bool {
+    match segments {
+        [] | [""] | ["version" | "api" | "apis" | "metrics"] => true,
+        ["healthz" | "livez" | "readyz", ..] | ["openapi", ..] => true,
+        ["api", version] => groups::resources(table, "", version).is_some(),
+        ["apis", group] => groups::group(view, group).is_some(),
+        ["apis", group, version] => groups::resources(table, group, version).is_some(),
+        [".well-known", "openid-configuration"] | ["openid", "v1", "jwks"] => true,
+        _ => false,
+    }
 }
 
 fn version(git_version: &str) -> Value {

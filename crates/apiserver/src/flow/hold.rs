@@ -8,7 +8,7 @@ use http::header::{RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response};
 use http_body::{Frame, SizeHint};
 
-use super::Seat;
+use super::Place;
 use crate::body::{Body, BoxError};
 use crate::registry::reply::response;
 use crate::request::{Query, RequestInfo};
@@ -25,7 +25,7 @@ pub fn keeps_seat(info: &RequestInfo, query: &Query) -> bool {
 }
 
 /// Ties a seat to a body: it is free when the body is through, dropped, or has nothing more to say for now.
-pub fn hold(body: Body, seat: Seat) -> Body {
+pub fn hold(body: Body, seat: Place) -> Body {
     match body {
         Body::Empty => Body::Empty,
         Body::Full(bytes) if bytes.len() < LARGE => Body::Full(bytes),
@@ -35,7 +35,7 @@ pub fn hold(body: Body, seat: Seat) -> Body {
 
 struct Held {
     body: Body,
-    seat: Option<Seat>,
+    seat: Option<Place>,
 }
 
 impl http_body::Body for Held {

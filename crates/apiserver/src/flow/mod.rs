@@ -16,6 +16,7 @@
 mod balance;
 mod drops;
 mod hold;
+mod in_flight;
 pub mod keeper;
 mod level;
 mod queues;
@@ -38,6 +39,7 @@ use sampan_tasks::{OnExit, Tasks};
 use tokio::sync::{Notify, mpsc};
 
 pub use hold::{come_back, hold, keeps_seat};
+pub use in_flight::InFlight;
 pub use level::Seat;
 use level::{Alarm, Details, Level, Start};
 pub use report::{metrics, page};
@@ -89,6 +91,14 @@ pub struct Flow {
     asleep: AtomicBool,
     alarm: mpsc::UnboundedSender<Alarm>,
     alarms: Mutex<Option<mpsc::UnboundedReceiver<Alarm>>>,
+}
+
+/// What a request holds while it is worked on.
+#[expect(dead_code, reason = "it is held, not read: what is dropped is given back")]
+pub enum Place {
+    Seat(Seat),
+    /// Where priority and fairness is off.
+    InFlight(tokio::sync::OwnedSemaphorePermit),
 }
 
 /// What a request was classified as.

@@ -20,6 +20,8 @@ use crate::sync::lock;
 /// One connection's state.
 pub struct Activity {
     requests: AtomicUsize,
+    /// Requests there ever were.
+    seen: AtomicUsize,
     /// Of those, answers without an end in sight.
     open_ended: AtomicUsize,
     upgraded: AtomicBool,
@@ -30,6 +32,7 @@ impl Activity {
     pub fn new() -> Arc<Self> {
         Arc::new(Activity {
             requests: AtomicUsize::new(0),
+            seen: AtomicUsize::new(0),
             open_ended: AtomicUsize::new(0),
             upgraded: AtomicBool::new(false),
             since: Mutex::new(Instant::now()),
@@ -39,6 +42,7 @@ impl Activity {
     /// A request begins; it ends when the guard goes.
     pub fn begin(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::AcqRel);
+        self.seen.fetch_add(1, Ordering::AcqRel);
         Busy {
             activity: self.clone(),
             open_ended: false,
@@ -48,6 +52,15 @@ impl Activity {
     /// Bytes of another protocol flow from now on.
     pub fn upgrade(&self) {
         self.upgraded.store(true, Ordering::Release);
+    }
+
+    pub fn seen(&self) -> usize {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// Whether a request is under way, or something that is none.
+    pub fn is_busy(&self) -> bool {
+        self.upgraded.load(Ordering::Acquire) || self.requests.load(Ordering::Acquire) > 0
     }
 
     pub fn follows(&self) -> bool {

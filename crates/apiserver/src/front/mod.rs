@@ -5,6 +5,7 @@
 //! (TCP's, and HTTP/2's pings).
 
 mod activity;
+mod heads;
 mod stall;
 mod unread;
 
@@ -32,13 +33,14 @@ use crate::control_plane::ControlPlane;
 use crate::registry::reply::refusal;
 use crate::request::Encoding;
 use activity::Activity;
+use heads::Heads;
 use stall::Stalling;
 
 /// Connections at once; beyond this, new ones wait in the kernel's line.
 const CONNECTIONS: usize = 10_000;
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// For a request's headers, and so for the next request on a kept connection: upstream closes idle ones after this long.
-const HEADERS: Duration = Duration::from_secs(90);
+/// For the next request on a kept connection, as upstream has it. [`heads`] has the time of a head itself.
+const IDLE: Duration = Duration::from_secs(90);
 /// HTTP/2 streams a client may have open on one connection, as upstream allows.
 const STREAMS: u32 = 250;
 /// What a request's line and headers may take, in either protocol. URLs have a limit of 64 KiB of their own.
@@ -111,6 +113,8 @@ async fn connection(
     if let Err(error) = &*user {
         tracing::debug!(%peer, %error, "client certificate");
     }
+    let multiplexed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = Heads::new(stream, activity.clone(), multiplexed);
     let service = service_fn({
         let (drain, activity) = (drain.clone(), activity.clone());
         move |request: Request<Incoming>| {
@@ -136,7 +140,7 @@ async fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        .header_read_timeout(IDLE)
         .max_buf_size(HEAD)
         .keep_alive(true);
     builder
@@ -158,7 +162,7 @@ async fn connection(
             served.as_mut().graceful_shutdown();
             served.await
         }
-        () = activity.idle(HEADERS) => {
+        () = activity.idle(IDLE) => {
             served.as_mut().graceful_shutdown();
             // Nothing is under way: all that is left is to say goodbye.
             tokio::time::timeout(HANDSHAKE, served).await.unwrap_or(Ok(()))

@@ -54,6 +54,19 @@ impl Api {
         Api { server, service }
     }
 
+    /// A cluster of another configuration.
+    pub async fn start_with(change: impl FnOnce(&mut sampan_apiserver::Config)) -> Self {
+        let server = TestServer::start_with(change).await.expect("the server starts");
+        let service = server.connect();
+        Api { server, service }
+    }
+
+    /// The same cluster as somebody else sees it.
+    pub fn transport(&self, name: &str, groups: &[&str]) -> InProcess {
+        let groups = groups.iter().map(|group| (*group).to_owned());
+        self.server.plane.connect(sampan_auth::UserInfo::new(name, groups))
+    }
+
     pub async fn raw(&self, request: Request<Full<Bytes>>) -> Response<Body> {
         self.service.clone().call(request).await.expect("infallible")
     }

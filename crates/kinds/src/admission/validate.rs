@@ -329,6 +329,7 @@ pub(super) const POLICY: &[Check] = &[
 ];
 
 pub(super) fn policy(policy: &Object, errors: &mut Errors) {
+    param_kind(policy, errors);
     let path = Path::new("spec").child("matchConstraints");
     let Some(constraints) = tree::get(policy, "spec.matchConstraints") else {
         return;
@@ -337,9 +338,60 @@ pub(super) fn policy(policy: &Object, errors: &mut Errors) {
     if rules.is_empty() {
         errors.push(Error::required(&path.child("resourceRules"), ""));
     }
+    criteria(constraints, &path, errors);
+}
+
+/// The kind of parameters must be possible. What is missing is said by the table.
+fn param_kind(policy: &Object, errors: &mut Errors) {
+    let path = Path::new("spec").child("paramKind");
+    let (api_version, kind) = (
+        tree::text(policy, "spec.paramKind.apiVersion"),
+        tree::text(policy, "spec.paramKind.kind"),
+    );
+    let at = path.child("apiVersion");
+    match api_version.split_once('/').unwrap_or(("", api_version)) {
+        _ if api_version.is_empty() => {}
+        (_, version) if version.contains('/') => errors.push(Error::invalid(
+            &at,
+            api_version,
+            format!("unexpected GroupVersion string: {api_version}"),
+        )),
+        (group, version) => {
+            let why = api::dns1123_subdomain(group);
+            if !group.is_empty() && !why.is_empty() {
+                errors.push(Error::invalid(&at, group, why.join(",")));
+            }
+            let why = api::dns1035_label(version);
+            if version.is_empty() {
+                errors.push(Error::invalid(&at, api_version, "version must be specified"));
+            } else if !why.is_empty() {
+                errors.push(Error::invalid(&at, version, why.join(",")));
+            }
+        }
+    }
+    let why = api::dns1035_label(&kind.to_lowercase());
+    if !kind.is_empty() && !why.is_empty() {
+        let why = format!("may have mixed case, but should otherwise match: {}", why.join(","));
+        errors.push(Error::invalid(&path.child("kind"), kind, why));
+    }
+}
+
+/// Rules, names and selectors, of policies and of bindings.
+fn criteria(constraints: &Value, path: &Path, errors: &mut Errors) {
     for list in ["resourceRules", "excludeResourceRules"] {
         for (index, rule) in tree::items(constraints, list).iter().enumerate() {
-            operations(rule, &path.child(list).index(index), errors);
+            let path = path.child(list).index(index);
+            let names = tree::items(rule, "resourceNames");
+            for (index, name) in names.iter().enumerate() {
+                let at = path.child("resourceNames").index(index);
+                for why in api::path_segment(name.as_str().unwrap_or_default()) {
+                    errors.push(Error::invalid(&at, name.clone(), why));
+                }
+                if names.iter().take(index).any(|earlier| earlier == name) {
+                    errors.push(Error::duplicate(&at, name.clone()));
+                }
+            }
+            operations(rule, &path, errors);
         }
     }
     for field in ["namespaceSelector", "objectSelector"] {
@@ -380,8 +432,11 @@ pub(super) const BINDING: &[Check] = &[
 ];
 
 pub(super) fn binding(binding: &Object, errors: &mut Errors) {
+    let path = Path::new("spec").child("matchResources");
+    if let Some(constraints) = tree::get(binding, "spec.matchResources") {
+        criteria(constraints, &path, errors);
+    }
     if tree::text(binding, "kind") == "MutatingAdmissionPolicyBinding" {
-        let path = Path::new("spec").child("matchResources");
         super::expressions::operations(binding, "spec.matchResources.resourceRules", &path, errors);
     }
     let actions = tree::items(binding, "spec.validationActions");
@@ -430,6 +485,68 @@ mod tests {
         let mut errors = Errors::new();
         webhooks(&json!({"webhooks": [hook]}), &mut errors);
         errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn kinds_of_parameters_and_names_are_possible_ones() {
+        let rule = |names: Value| {
+            json!({"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["v1"], "resources": ["pods"],
+                "resourceNames": names})
+        };
+        for (api_version, kind, names, expected) in [
+            ("v1", "ConfigMap", json!(["a", "b"]), None),
+            ("example.com/v1beta1", "Thing", json!([]), None),
+            (
+                "a/b/c",
+                "Thing",
+                json!([]),
+                Some("spec.paramKind.apiVersion: Invalid value: \"a/b/c\": unexpected GroupVersion string: a/b/c"),
+            ),
+            (
+                "a/",
+                "Thing",
+                json!([]),
+                Some("spec.paramKind.apiVersion: Invalid value: \"a/\": version must be specified"),
+            ),
+            (
+                "A_/v1",
+                "Thing",
+                json!([]),
+                Some("spec.paramKind.apiVersion: Invalid value: \"A_\": a lowercase RFC 1123 subdomain"),
+            ),
+            (
+                "v1",
+                "a-Thing-",
+                json!([]),
+                Some(
+                    "spec.paramKind.kind: Invalid value: \"a-Thing-\": may have mixed case, but should otherwise match: a DNS-1035 label",
+                ),
+            ),
+            (
+                "v1",
+                "Thing",
+                json!(["a", "a/b"]),
+                Some(
+                    "spec.matchConstraints.resourceRules[0].resourceNames[1]: Invalid value: \"a/b\": may not contain '/'",
+                ),
+            ),
+            (
+                "v1",
+                "Thing",
+                json!(["a", "a"]),
+                Some("spec.matchConstraints.resourceRules[0].resourceNames[1]: Duplicate value: \"a\""),
+            ),
+        ] {
+            let object = json!({"spec": {"paramKind": {"apiVersion": api_version, "kind": kind},
+                "matchConstraints": {"resourceRules": [rule(names)]}}});
+            let mut errors = Errors::new();
+            policy(&object, &mut errors);
+            let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            match expected {
+                None => assert_eq!(told, [""; 0]),
+                Some(why) => assert!(told.len() == 1 && told[0].starts_with(why), "{told:?}"),
+            }
+        }
     }
 
     #[test]

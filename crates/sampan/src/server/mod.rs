@@ -63,8 +63,12 @@ pub async fn run(settings: Settings) -> Result<()> {
     config.node_ports = settings.node_port_range;
     config.admission.enable = settings.enable_admission_plugins.clone();
     config.admission.disable = settings.disable_admission_plugins.clone();
+    if let Some(path) = &settings.admission_control_config_file {
+        config.admission.configuration = sampan_apiserver::admission::Configuration::read(path)?;
+    }
     config.in_flight = settings.in_flight;
     config.compaction_interval = settings.compaction_interval;
+    config.priority_and_fairness = settings.priority_and_fairness;
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
     let tls_config = tls::server_config(pki.serving(), &tls::ClientVerifier::new(pki.ca())?)?;
     tasks.spawn(

@@ -19,7 +19,8 @@ use serde_json::Value;
 use super::{Notes, Operation, Plugin, Reader, Review};
 use crate::{Refusal, refuse};
 use checks::Subject;
-use policy::{Level, Policy, Standard};
+pub use policy::Policy;
+use policy::{Level, Standard};
 
 /// How many Pods of a namespace are looked at when its level changes, and for how long.
 const PODS: usize = 3000;
@@ -50,8 +51,17 @@ impl Exemptions {
     }
 }
 
+/// What holds besides the labels of namespaces.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// Where labels say nothing.
+    pub defaults: Policy,
+    pub exemptions: Exemptions,
+}
+
 pub struct PodSecurity {
     reader: Reader,
+    defaults: Policy,
     exempt: Exemptions,
 }
 
@@ -68,8 +78,12 @@ fn template(group: &str, plural: &str) -> Option<&'static str> {
 }
 
 impl PodSecurity {
-    pub fn new(reader: Reader, exempt: Exemptions) -> Self {
-        PodSecurity { reader, exempt }
+    pub fn new(reader: Reader, configuration: Configuration) -> Self {
+        PodSecurity {
+            reader,
+            defaults: configuration.defaults,
+            exempt: configuration.exemptions,
+        }
     }
 
     /// What the namespace of a request asks for.
@@ -77,7 +91,7 @@ impl PodSecurity {
         let storage = self.reader.storage("namespaces")?;
         let entry = storage.get(namespace)?;
         let labels = &entry.attributes(storage.fields()).labels;
-        Some(Policy::of(labels.iter().map(|(key, value)| (&**key, &**value))).0)
+        Some(Policy::of(labels.iter().map(|(key, value)| (&**key, &**value)), self.defaults).0)
     }
 
     fn exempts_class(&self, pod: &Value) -> bool {
@@ -87,8 +101,8 @@ impl PodSecurity {
 
     fn namespace(&self, review: &Review<'_>, namespace: &Object, notes: &mut Notes) -> Result<(), Refusal> {
         let name = meta::name(namespace);
-        let (new, errors) = Policy::of(meta::labels(namespace));
-        let before = review.old.map(|old| Policy::of(meta::labels(old)));
+        let (new, errors) = Policy::of(meta::labels(namespace), self.defaults);
+        let before = review.old.map(|old| Policy::of(meta::labels(old), self.defaults));
         let told = before
             .as_ref()
             .is_some_and(|(_, old)| !old.is_empty() && *old == errors);
@@ -102,7 +116,7 @@ impl PodSecurity {
             }
         }
         if Exemptions::has(&self.exempt.namespaces, name) {
-            if !new.is_privileged() && !new.same_as(&Policy::default()) {
+            if !new.is_privileged() && !new.same_as(&self.defaults) {
                 notes.warn(format!(
                     "namespace {name:?} is exempt from Pod Security, and the policy ({}) will be ignored",
                     new.stated(meta::labels(namespace))

@@ -1,5 +1,6 @@
 //! Which standard a namespace asks for: levels and versions in its labels.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use sampan_api::field::{Error, Errors, Path};
@@ -56,6 +57,8 @@ const ANYTHING: Standard = Standard {
     level: Level::Privileged,
     version: None,
 };
+const LEVELS: &str = "must be one of privileged, baseline, restricted";
+const VERSIONS: &str = "must be \"latest\" or \"v1.x\"";
 const PREFIX: &str = "pod-security.kubernetes.io/";
 
 impl Default for Policy {
@@ -78,10 +81,42 @@ fn version(text: &str) -> Option<Version> {
 }
 
 impl Policy {
+    /// What a configuration says where labels say nothing, and what is wrong with it.
+    pub fn of_defaults(given: &BTreeMap<String, String>) -> (Self, Errors) {
+        let mut policy = Policy::default();
+        let mut errors = Errors::new();
+        let at = |name: &str| Path::new("defaults").child(name);
+        for (name, text) in given {
+            let (mode, is_version) = match name.strip_suffix("-version") {
+                Some(mode) => (mode, true),
+                None => (name.as_str(), false),
+            };
+            let standard = match mode {
+                "enforce" => &mut policy.enforce,
+                "audit" => &mut policy.audit,
+                "warn" => &mut policy.warn,
+                _ => {
+                    errors.push(Error::invalid(&at(name), text.as_str(), "unknown field"));
+                    continue;
+                }
+            };
+            if text.is_empty() {
+                continue;
+            }
+            match (is_version, version(text), Level::parse(text)) {
+                (true, Some(version), _) => standard.version = version,
+                (true, None, _) => errors.push(Error::invalid(&at(name), text.as_str(), VERSIONS)),
+                (false, _, Some(level)) => standard.level = level,
+                (false, ..) => errors.push(Error::invalid(&at(name), text.as_str(), LEVELS)),
+            }
+        }
+        (policy, errors)
+    }
+
     /// What the labels ask for, and what is wrong with them. What cannot be read is enforced as `restricted`, and
     /// neither audited nor warned of.
-    pub fn of<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> (Self, Errors) {
-        let mut policy = Policy::default();
+    pub fn of<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>, defaults: Policy) -> (Self, Errors) {
+        let mut policy = defaults;
         let mut errors = Errors::new();
         let known: Vec<(&str, &str)> = labels
             .filter_map(|(key, value)| Some((key.strip_prefix(PREFIX)?, value)))
@@ -103,7 +138,7 @@ impl Policy {
             if let Some(text) = get(mode) {
                 let level = Level::parse(text);
                 if level.is_none() {
-                    wrong(mode, text, "must be one of privileged, baseline, restricted");
+                    wrong(mode, text, LEVELS);
                 } else if mode == "enforce" {
                     enforced = true;
                 }
@@ -113,7 +148,7 @@ impl Policy {
             if let Some(text) = get(&mode) {
                 let version = version(text);
                 if version.is_none() {
-                    wrong(&mode, text, "must be \"latest\" or \"v1.x\"");
+                    wrong(&mode, text, VERSIONS);
                 }
                 standard.version = version.unwrap_or(None);
             }
@@ -165,7 +200,7 @@ mod tests {
     fn labels_are_read() {
         let of = |labels: &[(&'static str, &'static str)]| {
             let full: Vec<(String, &str)> = labels.iter().map(|(k, v)| (format!("{PREFIX}{k}"), *v)).collect();
-            let (policy, errors) = Policy::of(full.iter().map(|(k, v)| (k.as_str(), *v)));
+            let (policy, errors) = Policy::of(full.iter().map(|(k, v)| (k.as_str(), *v)), Policy::default());
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             (format!("{} {} {}", policy.enforce, policy.audit, policy.warn), errors)
         };

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sampan_api::Object;
@@ -18,6 +19,8 @@ use crate::admission::matching::{Asker, Matched, Matcher};
 use crate::admission::{Metrics, Notes, Plugin, Review, Wiring};
 use crate::{Refusal, refuse};
 
+/// An evaluation that took this long was expensive.
+const LONG: Duration = Duration::from_millis(10);
 const MAX_MESSAGE: usize = 5 * 1024;
 const MAX_ANNOTATION: usize = 10 * 1024;
 
@@ -208,7 +211,12 @@ impl Validating {
             }
             if let Some(seen) = &seen {
                 for param in &found {
+                    let started = Instant::now();
                     let outcome = self.evaluate(policy, review, seen, param);
+                    if started.elapsed() > LONG {
+                        // Others who wait for this thread go first.
+                        tokio::task::yield_now().await;
+                    }
                     carry_out(policy, binding, outcome, notes, verdict, &mut published);
                 }
             }
