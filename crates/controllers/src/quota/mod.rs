@@ -5,11 +5,13 @@
 //! `count/deployments.apps`) through metadata informers, which are followed once a quota names their resource and left
 //! when its definition goes.
 //!
-//! A quota is computed at once when its limits change, a moment after something it is about goes or weighs otherwise
-//! (so that a crowd of changes is one computation), and some seconds after things have come.
+//! A quota is looked at whenever something it is about comes, goes or weighs otherwise, and when it was charged; a
+//! crowd of changes is few looks, because a quota then rests in proportion to what the look cost.
 //!
-//! Invariant: use is only lowered once the quota has rested for a moment. A fresh charge may be for an object that the
-//! caches here do not show yet; lowering it away would let others take its place.
+//! Invariant: a fresh charge may be for an object that the caches here do not show yet; lowering it away would let others
+//! take its place. So use is lowered at once only where the caches have agreed with the quota since it last changed
+//! (then every charge has come), and otherwise once the last charge is old enough. A quota that is charged meanwhile
+//! refuses the write, by its revision.
 
 mod trees;
 
@@ -32,11 +34,12 @@ use crate::discovery::served;
 use crate::pods;
 use crate::{Context, SyncError};
 
-/// How long changes are collected.
-const PACE: Duration = Duration::from_millis(100);
-/// How long a quota rests before its use is lowered.
+/// How many times as long as a look took a quota is left alone, and how long at least and at most.
+const PACE: u32 = 20;
+const PACES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(1));
+/// How old a charge must be to be taken back when something went, and how long use stays too low.
 const REST: Duration = Duration::from_millis(250);
-/// How long after objects came what was charged is compared with what is there.
+/// How old a charge must be to count as one whose object never came.
 const REVIEW: Duration = Duration::from_secs(5);
 /// A definition needs a moment to be served.
 const SERVED: Duration = Duration::from_secs(1);
@@ -61,8 +64,22 @@ struct Controller {
     queue: WorkQueue<Key>,
     /// `deployments.apps` → its objects.
     counted: Mutex<HashMap<String, Informer<Summary>>>,
-    /// When a quota's use was last seen to change.
-    charged: Mutex<HashMap<Key, Instant>>,
+    known: Mutex<HashMap<Key, Known>>,
+}
+
+/// What is remembered of a quota between looks.
+#[derive(Default)]
+struct Known {
+    /// When its use last rose.
+    charged: Option<Instant>,
+    /// The revision at which the caches agreed with it.
+    agreed: Option<String>,
+    /// Something it is about went or weighs otherwise since the caches agreed.
+    gone: bool,
+    /// Since when less was charged than is there.
+    short: Option<Instant>,
+    /// When it may be looked at again.
+    next: Option<Instant>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -79,7 +96,7 @@ pub(crate) fn start(context: Context) {
         devices: OnceLock::new(),
         queue: WorkQueue::default(),
         counted: Mutex::default(),
-        charged: Mutex::default(),
+        known: Mutex::default(),
     });
     let this = Arc::clone(&controller);
     controller.quotas.on_change(move |change| this.quota_changed(change));
@@ -127,29 +144,47 @@ impl Controller {
         let key = Key::of(change.object().as_ref());
         match change {
             Change::Deleted(_) => {
-                lock(&self.charged).remove(&key);
+                lock(&self.known).remove(&key);
             }
             Change::Modified { old, new } if old.spec == new.spec => {
                 if old.status != new.status {
-                    lock(&self.charged).insert(key.clone(), Instant::now());
-                    self.queue.add_after(key, REVIEW);
+                    if rose(old, new) {
+                        lock(&self.known).entry(key.clone()).or_default().charged = Some(Instant::now());
+                        self.queue.add_after(key.clone(), REVIEW);
+                    }
+                    self.look(key, false);
                 }
             }
             _ => self.queue.add(key),
         }
     }
 
+    /// Queues a quota as soon as it may be looked at again.
+    fn look(&self, key: Key, gone: bool) {
+        let now = Instant::now();
+        let after = {
+            let mut known = lock(&self.known);
+            let known = known.entry(key.clone()).or_default();
+            known.gone |= gone;
+            known
+                .next
+                .map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
+        };
+        self.queue.add_after(key, after);
+    }
+
     /// Queues the quotas of a namespace when an object there comes, goes, or changes what it uses.
-    fn wake_on<K: Cached>(&self, informer: &Informer<K>, differs: impl Fn(&K, &K) -> bool + Send + 'static) {
-        let (quotas, queue) = (self.quotas.clone(), self.queue.clone());
+    fn wake_on<K: Cached>(self: &Arc<Self>, informer: &Informer<K>, differs: impl Fn(&K, &K) -> bool + Send + 'static) {
+        let this = Arc::downgrade(self);
         informer.on_change(move |change| {
-            let after = match &change {
+            let Some(this) = this.upgrade() else { return };
+            let gone = match &change {
                 Change::Modified { old, new } if !differs(old, new) => return,
-                Change::Modified { .. } | Change::Deleted(_) => PACE,
-                _ => REVIEW,
+                Change::Modified { .. } | Change::Deleted(_) => true,
+                _ => false,
             };
-            for quota in quotas.list_namespace(change.object().namespace()) {
-                queue.add_after(Key::of(quota.as_ref()), after);
+            for quota in this.quotas.list_namespace(change.object().namespace()) {
+                this.look(Key::of(quota.as_ref()), gone);
             }
         });
     }
@@ -178,8 +213,9 @@ impl Controller {
         }
     }
 
-    async fn sync(&self, key: &Key) -> Result<(), SyncError> {
+    async fn sync(self: &Arc<Self>, key: &Key) -> Result<(), SyncError> {
         let Some(quota) = self.quotas.get_key(key) else {
+            lock(&self.known).remove(key);
             return Ok(());
         };
         let hard: BTreeMap<String, Text> = quota
@@ -191,7 +227,9 @@ impl Controller {
         if hard.keys().any(|name| Evaluator::ResourceClaims.covers(name)) {
             self.follow_devices().await;
         }
+        let started = Instant::now();
         let mut used = self.weigh(&key.namespace, &hard, &scopes);
+        let pace = started.elapsed().saturating_mul(PACE).clamp(PACES.0, PACES.1);
         for name in hard.keys() {
             if let Some(resource) = counts(name) {
                 // What only counts is in no scope.
@@ -205,7 +243,7 @@ impl Controller {
             }
         }
         let before = quota.status.clone().unwrap_or_default();
-        let mut lowers = false;
+        let (mut lowers, mut raises) = (false, false);
         let used: BTreeMap<String, Text> = hard
             .keys()
             .map(|name| {
@@ -213,6 +251,7 @@ impl Controller {
                 let known = before.used.as_ref().and_then(|used| used.get(name));
                 let parsed = known.and_then(|text| Quantity::parse(&text.0).ok());
                 lowers |= parsed.as_ref().is_some_and(|known| *known > amount);
+                raises |= parsed.as_ref().is_some_and(|known| *known < amount);
                 // What is written another way but is as much stays as it is.
                 let same = known.filter(|_| parsed == Some(amount.clone()));
                 (name.clone(), same.cloned().unwrap_or_else(|| Text(amount.to_string())))
@@ -222,14 +261,36 @@ impl Controller {
             hard: Some(hard),
             used: Some(used),
         };
-        if status.hard == before.hard && status.used == before.used {
-            return Ok(());
-        }
-        if lowers
-            && let Some(at) = lock(&self.charged).get(key)
-            && at.elapsed() < REST
-        {
-            self.queue.add_after(key.clone(), REST);
+        let same_limits = status.hard == before.hard;
+        let wait = {
+            let mut known = lock(&self.known);
+            let known = known.entry(key.clone()).or_default();
+            known.next = Some(Instant::now() + pace);
+            if same_limits && status.used == before.used {
+                known.agreed = quota.metadata.resource_version.clone();
+                (known.gone, known.short) = (false, None);
+                return Ok(());
+            }
+            let age = |since: Option<Instant>, needed: Duration| {
+                since.map_or(Duration::ZERO, |since| needed.saturating_sub(since.elapsed()))
+            };
+            let agreed = known.agreed.is_some() && known.agreed == quota.metadata.resource_version;
+            let lowering = match (lowers, agreed, known.gone) {
+                (false, ..) | (_, true, _) => Duration::ZERO,
+                (_, _, true) => age(known.charged, REST),
+                (_, _, false) => age(known.charged, REVIEW),
+            };
+            // The charge for what is there may only be late here.
+            known.short = raises.then(|| known.short.unwrap_or_else(Instant::now));
+            let raising = if raises && same_limits {
+                age(known.short, REST)
+            } else {
+                Duration::ZERO
+            };
+            lowering.max(raising)
+        };
+        if !wait.is_zero() {
+            self.queue.add_after(key.clone(), wait);
             return Ok(());
         }
         let mut changed = ResourceQuota::clone(&quota);
@@ -275,7 +336,7 @@ impl Controller {
         used
     }
 
-    async fn follow_devices(&self) {
+    async fn follow_devices(self: &Arc<Self>) {
         let devices = self.devices.get_or_init(|| {
             let devices = self.context.informers.of::<ResourceClaim>();
             self.wake_on(&devices, |old, new| old.spec != new.spec);
@@ -285,7 +346,7 @@ impl Controller {
     }
 
     /// How many objects of a resource a namespace has.
-    async fn count(&self, resource: &str, namespace: &str) -> Result<usize, SyncError> {
+    async fn count(self: &Arc<Self>, resource: &str, namespace: &str) -> Result<usize, SyncError> {
         let known = lock(&self.counted).get(resource).cloned();
         if let Some(informer) = known {
             return Ok(informer.len_namespace(namespace));
@@ -305,6 +366,16 @@ impl Controller {
         lock(&self.counted).insert(resource.to_owned(), informer.clone());
         Ok(informer.len_namespace(namespace))
     }
+}
+
+/// Whether a quota's use grew in anything.
+fn rose(old: &ResourceQuota, new: &ResourceQuota) -> bool {
+    let used = |quota: &ResourceQuota| quota.status.clone().and_then(|status| status.used).unwrap_or_default();
+    let old = used(old);
+    used(new).iter().any(|(name, new)| {
+        let parse = |text: &Text| Quantity::parse(&text.0).unwrap_or_else(|_| Quantity::zero());
+        old.get(name).is_none_or(|old| parse(old) < parse(new))
+    })
 }
 
 #[cfg(test)]
@@ -356,5 +427,60 @@ mod tests {
         api.remove::<k8s_openapi::api::core::v1::ConfigMap>("ns", "m");
         used(json!({"pods": "1", "requests.cpu": "300m", "configmaps": "0", "count/jobs.batch": "1", "services": "0"}))
             .await;
+    }
+
+    /// Use is given back at once where every charge has come, and never from under a charge that has not.
+    #[tokio::test(start_paused = true)]
+    async fn a_charge_is_not_lowered_away() {
+        use k8s_openapi::api::core::v1::ConfigMap;
+        let cluster = Cluster::start(&["resourcequota-controller"]);
+        let api = &cluster.api;
+        let quota: ResourceQuota = serde_json::from_value(json!({
+            "metadata": {"name": "q", "namespace": "ns"}, "spec": {"hard": {"configmaps": "10"}},
+        }))
+        .unwrap();
+        api.create(&quota);
+        let pass = |millis| tokio::time::sleep(Duration::from_millis(millis));
+        let used = || {
+            let status = api.get::<ResourceQuota>("ns", "q").and_then(|quota| quota.status);
+            status
+                .and_then(|status| status.used?.remove("configmaps"))
+                .map(|used| used.0)
+        };
+        // What admission does before an object is stored.
+        let charge = |used: &str| {
+            api.change::<ResourceQuota>("ns", "q", |quota| {
+                let all = quota.status.get_or_insert_default().used.get_or_insert_default();
+                all.insert("configmaps".into(), Text(used.into()));
+            });
+        };
+        let map = |name: &str| -> ConfigMap {
+            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"}})).unwrap()
+        };
+        eventually("the first computation", || async { used() }).await;
+
+        charge("1");
+        api.create(&map("a"));
+        pass(50).await;
+        api.remove::<ConfigMap>("ns", "a");
+        pass(50).await;
+        assert_eq!(used().as_deref(), Some("0"), "all charges had come");
+
+        charge("1");
+        api.create(&map("b"));
+        pass(50).await;
+        charge("2");
+        api.remove::<ConfigMap>("ns", "b");
+        pass(150).await;
+        assert_eq!(used().as_deref(), Some("2"), "one charge is for what is still to come");
+        api.create(&map("c"));
+        pass(300).await;
+        assert_eq!(used().as_deref(), Some("1"));
+
+        charge("2");
+        pass(2_000).await;
+        assert_eq!(used().as_deref(), Some("2"), "nothing went: the object may still come");
+        pass(4_000).await;
+        assert_eq!(used().as_deref(), Some("1"), "it never came");
     }
 }
