@@ -134,10 +134,9 @@ impl Error {
     pub fn not_found(path: &Path, value: impl Into<Value>) -> Self {
         Self::new(Kind::NotFound, path, value, "")
     }
-    /// `supported values: "A", "B"`, sorted as upstream sorts them.
+    /// `supported values: "A", "B"`, in the order given: upstream sorts some lists and not others.
     pub fn not_supported(path: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let mut names: Vec<_> = supported.iter().map(|name| quote(name)).collect();
-        names.sort();
+        let names: Vec<_> = supported.iter().map(|name| quote(name)).collect();
         let detail = if names.is_empty() {
             String::new()
         } else {
@@ -214,6 +213,13 @@ impl fmt::Display for Error {
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => quote(text),
+        // The one type shown in errors whose fields Go declares in another order than the alphabet's.
+        Value::Object(map) if map.len() == 2 => match (map.get("matchLabels"), map.get("matchExpressions")) {
+            (Some(labels), Some(expressions)) => {
+                format!("{{\"matchLabels\":{labels},\"matchExpressions\":{expressions}}}")
+            }
+            _ => value.to_string(),
+        },
         other => other.to_string(),
     }
 }
@@ -282,11 +288,19 @@ mod tests {
             ),
             (
                 Error::not_supported(&Path::new("spec").child("type"), "X", &["B", "A"]),
-                r#"spec.type: Unsupported value: "X": supported values: "A", "B""#,
+                r#"spec.type: Unsupported value: "X": supported values: "B", "A""#,
             ),
             (
                 Error::duplicate(&Path::new("spec").child("ports").index(1).child("name"), "http"),
                 r#"spec.ports[1].name: Duplicate value: "http""#,
+            ),
+            (
+                Error::invalid(
+                    &Path::new("spec").child("selector"),
+                    serde_json::json!({"matchExpressions": [], "matchLabels": {"a": "b"}}),
+                    "field is immutable",
+                ),
+                r#"spec.selector: Invalid value: {"matchLabels":{"a":"b"},"matchExpressions":[]}: field is immutable"#,
             ),
             (
                 Error::forbidden(&Path::new("spec"), "pod updates may not change fields"),

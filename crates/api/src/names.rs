@@ -86,6 +86,11 @@ fn check(errors: &mut Vec<String>, good: bool, message: &str, regex: &str, examp
     }
 }
 
+/// Labels are measured by newer code than names are, with words of its own.
+fn max_bytes(length: usize) -> String {
+    format!("must be no more than {length} bytes")
+}
+
 fn check_length(errors: &mut Vec<String>, text: &str, max: usize) {
     if text.len() > max {
         errors.push(max_length(max));
@@ -184,6 +189,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
                 errors.extend(
                     dns1123_subdomain(prefix)
                         .iter()
+                        .map(|message| message.replace("253 characters", "253 bytes"))
                         .map(|message| format!("prefix part {message}")),
                 );
             }
@@ -193,7 +199,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
     if name.is_empty() {
         errors.push("name part must be non-empty".to_owned());
     } else if name.len() > 63 {
-        errors.push(format!("name part {}", max_length(63)));
+        errors.push(format!("name part {}", max_bytes(63)));
     }
     if !is_label_key(name) {
         errors.push(format!("name part {}", grammar()));
@@ -203,7 +209,9 @@ pub fn qualified_name(text: &str) -> Vec<String> {
 
 pub fn label_value(text: &str) -> Vec<String> {
     let mut errors = Vec::new();
-    check_length(&mut errors, text, 63);
+    if text.len() > 63 {
+        errors.push(max_bytes(63));
+    }
     check(
         &mut errors,
         text.is_empty() || is_label_key(text),

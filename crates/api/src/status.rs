@@ -123,12 +123,17 @@ impl Status {
     }
     /// An object that does not validate. `kind` is the object's kind, not the plural.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[field::Error]) -> Self {
-        let list = match errors {
-            [one] => one.to_string(),
-            many => format!(
-                "[{}]",
-                many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-            ),
+        // What is found twice is said once, though both are among the causes.
+        let mut texts: Vec<String> = Vec::with_capacity(errors.len());
+        for error in errors {
+            let text = error.to_string();
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        let list = match texts.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
         };
         let mut status = Self::new(
             422,

@@ -105,7 +105,9 @@ fn validate(request: &Object, errors: &mut Errors) {
     }
     for (index, usage) in usages.iter().enumerate() {
         if !USAGES.iter().any(|known| usage == known) {
-            errors.push(Error::not_supported(&at.index(index), usage.clone(), USAGES));
+            let mut usages = USAGES.to_vec();
+            usages.sort_unstable();
+            errors.push(Error::not_supported(&at.index(index), usage.clone(), &usages));
         }
         if usages.iter().take(index).any(|earlier| earlier == usage) {
             errors.push(Error::duplicate(&at.index(index), usage.clone()));

@@ -14,6 +14,10 @@ pub(crate) enum Rule {
     Required(&'static str),
     /// When present and not empty, one of these.
     OneOf(&'static [&'static str]),
+    /// When given, even as an empty text (a pointer in Go), one of these.
+    GivenOneOf(&'static [&'static str]),
+    /// When given, even as an empty text, text that passes.
+    GivenNamed(fn(&str) -> Vec<String>),
     /// Present and one of these.
     RequiredOneOf(&'static [&'static str]),
     /// When present, at least 0.
@@ -95,6 +99,18 @@ fn check(rule: Rule, path: &field::Path, value: Option<&Value>, errors: &mut fie
                 && !allowed.contains(&text)
             {
                 errors.push(field::Error::not_supported(path, text, allowed));
+            }
+        }
+        Rule::GivenOneOf(allowed) => {
+            if let Some(text) = value.and_then(Value::as_str)
+                && !allowed.contains(&text)
+            {
+                errors.push(field::Error::not_supported(path, text, allowed));
+            }
+        }
+        Rule::GivenNamed(valid) => {
+            if let Some(text) = value.and_then(Value::as_str) {
+                named(path, text, valid, errors);
             }
         }
         Rule::NonNegative => {
@@ -199,6 +215,7 @@ mod tests {
             ("spec.mode", Rule::RequiredOneOf(&["B", "A"])),
             ("spec.list[].size", Rule::NonNegative),
             ("spec.fixed", Rule::Immutable),
+            ("spec.pointer", Rule::GivenOneOf(&["A"])),
         ];
         let texts = |new: Value, old: Option<Value>| {
             let mut errors = Vec::new();
@@ -209,9 +226,13 @@ mod tests {
             texts(json!({"spec": {"mode": "C", "list": [{"size": -1}]}}), None),
             [
                 "spec.name: Required value",
-                r#"spec.mode: Unsupported value: "C": supported values: "A", "B""#,
+                r#"spec.mode: Unsupported value: "C": supported values: "B", "A""#,
                 "spec.list[0].size: Invalid value: -1: must be greater than or equal to 0",
             ]
+        );
+        assert_eq!(
+            texts(json!({"spec": {"name": "x", "mode": "A", "pointer": ""}}), None),
+            [r#"spec.pointer: Unsupported value: "": supported values: "A""#]
         );
         assert_eq!(
             texts(

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::apps::validate::{at_most_all, int_or_percent};
 use crate::checks::{self, Rule};
 use crate::defaults::Fill;
+use crate::names;
 use crate::print::{AGE, NAME, age, count, integer, name, text};
 use crate::rules::{RULES, Rules};
 use crate::spec::{Column, Part, Resource};
@@ -40,10 +41,11 @@ static BUDGET: Rules = Rules {
         ("status.disruptionsAllowed", Fill::Int(0)),
         ("status.expectedPods", Fill::Int(0)),
     ],
+    name: names::path_segment,
     unconditional_update: false,
     checks: &[(
         "spec.unhealthyPodEvictionPolicy",
-        Rule::OneOf(&["AlwaysAllow", "IfHealthyBudget"]),
+        Rule::GivenOneOf(&["AlwaysAllow", "IfHealthyBudget"]),
     )],
     validate,
     validate_update,

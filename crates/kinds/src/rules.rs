@@ -49,6 +49,8 @@ pub(crate) struct Rules {
     pub validate: fn(&Object, &mut field::Errors),
     /// What only a new object is checked for.
     pub validate_create: fn(&Object, &mut field::Errors),
+    /// What an update did wrong is told before what is wrong with the object itself.
+    pub changes_first: bool,
     /// Rules between old and new.
     pub validate_update: fn(Part<'_>, &Object, &Object, &mut field::Errors),
     pub warnings: fn(&Object) -> Vec<String>,
@@ -74,6 +76,7 @@ pub(crate) const RULES: Rules = Rules {
     checks: &[],
     validate: |_, _| {},
     validate_create: |_, _| {},
+    changes_first: false,
     validate_update: |_, _, _, _| {},
     warnings: |_| Vec::new(),
     grace: |_, _| None,
@@ -162,11 +165,16 @@ impl Strategy for Rules {
 
     fn validate_update(&self, part: Part<'_>, new: &Object, old: &Object) -> field::Errors {
         let mut errors = Vec::new();
+        if self.changes_first {
+            (self.validate_update)(part, new, old, &mut errors);
+        }
         if part == Part::Main {
             checks::run(self.checks, new, Some(old), &mut errors);
             (self.validate)(new, &mut errors);
         }
-        (self.validate_update)(part, new, old, &mut errors);
+        if !self.changes_first {
+            (self.validate_update)(part, new, old, &mut errors);
+        }
         errors
     }
 

@@ -58,13 +58,13 @@ pub(crate) const ITEMS: [Check; 3] = [
 ];
 const HOST_PATH_TYPES: &[&str] = &[
     "",
-    "DirectoryOrCreate",
-    "Directory",
-    "FileOrCreate",
-    "File",
-    "Socket",
-    "CharDevice",
     "BlockDevice",
+    "CharDevice",
+    "Directory",
+    "DirectoryOrCreate",
+    "File",
+    "FileOrCreate",
+    "Socket",
 ];
 const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
 

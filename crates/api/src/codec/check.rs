@@ -309,6 +309,13 @@ impl<'a> Walker<'a> {
                 }
             }
         });
+        // Go prints these whether they were given or not.
+        let scalar = |ty: &Type| matches!(ty, Type::String | Type::Bool | Type::Int32 | Type::Int64);
+        for field in below.fields.iter().filter(|field| field.required && scalar(&field.ty)) {
+            if !map.contains_key(field.name.as_ref()) {
+                map.insert(field.name.clone().into_owned(), zero(&field.ty));
+            }
+        }
         failed.map_or(Ok(()), Err)
     }
 
@@ -319,9 +326,11 @@ impl<'a> Walker<'a> {
         }
         let before = self.enter_key(&field.name);
         let outer = std::mem::replace(&mut self.owner, &owner.name);
+        let depth = self.fields.len();
+        self.fields.extend(embedding(&owner.name, &field.name));
         self.fields.push(&field.name);
         self.value(&field.ty, value)?;
-        self.fields.pop();
+        self.fields.truncate(depth);
         self.owner = outer;
         self.path.truncate(before);
         Ok(field.required || field.keep_zero || !is_zero(&field.ty, value))
@@ -437,12 +446,75 @@ fn integral(value: &mut Value) {
 }
 
 fn base64_fault(text: &str, error: base64::DecodeError) -> String {
+    let foreign = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '='));
     let at = match error {
+        // Where several are wrong, the first.
+        _ if let Some(at) = text.find(foreign) => at,
         base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
         // Go points at the start of the incomplete quantum's missing part.
         _ => text.len() / 4 * 4,
     };
     format!("illegal base64 data at input byte {at}")
+}
+
+/// Structs whose fields belong to another struct that Go embeds in them: its name is part of the path an error tells.
+/// Named are the fields of the embedded one, or with `!` those of the struct's own.
+const EMBEDDED: &[(&str, &[&str], &[&str])] = &[
+    ("Volume", &["VolumeSource"], &["!", "name"]),
+    (
+        "PersistentVolumeSpec",
+        &["PersistentVolumeSource"],
+        &[
+            "!",
+            "accessModes",
+            "capacity",
+            "claimRef",
+            "mountOptions",
+            "nodeAffinity",
+            "persistentVolumeReclaimPolicy",
+            "storageClassName",
+            "volumeAttributesClassName",
+            "volumeMode",
+        ],
+    ),
+    ("IngressRule", &["IngressRuleValue"], &["http"]),
+    ("Probe", &["ProbeHandler"], &["exec", "grpc", "httpGet", "tcpSocket"]),
+    (
+        "EphemeralContainer",
+        &["EphemeralContainerCommon"],
+        &["!", "targetContainerName"],
+    ),
+    ("ConfigMapEnvSource", &["LocalObjectReference"], &["name"]),
+    ("ConfigMapKeySelector", &["LocalObjectReference"], &["name"]),
+    ("ConfigMapProjection", &["LocalObjectReference"], &["name"]),
+    ("ConfigMapVolumeSource", &["LocalObjectReference"], &["name"]),
+    ("SecretEnvSource", &["LocalObjectReference"], &["name"]),
+    ("SecretKeySelector", &["LocalObjectReference"], &["name"]),
+    ("SecretProjection", &["LocalObjectReference"], &["name"]),
+    ("RuleWithOperations", &["Rule"], &["!", "operations"]),
+    ("NamedRuleWithOperations", &["RuleWithOperations"], &["operations"]),
+    (
+        "NamedRuleWithOperations",
+        &["RuleWithOperations", "Rule"],
+        &["!", "operations", "resourceNames"],
+    ),
+    ("DeviceClaimConfiguration", &["DeviceConfiguration"], &["opaque"]),
+    ("DeviceClassConfiguration", &["DeviceConfiguration"], &["opaque"]),
+    ("DeviceAllocationConfiguration", &["DeviceConfiguration"], &["opaque"]),
+];
+
+/// The embedded structs on the way from `owner` to one of its fields.
+fn embedding(owner: &str, field: &str) -> &'static [&'static str] {
+    EMBEDDED
+        .iter()
+        .find(|(of, _, fields)| {
+            *of == owner
+                && match fields {
+                    ["!", own @ ..] => !own.contains(&field),
+                    fields => fields.contains(&field),
+                }
+        })
+        .map_or(&[], |(_, path, _)| path)
 }
 
 /// The type's name as Go prints it.

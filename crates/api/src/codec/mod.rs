@@ -48,6 +48,8 @@ pub enum DecodeError {
     MissingKind(String),
     #[error("Object 'apiVersion' is missing in '{0}'")]
     MissingVersion(String),
+    #[error("unexpected GroupVersion string: {0}")]
+    GroupVersion(String),
     /// A kind other than the one the endpoint serves.
     #[error("no kind {} is registered for version {} in scheme \"sampan\"", crate::field::quote(.0), crate::field::quote(.1))]
     UnknownKind(String, String),
@@ -195,6 +197,14 @@ pub fn decode(
         let error = DecodeError::UnknownKind(kind.clone(), api_version.clone());
         return Err(refuse(Some((&api_version, &kind)), &error));
     }
+    if api_version.split('/').count() > 2 {
+        let error = DecodeError::GroupVersion(api_version);
+        return Err(refuse(None, &error));
+    }
+    if api_version != expected.0 && !is_registered(ty, &api_version, &kind) {
+        let error = DecodeError::UnknownKind(kind.clone(), api_version.clone());
+        return Err(refuse(Some((&api_version, &kind)), &error));
+    }
     if api_version != expected.0 {
         return Err(Status::bad_request(format!(
             "the API version in the data ({api_version}) does not match the expected API version ({})",
@@ -217,6 +227,16 @@ pub fn decode(
             warnings: Vec::new(),
         }),
     }
+}
+
+/// Whether upstream knows the kind in that version, served or not: of a custom kind nobody knows, and versions before
+/// the first stable one have all been there once.
+fn is_registered(ty: &Type, api_version: &str, kind: &str) -> bool {
+    let version = api_version.rsplit('/').next().unwrap_or_default();
+    matches!(ty, Type::Struct(_))
+        || version.contains("alpha")
+        || version.contains("beta")
+        || schema::builtin().api_kind(api_version, kind).is_some()
 }
 
 /// Everything strict decoding complains of, in upstream's order: for built-in kinds as it stands in the text (`json`),

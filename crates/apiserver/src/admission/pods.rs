@@ -126,8 +126,9 @@ impl Plugin for DefaultTolerations {
         "DefaultTolerationSeconds"
     }
 
+    // An update that leaves them out means no harm: they are there again.
     fn handles(&self, review: &Review<'_>) -> bool {
-        creates_pod(review)
+        creates_pod(review) || (review.operation == Operation::Update && review.is_core("pods"))
     }
 
     async fn mutate(&self, _: &Review<'_>, pod: &mut Object, _: &mut Notes) -> Result<(), Refusal> {

@@ -77,10 +77,8 @@ impl Registry {
         strategy.prepare_create(&mut object);
         let name = access::name(&object).to_owned();
         let mut reserved = self.reserve(&row, &mut object, None).await?;
-        let mut errors = strategy.validate_create(&object);
-        if errors.is_empty() {
-            errors = meta::validate_create(&row, &object);
-        }
+        let mut errors = meta::validate_create(&row, &object);
+        errors.extend(strategy.validate_create(&object));
         if !errors.is_empty() {
             return Err(call.invalid(&name, &errors));
         }

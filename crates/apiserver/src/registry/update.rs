@@ -66,7 +66,10 @@ impl Registry {
     ) -> Result<Reply, Refusal> {
         let name = access::name(&object);
         if name.is_empty() {
-            return Err(refuse(Status::bad_request("name must be provided")));
+            return Err(refuse(Status::bad_request(format!(
+                "the name of the object ({} based on URL) was undeterminable: name must be provided",
+                call.info.name
+            ))));
         }
         if name != call.info.name {
             return Err(refuse(Status::bad_request(format!(
@@ -296,7 +299,7 @@ impl Registry {
             access::ensure_metadata(&mut new).remove("generation");
         }
         let mut reserved = self.reserve(&row, &mut new, Some(&old)).await?;
-        let mut errors = sampan_api::names::validate_object_meta_update(&new, &old, &field::Path::new("metadata"));
+        let mut errors = meta::validate_update(&row, &new, &old);
         errors.extend(strategy.validate_update(part, &new, &old));
         if !errors.is_empty() {
             return Err(call.invalid(&call.info.name, &errors));

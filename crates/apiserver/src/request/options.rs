@@ -75,7 +75,7 @@ impl ListOptions {
                 ));
             }
             if given && matching != "NotOlderThan" {
-                errors.push(unsupported(&path, matching, &["NotOlderThan"]));
+                errors.push(Error::not_supported(&path, matching, &["NotOlderThan"]));
             }
         } else {
             if given && self.resource_version.is_empty() {
@@ -87,7 +87,7 @@ impl ListOptions {
                 errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
             }
             if given && !matches!(matching, "Exact" | "NotOlderThan") {
-                errors.push(unsupported(&path, matching, &["Exact", "NotOlderThan", ""]));
+                errors.push(Error::not_supported(&path, matching, &["Exact", "NotOlderThan", ""]));
             }
             if matching == "Exact" && self.resource_version == "0" {
                 errors.push(forbidden(
@@ -107,14 +107,6 @@ impl ListOptions {
         }
         Err(refuse(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)))
     }
-}
-
-/// Values in upstream's order, which is not sorted.
-fn unsupported(path: &Path, value: &str, supported: &[&str]) -> Error {
-    let mut error = Error::not_supported(path, value, supported);
-    let names: Vec<_> = supported.iter().map(|name| format!("{name:?}")).collect();
-    error.detail = format!("supported values: {}", names.join(", "));
-    error
 }
 
 fn number(query: &Query, key: &str) -> Result<Option<u64>, Refusal> {

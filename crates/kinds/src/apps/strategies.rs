@@ -29,6 +29,7 @@ pub(super) static DAEMON_SET: Rules = Rules {
     update: count_template_generation,
     checks: validate::COUNTS,
     validate: validate::daemon_set,
+    changes_first: true,
     validate_update: validate::fixed_selector,
     ..RULES
 };
@@ -138,6 +139,8 @@ pub(super) static STATEFUL_SET: Rules = Rules {
     pod_spec: TEMPLATE,
     defaults: STATEFUL_SET_DEFAULTS,
     name: names::label,
+    create: |set| drop_max_unavailable(set, None),
+    update: |_, new, old| drop_max_unavailable(new, Some(old)),
     checks: validate::COUNTS,
     validate: validate::stateful_set,
     validate_create: validate::stateful_set_create,
@@ -145,6 +148,15 @@ pub(super) static STATEFUL_SET: Rules = Rules {
     warnings: warnings::stateful_set,
     ..RULES
 };
+
+/// How many Pods of a StatefulSet may be down during a rollout is behind a gate that upstream leaves closed: the field
+/// is dropped from sets that do not have it yet.
+fn drop_max_unavailable(new: &mut Object, old: Option<&Object>) {
+    const FIELD: &str = "spec.updateStrategy.rollingUpdate.maxUnavailable";
+    if old.is_none_or(|old| tree::get(old, FIELD).is_none()) {
+        tree::remove(new, FIELD);
+    }
+}
 
 const STATEFUL_SET_DEFAULTS: &[Default] = &[
     ("spec", Fill::Map),

@@ -54,7 +54,8 @@ fn selector(object: &Object, empty: &str, errors: &mut Errors) {
 fn mismatch(object: &Object, errors: &mut Errors) {
     errors.push(Error::invalid(
         &at("spec.template.metadata.labels"),
-        tree::get(object, "spec.template.metadata.labels")
+        object
+            .pointer("/spec/template/metadata/labels")
             .cloned()
             .unwrap_or_default(),
         "`selector` does not match template `labels`",
@@ -207,12 +208,25 @@ pub(crate) fn status(new: &Object, old: &Object, errors: &mut Errors) {
         }
     }
     let all = of("replicas").unwrap_or_default();
+    let is_stateful = tree::text(new, "kind") == "StatefulSet";
     let is_set = tree::get(new, "status.numberReady").is_some();
     for name in [
         "fullyLabeledReplicas",
-        "updatedReplicas",
-        "readyReplicas",
-        "currentReplicas",
+        if is_stateful {
+            "readyReplicas"
+        } else {
+            "updatedReplicas"
+        },
+        if is_stateful {
+            "currentReplicas"
+        } else {
+            "readyReplicas"
+        },
+        if is_stateful {
+            "updatedReplicas"
+        } else {
+            "currentReplicas"
+        },
         "availableReplicas",
     ] {
         if let Some(count) = of(name).filter(|count| *count > all && !is_set) {

@@ -16,6 +16,7 @@ pub(super) static RULES: Rules = Rules {
     ],
     default,
     validate: super::validate::autoscaler,
+    validate_create: super::validate::autoscaler_create,
     validate_update: super::validate::update,
     ..PLAIN
 };

@@ -1,7 +1,7 @@
 //! Validation of HorizontalPodAutoscalers (`v2`).
 
 use sampan_api::field::{Error, Errors, Path};
-use sampan_api::{Object, names as api};
+use sampan_api::{Object, names as api, quantity::Quantity};
 use serde_json::Value;
 
 use crate::checks::{self, Check, Rule};
@@ -54,6 +54,19 @@ pub(super) fn autoscaler(hpa: &Object, errors: &mut Errors) {
     }
 }
 
+/// What a new autoscaler scales is in a group: of the core's kinds only ReplicationControllers scale.
+pub(super) fn autoscaler_create(hpa: &Object, errors: &mut Errors) {
+    let version = tree::text(hpa, "spec.scaleTargetRef.apiVersion");
+    let why = match version.matches('/').count() {
+        0 if tree::text(hpa, "spec.scaleTargetRef.kind") == "ReplicationController" => return,
+        0 => "apiVersion must specify API group".to_owned(),
+        1 => return,
+        _ => format!("unexpected GroupVersion string: {version}"),
+    };
+    let path = Path::new("spec").child("scaleTargetRef").child("apiVersion");
+    errors.push(Error::invalid(&path, version, why));
+}
+
 const SOURCES: [(&str, &str); 5] = [
     ("Object", "object"),
     ("External", "external"),
@@ -71,7 +84,8 @@ fn metric_spec(metric: &Value, path: &Path, errors: &mut Errors) {
         ));
     }
     let Some((_, expected)) = SOURCES.iter().find(|(name, _)| *name == kind) else {
-        let names = SOURCES.map(|(name, _)| name);
+        let mut names = SOURCES.map(|(name, _)| name);
+        names.sort_unstable();
         errors.push(Error::not_supported(&path.child("type"), kind, &names));
         return;
     };
@@ -94,6 +108,16 @@ fn metric_spec(metric: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+const CONTAINER: &[Check] = &[
+    ("container", Rule::Required("must specify a container")),
+    ("container", Rule::Named(api::dns1123_label)),
+];
+
+const METRIC: &[Check] = &[
+    ("name", Rule::Required("must specify a metric name")),
+    ("name", Rule::Named(api::path_segment)),
+];
+
 fn metric_source(source: &Value, kind: &str, path: &Path, errors: &mut Errors) {
     if kind == "object" {
         let empty = Value::Object(serde_json::Map::new());
@@ -110,37 +134,45 @@ fn metric_source(source: &Value, kind: &str, path: &Path, errors: &mut Errors) {
             errors,
         );
         if kind == "containerResource" {
-            checks::run_at(
-                &[("container", Rule::Required("must specify a container"))],
-                source,
-                path,
-                None,
-                errors,
-            );
+            let name = tree::text(source, "name");
+            if !name.is_empty() {
+                resources::container_name(name, &path.child("name"), errors);
+            }
+            checks::run_at(CONTAINER, source, path, None, errors);
         }
-    } else if tree::text(source, "metric.name").is_empty() {
-        errors.push(Error::required(
-            &path.child("metric").child("name"),
-            "must specify a metric name",
-        ));
+    } else {
+        let nothing = Value::Null;
+        let metric = tree::get(source, "metric").unwrap_or(&nothing);
+        checks::run_at(METRIC, metric, &path.child("metric"), None, errors);
     }
     let at = path.child("target");
     let empty = Value::Object(serde_json::Map::new());
     let target = tree::get(source, "target").unwrap_or(&empty);
-    match tree::text(target, "type") {
-        "" => errors.push(Error::required(&at.child("type"), "must specify a metric target type")),
-        "Utilization" | "Value" | "AverageValue" => {}
-        other => errors.push(Error::invalid(
+    let kind_of_target = tree::text(target, "type");
+    if kind_of_target.is_empty() {
+        errors.push(Error::required(&at.child("type"), "must specify a metric target type"));
+    }
+    if !["Utilization", "Value", "AverageValue"].contains(&kind_of_target) {
+        errors.push(Error::invalid(
             &at.child("type"),
-            other,
+            kind_of_target,
             "must be either Utilization, Value, or AverageValue",
-        )),
+        ));
     }
     let has = |field: &str| tree::get(target, field).is_some();
     for field in ["value", "averageValue"] {
-        if let Some(value) = tree::get(target, field) {
-            resources::amount("", value, &at.child(field), errors);
+        if let Some(value) = tree::get(target, field)
+            && Quantity::from_value(value).is_ok_and(|quantity| quantity.sign() <= 0)
+        {
+            errors.push(Error::invalid(&at.child(field), value.clone(), "must be positive"));
         }
+    }
+    if let Some(share) = tree::opt_int(target, "averageUtilization").filter(|share| *share < 1) {
+        errors.push(Error::invalid(
+            &at.child("averageUtilization"),
+            share,
+            "must be greater than 0",
+        ));
     }
     if of_resource {
         if !has("averageUtilization") && !has("averageValue") {
@@ -160,11 +192,23 @@ fn metric_source(source: &Value, kind: &str, path: &Path, errors: &mut Errors) {
             &at.child("averageValue"),
             "must specify a positive target averageValue",
         ));
-    } else if kind != "pods" && !has("value") && !has("averageValue") {
+    } else if kind == "object" && !has("value") && !has("averageValue") {
         errors.push(Error::required(
             &at.child("averageValue"),
-            "must set either a target value for metric or a per-pod target",
+            "must set either a target value or averageValue",
         ));
+    } else if kind == "external" && has("value") == has("averageValue") {
+        if has("value") {
+            errors.push(Error::forbidden(
+                &at.child("value"),
+                "may not set both a target value for metric and a per-pod target",
+            ));
+        } else {
+            errors.push(Error::required(
+                &at.child("averageValue"),
+                "must set either a target value for metric or a per-pod target",
+            ));
+        }
     }
 }
 
@@ -181,7 +225,7 @@ fn scaling_rules(rules: &Value, path: &Path, errors: &mut Errors) {
         _ => {}
     }
     checks::run_at(
-        &[("selectPolicy", Rule::OneOf(&["Disabled", "Max", "Min"]))],
+        &[("selectPolicy", Rule::GivenOneOf(&["Disabled", "Max", "Min"]))],
         rules,
         path,
         None,
@@ -215,7 +259,11 @@ fn scaling_rules(rules: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-pub(super) fn update(part: Part<'_>, new: &Object, _: &Object, errors: &mut Errors) {
+pub(super) fn update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    let target = ["spec.scaleTargetRef.apiVersion", "spec.scaleTargetRef.kind"];
+    if part == Part::Main && target.iter().any(|field| !tree::same_at(new, old, field)) {
+        autoscaler_create(new, errors);
+    }
     if part == Part::View("status") {
         checks::run(
             &[
@@ -261,6 +309,16 @@ mod tests {
                 "spec.scaleTargetRef.kind: Required value",
                 "spec.scaleTargetRef.name: Required value",
                 "spec.metrics[0].pods: Required value: must populate information for the given metric source",
+                "spec.scaleTargetRef.apiVersion: Invalid value: \"\": apiVersion must specify API group",
+            ]
+        );
+        let metric = json!({"type": "External", "external": {"metric": {"name": "a/b"}, "target": {"type": "Value", "value": "-1", "averageValue": "1"}}});
+        assert_eq!(
+            said(json!({"maxReplicas": 1, "scaleTargetRef": target, "metrics": [metric]})),
+            [
+                "spec.metrics[0].external.metric.name: Invalid value: \"a/b\": may not contain '/'",
+                "spec.metrics[0].external.target.value: Invalid value: \"-1\": must be positive",
+                "spec.metrics[0].external.target.value: Forbidden: may not set both a target value for metric and a per-pod target",
             ]
         );
     }

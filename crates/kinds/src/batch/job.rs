@@ -68,10 +68,15 @@ fn generate_selector(job: &mut Object) {
     let mut labels = tree::map(job, "spec.template.metadata.labels")
         .cloned()
         .unwrap_or_default();
+    // A Job that has its template's labels (see `default`) has these too.
+    let shared = !labels.is_empty() && tree::map(job, "metadata.labels") == Some(&labels);
     for (keys, value) in [(NAME_LABELS, &name), (UID_LABELS, &uid)] {
         for key in keys {
             labels.entry(key).or_insert_with(|| value.clone().into());
         }
+    }
+    if shared {
+        tree::set(job, "metadata.labels", labels.clone());
     }
     tree::set(job, "spec.template.metadata.labels", labels);
     let mut selected = tree::map(job, "spec.selector.matchLabels").cloned().unwrap_or_default();
@@ -107,6 +112,17 @@ mod tests {
             json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})
         );
         assert_eq!(job["spec"]["completions"], 1);
+        let mut labelled = json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {}}}});
+        RULES.default(&mut labelled);
+        RULES.prepare_create(&mut labelled);
+        assert_eq!(
+            labelled["metadata"]["labels"],
+            labelled["spec"]["template"]["metadata"]["labels"]
+        );
+        assert_eq!(
+            labelled["metadata"]["labels"].as_object().map(serde_json::Map::len),
+            Some(5)
+        );
         let mut manual = json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"manualSelector": true}});
         RULES.prepare_create(&mut manual);
         assert_eq!(manual["spec"], json!({"manualSelector": true}));

@@ -3,7 +3,7 @@
 use sampan_api::field::{Error, Errors, Path};
 use sampan_api::selector::{LabelSelector, validate_label_selector};
 use sampan_api::{Object, names as api};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::cron;
 use super::job::{NAME_LABELS, UID_LABELS};
@@ -21,7 +21,7 @@ const SPEC: &[Check] = &[
     ("ttlSecondsAfterFinished", Rule::NonNegative),
     ("backoffLimitPerIndex", Rule::NonNegative),
     ("maxFailedIndexes", Rule::NonNegative),
-    ("completionMode", Rule::OneOf(&["NonIndexed", "Indexed"])),
+    ("completionMode", Rule::GivenOneOf(&["NonIndexed", "Indexed"])),
 ];
 
 pub(super) fn job(job: &Object, errors: &mut Errors) {
@@ -278,24 +278,33 @@ fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
             (false, true) => "specifying one of OnExitCodes and OnPodConditions is required",
             _ => continue,
         };
-        errors.push(Error::invalid(&path, rule.clone(), why));
+        let mut error = Error::invalid(&path, Value::Null, why);
+        error.omitted = true;
+        errors.push(error);
     }
 }
 
 fn exit_codes(spec: &Value, codes: &Value, path: &Path, errors: &mut Errors) {
-    checks::run_at(
-        &[("operator", Rule::RequiredOneOf(&["In", "NotIn"]))],
-        codes,
-        path,
-        None,
-        errors,
-    );
+    if tree::text(codes, "operator").is_empty() {
+        errors.push(Error::required(
+            &path.child("operator"),
+            "valid values: [\"In\" \"NotIn\"]",
+        ));
+    } else {
+        checks::run_at(
+            &[("operator", Rule::OneOf(&["In", "NotIn"]))],
+            codes,
+            path,
+            None,
+            errors,
+        );
+    }
     let name = tree::text(codes, "containerName");
     let known = ["containers", "initContainers"]
         .iter()
         .flat_map(|list| tree::items(spec, &format!("template.spec.{list}")))
         .any(|container| tree::text(container, "name") == name);
-    if !name.is_empty() && !known {
+    if tree::get(codes, "containerName").is_some() && !known {
         errors.push(Error::invalid(
             &path.child("containerName"),
             name,
@@ -306,7 +315,8 @@ fn exit_codes(spec: &Value, codes: &Value, path: &Path, errors: &mut Errors) {
     let values = tree::items(codes, "values");
     let numbers: Vec<_> = values.iter().filter_map(Value::as_i64).collect();
     if values.is_empty() {
-        errors.push(Error::invalid(&path, json!([]), "at least one value is required"));
+        let shown = codes.get("values").cloned().unwrap_or_default();
+        errors.push(Error::invalid(&path, shown, "at least one value is required"));
     }
     if values.len() > 255 {
         errors.push(Error::too_many(&path, values.len(), 255));
@@ -564,6 +574,7 @@ mod tests {
     use super::*;
     use crate::rules::Rules;
     use crate::spec::Strategy;
+    use serde_json::json;
 
     fn texts(errors: Errors) -> Vec<String> {
         errors.iter().map(ToString::to_string).collect()

@@ -22,6 +22,7 @@ pub(super) static UNSTORED: Rules = Rules {
 pub(super) static CONFIG_MAP: Rules = Rules {
     status: Status::Plain,
     validate: validate::config_map,
+    changes_first: true,
     validate_update: validate::config_map_update,
     ..RULES
 };
@@ -119,16 +120,27 @@ pub(super) static SECRET: Rules = Rules {
     status: Status::Plain,
     defaults: &[("type", Fill::Text("Opaque"))],
     default: fold_string_data,
-    checks: &[("type", Rule::Immutable)],
     validate: validate::secret,
+    changes_first: true,
     validate_update: validate::secret_update,
     ..RULES
 };
 
 pub(super) static SERVICE_ACCOUNT: Rules = Rules {
     status: Status::Plain,
+    create: only_names_of_secrets,
+    update: |_, new, _| only_names_of_secrets(new),
     ..RULES
 };
+
+/// Secrets of an account are its namespace's: all but their names is dropped.
+fn only_names_of_secrets(account: &mut Object) {
+    for secret in tree::items_mut(account, "secrets") {
+        if let Some(map) = secret.as_object_mut() {
+            map.retain(|field, _| field == "name");
+        }
+    }
+}
 
 /// Container limits: what is not said follows from what is, max to default, default to request, min to request.
 fn default_limits(range: &mut Object) {

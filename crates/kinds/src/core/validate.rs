@@ -139,6 +139,7 @@ fn docker_config(data: Option<&Map<String, Value>>, key: &str, errors: &mut Erro
 }
 
 pub(super) fn secret_update(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    checks::immutable(new, old, &Path::default(), "type", errors);
     immutable_data(new, old, &["data"], errors);
 }
 
@@ -257,7 +258,7 @@ pub(super) fn endpoints(object: &Object, errors: &mut Errors) {
             checks::port_or_name(&path.child("port"), tree::get(port, "port"), errors);
             checks::run_at(
                 &[
-                    ("protocol", Rule::RequiredOneOf(&["TCP", "UDP", "SCTP"])),
+                    ("protocol", Rule::RequiredOneOf(&["SCTP", "TCP", "UDP"])),
                     ("appProtocol", Rule::Named(api::qualified_name)),
                 ],
                 port,

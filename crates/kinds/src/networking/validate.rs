@@ -41,7 +41,7 @@ pub(super) fn network_policy(policy: &Object, errors: &mut Errors) {
         return;
     }
     checks::run(
-        &[("spec.policyTypes[]", Rule::OneOf(&["Ingress", "Egress"]))],
+        &[("spec.policyTypes[]", Rule::GivenOneOf(&["Ingress", "Egress"]))],
         policy,
         None,
         errors,
@@ -50,7 +50,7 @@ pub(super) fn network_policy(policy: &Object, errors: &mut Errors) {
 
 fn policy_port(port: &Value, path: &Path, errors: &mut Errors) {
     checks::run_at(
-        &[("protocol", Rule::OneOf(&["TCP", "UDP", "SCTP"]))],
+        &[("protocol", Rule::GivenOneOf(&["TCP", "UDP", "SCTP"]))],
         port,
         path,
         None,

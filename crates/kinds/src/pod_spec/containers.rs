@@ -192,10 +192,7 @@ fn ports(container: &Value, path: &Path, errors: &mut Errors) {
             }
         }
         checks::run_at(
-            &[
-                ("protocol", Rule::RequiredOneOf(&["TCP", "UDP", "SCTP"])),
-                ("hostIP", Rule::Named(names::ip)),
-            ],
+            &[("protocol", Rule::RequiredOneOf(&["SCTP", "TCP", "UDP"]))],
             port,
             &path,
             None,

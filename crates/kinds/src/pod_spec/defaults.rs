@@ -17,6 +17,14 @@ const SPEC: &[Default] = &[
     ("volumes[].configMap.defaultMode", Fill::Int(0o644)),
     ("volumes[].downwardAPI.defaultMode", Fill::Int(0o644)),
     ("volumes[].downwardAPI.items[].fieldRef.apiVersion", Fill::Text("v1")),
+    (
+        "volumes[].downwardAPI.items[].resourceFieldRef.divisor",
+        Fill::Text("0"),
+    ),
+    (
+        "volumes[].projected.sources[].downwardAPI.items[].resourceFieldRef.divisor",
+        Fill::Text("0"),
+    ),
     ("volumes[].projected.defaultMode", Fill::Int(0o644)),
     (
         "volumes[].projected.sources[].downwardAPI.items[].fieldRef.apiVersion",
@@ -50,6 +58,7 @@ const CONTAINER: &[Default] = &[
     ("resources", Fill::Map),
     ("ports[].protocol", Fill::Text("TCP")),
     ("env[].valueFrom.fieldRef.apiVersion", Fill::Text("v1")),
+    ("env[].valueFrom.resourceFieldRef.divisor", Fill::Text("0")),
     ("env[].valueFrom.fileKeyRef.optional", Fill::Bool(false)),
     ("lifecycle.postStart.httpGet.path", Fill::Text("/")),
     ("lifecycle.postStart.httpGet.scheme", Fill::Text("HTTP")),
@@ -155,7 +164,7 @@ fn default_pull_policy(owner: &mut Value, image: &str, policy: &str) {
 }
 
 fn is_latest(image: &str) -> bool {
-    if image.is_empty() {
+    if !is_image_name(image) {
         return false;
     }
     let (name, digest) = match image.split_once('@') {
@@ -169,9 +178,48 @@ fn is_latest(image: &str) -> bool {
     }
 }
 
+/// Whether a registry could know the name at all: lower-case path parts, at most 255 characters without tag and digest.
+fn is_image_name(image: &str) -> bool {
+    let image = image.split_once('@').map_or(image, |(name, _)| name);
+    let (host, path) = match image.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+        _ => ("", image),
+    };
+    let (path, tag) = path.split_once(':').unwrap_or((path, "latest"));
+    let part = |part: &str| {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        part.starts_with(plain) && part.ends_with(plain) && part.chars().all(|c| plain(c) || "._-".contains(c))
+    };
+    let in_tag = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    host.len() + path.len() < 255
+        && path.split('/').all(part)
+        && tag.len() <= 128
+        && !tag.starts_with(['.', '-'])
+        && !tag.is_empty()
+        && tag.chars().all(in_tag)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_name_can_mean_the_latest() {
+        for (image, latest) in [
+            ("nginx", true),
+            ("nginx:latest", true),
+            ("nginx:1", false),
+            ("example.com:5000/a/b", true),
+            ("example.com:5000/a/b:1", false),
+            ("nginx@sha256:0", false),
+            ("", false),
+            ("Bad_Name!", false),
+            ("/../x", false),
+        ] {
+            assert_eq!(is_latest(image), latest, "{image:?}");
+        }
+        assert!(!is_latest(&"a".repeat(300)));
+    }
 
     #[test]
     fn a_tag_decides_when_to_pull() {

@@ -108,7 +108,7 @@ fn pod_name(name: &str, path: &Path, errors: &mut Errors) {
     let before = errors.len();
     any_name(name, path, errors);
     if errors.len() == before && !matches!(name, "cpu" | "memory") && !is_huge_page(name) {
-        errors.push(Error::not_supported(path, name, &["cpu", "memory", "hugepages-"]));
+        errors.push(Error::not_supported(path, name, &["cpu", "hugepages-", "memory"]));
     }
 }
 
@@ -272,11 +272,11 @@ pub(super) fn pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
 
 const REFERABLE: [&str; 6] = [
     "limits.cpu",
-    "limits.memory",
     "limits.ephemeral-storage",
+    "limits.memory",
     "requests.cpu",
-    "requests.memory",
     "requests.ephemeral-storage",
+    "requests.memory",
 ];
 
 const SIZES: &str = "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei";

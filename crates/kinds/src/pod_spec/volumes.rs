@@ -102,10 +102,10 @@ fn claim_template(volume: &Value, source: &Value, path: &Path, owner: Owner<'_>,
 }
 
 const FILE_FIELDS: &[&str] = &[
+    "metadata.annotations",
+    "metadata.labels",
     "metadata.name",
     "metadata.namespace",
-    "metadata.labels",
-    "metadata.annotations",
     "metadata.uid",
 ];
 

@@ -493,7 +493,7 @@ mod tests {
             (
                 vec![("restartPolicy", json!("Sometimes"))],
                 vec![
-                    "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+                    "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\"",
                 ],
             ),
             (

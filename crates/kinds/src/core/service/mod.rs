@@ -40,6 +40,7 @@ pub(crate) static RULES: Rules = Rules {
     create: change::prepare_create,
     update: change::prepare_update,
     validate: validate::service,
+    changes_first: true,
     validate_update: validate::update,
     warnings: warnings::of,
     ..PLAIN

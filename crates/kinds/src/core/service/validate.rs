@@ -19,10 +19,10 @@ const SPEC: &[Check] = &[
         "type",
         Rule::RequiredOneOf(&["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]),
     ),
-    ("internalTrafficPolicy", Rule::OneOf(&["Cluster", "Local"])),
+    ("internalTrafficPolicy", Rule::GivenOneOf(&["Cluster", "Local"])),
     (
         "trafficDistribution",
-        Rule::OneOf(&["PreferClose", "PreferSameZone", "PreferSameNode"]),
+        Rule::GivenOneOf(&["PreferClose", "PreferSameZone", "PreferSameNode"]),
     ),
 ];
 
@@ -115,7 +115,7 @@ fn service_port<'a>(port: &'a Value, needs_name: bool, seen: &mut BTreeSet<&'a s
     let number = tree::get(port, "port").filter(|number| number.is_number());
     checks::port_or_name(&path.child("port"), number, errors);
     checks::run_at(
-        &[("protocol", Rule::RequiredOneOf(&["TCP", "UDP", "SCTP"]))],
+        &[("protocol", Rule::RequiredOneOf(&["SCTP", "TCP", "UDP"]))],
         port,
         path,
         None,
@@ -123,7 +123,7 @@ fn service_port<'a>(port: &'a Value, needs_name: bool, seen: &mut BTreeSet<&'a s
     );
     checks::port_or_name(&path.child("targetPort"), tree::get(port, "targetPort"), errors);
     checks::run_at(
-        &[("appProtocol", Rule::Named(api::qualified_name))],
+        &[("appProtocol", Rule::GivenNamed(api::qualified_name))],
         port,
         path,
         None,
@@ -185,7 +185,7 @@ fn addresses(service: &Object, path: &Path, errors: &mut Errors) {
     checks::run_at(
         &[(
             "ipFamilyPolicy",
-            Rule::OneOf(&["PreferDualStack", "RequireDualStack", "SingleStack"]),
+            Rule::GivenOneOf(&["PreferDualStack", "RequireDualStack", "SingleStack"]),
         )],
         tree::get(service, "spec").unwrap_or(&Value::Null),
         path,
@@ -313,8 +313,8 @@ fn traffic_policies(service: &Object, path: &Path, errors: &mut Errors) {
         (true, 0) => errors.push(Error::required(&at, "")),
         (true, _) => checks::port_or_name(&at, tree::get(service, "spec.healthCheckNodePort"), errors),
     }
-    let internal = tree::text(service, "spec.internalTrafficPolicy");
-    if internal.is_empty() && matches!(kind(service), "NodePort" | "LoadBalancer" | "ClusterIP") {
+    let internal = tree::get(service, "spec.internalTrafficPolicy");
+    if internal.is_none() && matches!(kind(service), "NodePort" | "LoadBalancer" | "ClusterIP") {
         errors.push(Error::required(&path.child("internalTrafficPolicy"), ""));
     }
 }
@@ -415,6 +415,7 @@ fn status_update(service: &Object, errors: &mut Errors) {
             checks::named(&path.child("ip"), ip, names::ip, errors);
         }
         match (ip.is_empty(), mode) {
+            (false, _) if tree::get(point, "ipMode").is_some() => {}
             (false, "") => errors.push(Error::required(
                 &path.child("ipMode"),
                 "must be specified when `ip` is set",
@@ -427,7 +428,7 @@ fn status_update(service: &Object, errors: &mut Errors) {
         }
         checks::run_at(
             &[
-                ("ipMode", Rule::OneOf(&["Proxy", "VIP"])),
+                ("ipMode", Rule::GivenOneOf(&["Proxy", "VIP"])),
                 ("hostname", Rule::Named(api::dns1123_subdomain)),
             ],
             point,
