@@ -209,7 +209,6 @@ async fn fixture(pair: &Pair, object: &Value, args: &Args) -> Result<(usize, Vec
     for made in [&mut theirs, &mut our] {
         if let Some(metadata) = made["metadata"].as_object_mut() {
             metadata.remove("managedFields");
-            metadata.remove("resourceVersion");
         }
     }
     let mut whole = theirs.clone();
