@@ -282,7 +282,10 @@ impl Registry {
             None if !strategy.allow_unconditional_update() => {
                 let path = field::Path::new("metadata").child("resourceVersion");
                 let error = field::Error::invalid(&path, 0, "must be specified for an update");
-                return Err(call.invalid(&call.info.name, &[error]));
+                // Upstream names the resource here, not the kind.
+                let spec = &call.row.spec;
+                let status = Status::invalid(spec.group, spec.plural, &call.info.name, &[error]);
+                return Err(refuse(status));
             }
             None => access::set_resource_version(&mut new, access::resource_version(&old)),
         }
