@@ -8,6 +8,35 @@ type Row = (&'static str, [&'static str; 3], &'static str);
 const ROWS: &[Row] = &[
     (
         "",
+        ["", "Time=null", ""],
+        "a time that was never set is left out, not printed as null",
+    ),
+    (
+        "",
+        ["", "Invalid value: {\"MatchExpressions\"", "Invalid value: {"],
+        "upstream prints its internal type, in Go's names",
+    ),
+    (
+        "ResourceClaim",
+        ["", "spec: Invalid value: {\"Devices\"", "spec: Invalid value: {"],
+        "upstream prints its internal type, in Go's names",
+    ),
+    (
+        "Job",
+        [
+            "",
+            "podFailurePolicy: Invalid value: {\"Rules\"",
+            "podFailurePolicy: Invalid value: {",
+        ],
+        "upstream prints its internal type, in Go's names",
+    ),
+    (
+        "Service",
+        ["odePort", "", "provided port is not in the valid range"],
+        "upstream's dry runs reserve no port and so do not notice one out of range",
+    ),
+    (
+        "",
         [
             "",
             "in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
