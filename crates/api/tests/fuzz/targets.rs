@@ -44,33 +44,11 @@ fn proportionate(bytes: &[u8], value: &Value) {
     );
 }
 
-/// Equal but for the last digit of a fraction, which `serde_json` reads a unit beside the truth at times.
-fn alike(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Object(x), Value::Object(y)) => {
-            x.len() == y.len()
-                && x.iter()
-                    .all(|(key, value)| y.get(key).is_some_and(|other| alike(value, other)))
-        }
-        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| alike(x, y)),
-        (Value::Number(x), Value::Number(y)) if x.is_f64() && y.is_f64() => {
-            let (x, y) = (x.as_f64().unwrap_or_default(), y.as_f64().unwrap_or_default());
-            (x - y).abs() <= x.abs() * 4.0 * f64::EPSILON
-        }
-        _ => a == b,
-    }
-}
-
 fn read_json(bytes: &[u8]) {
     if let Ok(parsed) = json::decode(bytes) {
         proportionate(bytes, &parsed.object);
         let again = json::decode(&json::encode(&parsed.object)).expect("what was written reads");
-        assert!(
-            alike(&again.object, &parsed.object),
-            "{} {}",
-            again.object,
-            parsed.object
-        );
+        assert_eq!(again.object, parsed.object);
         assert!(again.duplicates.is_empty());
     }
 }
@@ -80,7 +58,7 @@ fn read_yaml(bytes: &[u8]) {
         proportionate(bytes, &parsed.object);
         let text = yaml::encode(&parsed.object);
         let again = yaml::decode(text.as_bytes()).unwrap_or_else(|error| panic!("{error}\n{text}"));
-        assert!(alike(&again.object, &parsed.object), "{text}");
+        assert_eq!(again.object, parsed.object, "{text}");
     }
 }
 
