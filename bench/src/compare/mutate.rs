@@ -207,7 +207,8 @@ impl Walk<'_> {
             Some(properties) => {
                 self.set(&at("unknownField"), [json!(1)]);
                 for (key, schema) in properties {
-                    if !map.contains_key(key) && !own(key) && !(path.is_empty() && key == "status") {
+                    let status = path.is_empty() && key == "status";
+                    if !(status || own(key) || map.contains_key(key)) {
                         let sample = self.schemas.sample(schema);
                         if matches!(&sample, Value::Object(map) if !map.is_empty()) {
                             self.set(&at(key), [json!({})]);
