@@ -230,6 +230,48 @@ async fn certificates_are_approved_and_signed_by_those_who_may() {
     api.server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overhead_is_what_the_class_says() {
+    let api = Api::start().await;
+    namespace(&api, "sandboxed", json!({})).await;
+    let pods = "/api/v1/namespaces/sandboxed/pods";
+    for (name, overhead) in [("plain", Value::Null), ("heavy", json!({"podFixed": {"cpu": "250m"}}))] {
+        let class = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name},
+            "handler": "h", "overhead": overhead});
+        api.post("/apis/node.k8s.io/v1/runtimeclasses", class).await.ok();
+    }
+    let undefined = "Pod Overhead set without corresponding RuntimeClass defined Overhead";
+    let different = "Pod's Overhead doesn't match RuntimeClass's defined Overhead";
+    for (index, (class, overhead, expected)) in [
+        ("", json!({"cpu": "1"}), Err(undefined)),
+        ("plain", json!({"cpu": "1"}), Err(undefined)),
+        ("plain", Value::Null, Ok(Value::Null)),
+        ("heavy", Value::Null, Ok(json!({"cpu": "250m"}))),
+        ("heavy", json!({"cpu": "0.25"}), Ok(json!({"cpu": "250m"}))),
+        ("heavy", json!({"cpu": "1"}), Err(different)),
+        ("absent", Value::Null, Err("RuntimeClass \"absent\" not found")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("p{index}");
+        let mut pod = pod(&name);
+        pod["spec"]["overhead"] = overhead;
+        if !class.is_empty() {
+            pod["spec"]["runtimeClassName"] = class.into();
+        }
+        let answer = api.post(pods, pod).await;
+        match expected {
+            Ok(overhead) => assert_eq!(answer.ok()["spec"]["overhead"], overhead, "{name}"),
+            Err(why) => {
+                let message = format!("pods \"{name}\" is forbidden: pod rejected: {why}");
+                answer.refused(403, "Forbidden", &message);
+            }
+        }
+    }
+    api.server.stop().await;
+}
+
 fn enabled(names: &'static [&'static str]) -> impl FnOnce(&mut sampan_apiserver::Config) {
     move |config| config.admission.enable = names.iter().map(|name| (*name).to_owned()).collect()
 }

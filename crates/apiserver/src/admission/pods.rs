@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use sampan_api::Object;
+use sampan_api::quantity::Quantity;
 use serde_json::{Value, json};
 
 use super::{Notes, Operation, Plugin, Reader, Review, spec_list, text};
@@ -154,6 +155,18 @@ impl RuntimeClass {
     pub fn new(reader: Reader) -> Self {
         RuntimeClass(reader)
     }
+
+    /// The class a Pod names; a Pod that names one which is not there is refused.
+    fn class(&self, review: &Review<'_>, pod: &Object) -> Result<Option<Object>, Refusal> {
+        let name = text(pod, "/spec/runtimeClassName");
+        if name.is_empty() {
+            return Ok(None);
+        }
+        match self.0.get("runtimeclasses", name) {
+            Some(class) => Ok(Some(class.object())),
+            None => Err(review.refuse(pod, &format!("pod rejected: RuntimeClass {name:?} not found"))),
+        }
+    }
 }
 
 #[async_trait]
@@ -167,30 +180,14 @@ impl Plugin for RuntimeClass {
     }
 
     async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
-        let name = text(pod, "/spec/runtimeClassName").to_owned();
-        if name.is_empty() {
+        let Some(class) = self.class(review, pod)? else {
             return Ok(());
-        }
-        let Some(class) = self.0.get("runtimeclasses", &name) else {
-            return Err(review.refuse(pod, &format!("pod rejected: RuntimeClass {name:?} not found")));
         };
-        let class = class.object();
-        let overhead = class.pointer("/overhead/podFixed");
-        match (overhead, pod.pointer("/spec/overhead")) {
-            (Some(fixed), None) => pod["spec"]["overhead"] = fixed.clone(),
-            (Some(fixed), Some(own)) if fixed != own => {
-                return Err(review.refuse(
-                    pod,
-                    &format!("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead {fixed}"),
-                ));
+        if let Some(fixed) = class.pointer("/overhead/podFixed") {
+            match pod.pointer("/spec/overhead") {
+                Some(own) if !same_amounts(fixed, own) => return Err(review.refuse(pod, DIFFERENT_OVERHEAD)),
+                _ => pod["spec"]["overhead"] = fixed.clone(),
             }
-            (None, Some(_)) => {
-                return Err(review.refuse(
-                    pod,
-                    "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
-                ));
-            }
-            _ => {}
         }
         if let Some(selector) = class.pointer("/scheduling/nodeSelector").and_then(Value::as_object) {
             let spec = sampan_api::meta::ensure_map(&mut pod["spec"]);
@@ -215,4 +212,34 @@ impl Plugin for RuntimeClass {
         }
         Ok(())
     }
+
+    async fn validate(&self, review: &Review<'_>, object: Option<&Object>, _: &mut Notes) -> Result<(), Refusal> {
+        let Some(pod) = object else { return Ok(()) };
+        let class = self.class(review, pod)?;
+        let fixed = class.as_ref().and_then(|class| class.pointer("/overhead/podFixed"));
+        match (fixed, pod.pointer("/spec/overhead")) {
+            (None, Some(_)) => Err(review.refuse(
+                pod,
+                "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
+            )),
+            (Some(fixed), own) if !same_amounts(fixed, own.unwrap_or(&Value::Null)) => {
+                Err(review.refuse(pod, DIFFERENT_OVERHEAD))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+const DIFFERENT_OVERHEAD: &str = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
+
+/// Whether two maps of quantities say the same, in whatever units.
+fn same_amounts(one: &Value, other: &Value) -> bool {
+    let (Some(one), Some(other)) = (one.as_object(), other.as_object()) else {
+        return one == other;
+    };
+    let same = |a: &Value, b: &Value| match (Quantity::from_value(a), Quantity::from_value(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    };
+    one.len() == other.len() && one.iter().all(|(name, a)| other.get(name).is_some_and(|b| same(a, b)))
 }
