@@ -20,7 +20,7 @@ use crate::{Refusal, refuse};
 
 /// Buckets that are remembered where the configuration does not say how many.
 const CACHE_SIZE: usize = 4096;
-const KINDS: [&str; 4] = ["Server", "Namespace", "User", "SourceAndObject"];
+const KINDS: [&str; 4] = ["Namespace", "Server", "SourceAndObject", "User"];
 
 /// One limit, as it is configured.
 #[derive(Clone, Debug, Deserialize)]
