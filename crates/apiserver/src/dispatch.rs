@@ -107,6 +107,9 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
     if let Some(warning) = call.row.custom.as_ref().and_then(|custom| custom.deprecation.clone()) {
         call.warn(warning);
     }
+    if !call.row.spec.deprecated.is_empty() {
+        call.warn(call.row.spec.deprecated);
+    }
     let reply = if call.info.subresource.is_empty() {
         main(plane, &mut call, &parts.method, body).await
     } else {

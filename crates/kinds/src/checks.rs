@@ -24,6 +24,12 @@ pub(crate) enum Rule {
     NonNegative,
     /// When present, within these bounds (upstream's "must be between" wording).
     Between(i64, i64),
+    /// At least this, with upstream's detail, when given.
+    AtLeast(i64, &'static str),
+    /// At most this, with upstream's detail, when given.
+    AtMost(i64, &'static str),
+    /// Text that passes, and the empty text when absent.
+    AlwaysNamed(fn(&str) -> Vec<String>),
     /// When present and not empty, text that passes; one error per message.
     Named(fn(&str) -> Vec<String>),
     /// Present, not empty, and text that passes.
@@ -111,6 +117,20 @@ fn check(rule: Rule, path: &field::Path, value: Option<&Value>, errors: &mut fie
         Rule::GivenNamed(valid) => {
             if let Some(text) = value.and_then(Value::as_str) {
                 named(path, text, valid, errors);
+            }
+        }
+        Rule::AlwaysNamed(valid) => {
+            let text = value.and_then(Value::as_str).unwrap_or_default();
+            named(path, text, valid, errors);
+        }
+        Rule::AtLeast(low, why) => {
+            if let Some(number) = value.and_then(Value::as_i64).filter(|number| *number < low) {
+                errors.push(field::Error::invalid(path, number, why));
+            }
+        }
+        Rule::AtMost(high, why) => {
+            if let Some(number) = value.and_then(Value::as_i64).filter(|number| *number > high) {
+                errors.push(field::Error::invalid(path, number, why));
             }
         }
         Rule::NonNegative => {

@@ -16,6 +16,8 @@ pub(crate) type Default = (&'static str, Fill);
 #[derive(Clone, Copy)]
 pub(crate) enum Fill {
     Text(&'static str),
+    /// Text for an absent field only: an empty one was given (a pointer in Go).
+    Option(&'static str),
     Int(i64),
     /// An integer for which 0 means "not set".
     NonZero(i64),
@@ -29,7 +31,7 @@ pub(crate) enum Fill {
 impl Fill {
     fn value(self) -> Value {
         match self {
-            Fill::Text(text) => text.into(),
+            Fill::Text(text) | Fill::Option(text) => text.into(),
             Fill::Int(number) | Fill::NonZero(number) => number.into(),
             Fill::Bool(flag) => flag.into(),
             Fill::Map => Value::Object(Map::new()),

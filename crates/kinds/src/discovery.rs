@@ -35,10 +35,11 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 static SLICE: Rules = Rules {
     generation: true,
     status: Status::Plain,
+    metadata_counts: |new, old| !tree::same_at(new, old, "metadata.labels"),
     defaults: &[
         ("endpoints[].conditions", Fill::Map),
-        ("ports[].name", Fill::Text("")),
-        ("ports[].protocol", Fill::Text("TCP")),
+        ("ports[].name", Fill::Option("")),
+        ("ports[].protocol", Fill::Option("TCP")),
     ],
     checks: &[
         ("addressType", Rule::RequiredOneOf(&["FQDN", "IPv4", "IPv6"])),
@@ -47,12 +48,16 @@ static SLICE: Rules = Rules {
             "endpoints[].addresses",
             Rule::Required("must contain at least 1 address"),
         ),
-        ("endpoints[].nodeName", Rule::Named(names::whole_subdomain)),
-        ("endpoints[].hostname", Rule::Named(api::dns1123_label)),
+        ("endpoints[].nodeName", Rule::GivenNamed(names::whole_subdomain)),
+        ("endpoints[].hostname", Rule::GivenNamed(api::dns1123_label)),
         ("endpoints[].hints.forZones[].name", Rule::Named(api::label_value)),
+        (
+            "endpoints[].hints.forNodes[].name",
+            Rule::AlwaysNamed(names::whole_subdomain),
+        ),
         ("ports[].name", Rule::Named(api::dns1123_label)),
-        ("ports[].protocol", Rule::RequiredOneOf(&["SCTP", "TCP", "UDP"])),
-        ("ports[].appProtocol", Rule::Named(api::qualified_name)),
+        ("ports[].protocol", Rule::GivenOneOf(&["SCTP", "TCP", "UDP"])),
+        ("ports[].appProtocol", Rule::GivenNamed(api::qualified_name)),
     ],
     validate,
     warnings: warnings::endpoint_slice,
@@ -85,6 +90,18 @@ fn validate(slice: &Object, errors: &mut Errors) {
                     endpoint_ip(text, &at, errors);
                 }
                 _ => {}
+            }
+        }
+    }
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        for list in ["forZones", "forNodes"] {
+            let path = path.index(index).child("hints").child(list);
+            let mut seen = BTreeSet::new();
+            for (number, hint) in tree::items(endpoint, &format!("hints.{list}")).iter().enumerate() {
+                let name = tree::text(hint, "name");
+                if !seen.insert(name) {
+                    errors.push(Error::duplicate(&path.index(number).child("name"), name));
+                }
             }
         }
     }

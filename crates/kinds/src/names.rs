@@ -25,7 +25,8 @@ pub(crate) fn ip(text: &str) -> Vec<String> {
     }
 }
 
-fn has_leading_zeros(text: &str) -> bool {
+/// Four decimal numbers that are an address but for zeros before them.
+pub(crate) fn has_leading_zeros(text: &str) -> bool {
     let parts: Vec<_> = text.split('.').collect();
     parts.len() == 4
         && parts

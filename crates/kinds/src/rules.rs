@@ -54,6 +54,8 @@ pub(crate) struct Rules {
     /// Rules between old and new.
     pub validate_update: fn(Part<'_>, &Object, &Object, &mut field::Errors),
     pub warnings: fn(&Object) -> Vec<String>,
+    /// Whether an update is worth the warnings; it usually is.
+    pub warns_of_update: fn(&Object, &Object) -> bool,
     pub grace: fn(&Object, Option<i64>) -> Option<i64>,
     pub create_on_update: bool,
     pub unconditional_update: bool,
@@ -79,6 +81,7 @@ pub(crate) const RULES: Rules = Rules {
     changes_first: false,
     validate_update: |_, _, _, _| {},
     warnings: |_| Vec::new(),
+    warns_of_update: |_, _| true,
     grace: |_, _| None,
     create_on_update: false,
     unconditional_update: true,
@@ -192,6 +195,14 @@ impl Strategy for Rules {
             warnings.extend(pod_spec::warnings::of(pod, &path));
         }
         warnings
+    }
+
+    fn update_warnings(&self, new: &Object, old: &Object) -> Vec<String> {
+        if (self.warns_of_update)(new, old) {
+            self.warnings(new)
+        } else {
+            Vec::new()
+        }
     }
 
     fn graceful_deletion(&self, object: &Object, asked: Option<i64>) -> Option<i64> {

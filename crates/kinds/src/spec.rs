@@ -37,6 +37,8 @@ pub struct Resource {
     /// version (`autoscaling/v1` HPAs, `events.k8s.io/v1` Events). See [`Conversion`].
     pub stored_as: Option<Conversion>,
     pub strategy: &'static dyn Strategy,
+    /// The warning every answer about this resource carries; empty for one that is not deprecated.
+    pub deprecated: &'static str,
 }
 
 impl Resource {
@@ -226,6 +228,11 @@ pub trait Strategy: Send + Sync {
     /// Warnings for the `Warning` header (deprecated fields, surprising values).
     fn warnings(&self, _object: &Object) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Warnings of an update; usually those of the object as it then is.
+    fn update_warnings(&self, new: &Object, _old: &Object) -> Vec<String> {
+        self.warnings(new)
     }
 
     /// How long a deletion waits for the object's agent, in seconds: `asked` is the client's gracePeriodSeconds.

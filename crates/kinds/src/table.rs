@@ -30,6 +30,7 @@ pub(crate) const fn row(
         storage_prefix: plural,
         stored_as: None,
         strategy: &RULES,
+        deprecated: "",
     }
 }
 

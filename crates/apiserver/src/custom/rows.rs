@@ -83,6 +83,7 @@ impl Names {
         }
         let (group, plural) = (text(definition, "/spec/group"), text(names, "/plural"));
         let resource: &'static Resource = Box::leak(Box::new(Resource {
+            deprecated: "",
             group: keep(group),
             version: keep(text(version, "/name")),
             plural: keep(plural),

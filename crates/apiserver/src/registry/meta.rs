@@ -128,18 +128,24 @@ pub fn validate_create(row: &Row, object: &Object) -> field::Errors {
         accept_name,
         &path,
     ));
-    if row.custom.is_none() {
-        for (index, name) in meta::finalizers(object).enumerate() {
-            if !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
-                errors.push(field::Error::invalid(
-                    &path.child("finalizers").index(index),
-                    name,
-                    "name is neither a standard finalizer name nor is it fully qualified",
-                ));
-            }
+    finalizer_names(row, object, &path, &mut errors);
+    errors
+}
+
+/// Finalizers of built-in kinds are standard ones or have a domain in their name.
+fn finalizer_names(row: &Row, object: &Object, path: &field::Path, errors: &mut field::Errors) {
+    if row.custom.is_some() {
+        return;
+    }
+    for (index, name) in meta::finalizers(object).enumerate() {
+        if !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
+            errors.push(field::Error::invalid(
+                &path.child("finalizers").index(index),
+                name,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            ));
         }
     }
-    errors
 }
 
 /// Validates metadata of a changed object: as of a new one, then what an update may do, as the engine's business and
@@ -150,6 +156,7 @@ pub fn validate_update(row: &Row, new: &Object, old: &Object) -> field::Errors {
     let change = names::validate_object_meta_update(new, old, &path);
     errors.extend(change.iter().cloned());
     errors.extend(change);
+    finalizer_names(row, new, &path, &mut errors);
     errors
 }
 

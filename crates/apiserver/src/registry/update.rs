@@ -307,7 +307,7 @@ impl Registry {
         if !errors.is_empty() {
             return Err(call.invalid(&call.info.name, &errors));
         }
-        for warning in strategy.warnings(&new) {
+        for warning in strategy.update_warnings(&new, &old) {
             if part == Part::Main {
                 call.warn(warning);
             }

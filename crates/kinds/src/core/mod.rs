@@ -63,6 +63,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
         columns: print::ENDPOINTS,
         cells: print::endpoints,
         strategy: &strategies::ENDPOINTS,
+        deprecated: "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
         ..row("", "Endpoints", "EndpointsList", "endpoints", "endpoints")
     },
     Resource {

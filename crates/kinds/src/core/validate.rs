@@ -99,7 +99,12 @@ pub(super) fn secret(object: &Object, errors: &mut Errors) {
         .find(|(name, _)| *name == kind)
         .map(|(_, keys)| *keys);
     for key in required.unwrap_or_default() {
-        if !has(key) {
+        // Upstream looks at the length of a private key, and at the others' presence.
+        let text = data
+            .and_then(|data| data.get(*key))
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        if !has(key) || (*key == "ssh-privatekey" && text.is_empty()) {
             errors.push(Error::required(&path.key(key), ""));
         }
     }
@@ -228,7 +233,7 @@ fn is_link_local(ip: Ipv6Addr) -> bool {
 
 const ENDPOINT_ADDRESS: &[Check] = &[
     ("hostname", Rule::Named(api::dns1123_label)),
-    ("nodeName", Rule::Named(names::whole_subdomain)),
+    ("nodeName", Rule::GivenNamed(names::whole_subdomain)),
 ];
 
 pub(super) fn endpoints(object: &Object, errors: &mut Errors) {
@@ -244,8 +249,14 @@ pub(super) fn endpoints(object: &Object, errors: &mut Errors) {
         for list in lists {
             for (number, address) in tree::items(subset, list).iter().enumerate() {
                 let path = path.child(list).index(number);
-                endpoint_ip(tree::text(address, "ip"), &path.child("ip"), errors);
+                let (ip, at) = (tree::text(address, "ip"), path.child("ip"));
+                checks::named(&at, ip, names::ip, errors);
                 checks::run_at(ENDPOINT_ADDRESS, address, &path, None, errors);
+                if ip.parse::<IpAddr>().is_ok() {
+                    endpoint_ip(ip, &at, errors);
+                } else if !names::has_leading_zeros(ip) {
+                    errors.push(Error::invalid(&at, ip, "must be a valid IP address"));
+                }
             }
         }
         let ports = tree::items(subset, "ports");
@@ -259,7 +270,7 @@ pub(super) fn endpoints(object: &Object, errors: &mut Errors) {
             checks::run_at(
                 &[
                     ("protocol", Rule::RequiredOneOf(&["SCTP", "TCP", "UDP"])),
-                    ("appProtocol", Rule::Named(api::qualified_name)),
+                    ("appProtocol", Rule::GivenNamed(api::qualified_name)),
                 ],
                 port,
                 &path,
@@ -404,7 +415,12 @@ pub(super) fn limit_range(object: &Object, errors: &mut Errors) {
     for (index, limit) in tree::items(object, "spec.limits").iter().enumerate() {
         let path = Path::new("spec").child("limits").index(index);
         let kind = tree::text(limit, "type");
-        if !kind.contains('/') && !["Pod", "Container", "PersistentVolumeClaim"].contains(&kind) {
+        let before = errors.len();
+        checks::named(&path.child("type"), kind, api::qualified_name, errors);
+        if errors.len() == before
+            && !kind.contains('/')
+            && !["Pod", "Container", "PersistentVolumeClaim"].contains(&kind)
+        {
             errors.push(Error::invalid(
                 &path.child("type"),
                 kind,

@@ -13,7 +13,7 @@ use crate::warnings;
 pub(super) static INGRESS_CLASS: Rules = Rules {
     generation: true,
     status: Status::Plain,
-    defaults: &[("spec", Fill::Map), ("spec.parameters.scope", Fill::Text("Cluster"))],
+    defaults: &[("spec", Fill::Map), ("spec.parameters.scope", Fill::Option("Cluster"))],
     checks: &[("spec.controller", Rule::Immutable)],
     validate: validate::ingress_class,
     ..RULES
@@ -34,6 +34,7 @@ pub(super) static INGRESS: Rules = Rules {
 pub(super) static IP_ADDRESS: Rules = Rules {
     name: names::ip_address,
     status: Status::Plain,
+    defaults: &[("spec", Fill::Map)],
     checks: validate::IP_ADDRESS,
     ..RULES
 };

@@ -198,7 +198,7 @@ pub(super) fn ingress(ingress: &Object, errors: &mut Errors) {
         );
     }
     checks::run(
-        &[("spec.ingressClassName", Rule::Named(names::whole_subdomain))],
+        &[("spec.ingressClassName", Rule::GivenNamed(names::whole_subdomain))],
         ingress,
         None,
         errors,
@@ -210,7 +210,7 @@ fn ingress_path(entry: &Value, path: &Path, errors: &mut Errors) {
     let at = path.child("path");
     let kind = tree::text(entry, "pathType");
     match kind {
-        "" => {
+        "" if tree::get(entry, "pathType").is_none() => {
             errors.push(Error::required(&path.child("pathType"), "pathType must be specified"));
             return;
         }
@@ -279,7 +279,7 @@ fn ingress_backend(backend: &Value, path: &Path, errors: &mut Errors) {
 }
 
 const REFERENCE: &[Check] = &[
-    ("apiGroup", Rule::Named(api::dns1123_subdomain)),
+    ("apiGroup", Rule::GivenNamed(api::dns1123_subdomain)),
     ("kind", Rule::RequiredNamed(api::path_segment)),
     ("name", Rule::RequiredNamed(api::path_segment)),
 ];
@@ -325,6 +325,9 @@ pub(super) fn ingress_class(class: &Object, errors: &mut Errors) {
     if controller.is_empty() {
         errors.push(Error::required(&at, ""));
     } else {
+        if controller.len() > 250 {
+            errors.push(Error::too_long(&at, 250));
+        }
         domain_path(controller, &at, errors);
     }
     let Some(parameters) = tree::get(class, "spec.parameters") else {
@@ -332,19 +335,14 @@ pub(super) fn ingress_class(class: &Object, errors: &mut Errors) {
     };
     let path = path.child("parameters");
     reference(parameters, &path, errors);
-    let namespace = tree::text(parameters, "namespace");
-    match tree::text(parameters, "scope") {
-        "Cluster" if !namespace.is_empty() => errors.push(Error::forbidden(
-            &path.child("namespace"),
-            "`parameters.scope` is set to 'Cluster'",
-        )),
-        "Namespace" if namespace.is_empty() => errors.push(Error::required(
-            &path.child("namespace"),
-            "`parameters.scope` is set to 'Namespace'",
-        )),
-        "Cluster" | "Namespace" => {}
-        "" => errors.push(Error::required(&path.child("scope"), "")),
-        other => errors.push(Error::not_supported(
+    let at = path.child("namespace");
+    let namespace = tree::get(parameters, "namespace").and_then(Value::as_str);
+    match (tree::text(parameters, "scope"), namespace) {
+        ("Cluster", None) => {}
+        ("Cluster", Some(_)) => errors.push(Error::forbidden(&at, "`parameters.scope` is set to 'Cluster'")),
+        ("Namespace", None) => errors.push(Error::required(&at, "`parameters.scope` is set to 'Namespace'")),
+        ("Namespace", Some(name)) => checks::named(&at, name, api::dns1123_label, errors),
+        (other, _) => errors.push(Error::not_supported(
             &path.child("scope"),
             other,
             &["Cluster", "Namespace"],

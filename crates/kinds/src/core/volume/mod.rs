@@ -5,7 +5,7 @@ mod validate;
 pub(crate) use validate::claim_spec;
 
 use jiff::Timestamp;
-use sampan_api::Object;
+use sampan_api::{Object, time};
 use serde_json::Value;
 
 use crate::defaults::Fill;
@@ -20,7 +20,7 @@ pub(crate) static RULES: Rules = Rules {
     defaults: &[
         ("spec", Fill::Map),
         ("spec.persistentVolumeReclaimPolicy", Fill::Text("Retain")),
-        ("spec.volumeMode", Fill::Text("Filesystem")),
+        ("spec.volumeMode", Fill::Option("Filesystem")),
         ("spec.hostPath.type", Fill::Text("")),
         ("spec.iscsi.iscsiInterface", Fill::Text("default")),
         ("spec.rbd.pool", Fill::Text("rbd")),
@@ -35,7 +35,15 @@ pub(crate) static RULES: Rules = Rules {
         ("status", Fill::Map),
         ("status.phase", Fill::Text("Pending")),
     ],
-    create: |volume| tree::set(volume, "status.phase", "Pending"),
+    create: |volume| {
+        tree::set(volume, "status.phase", "Pending");
+        tree::set(volume, "status.lastPhaseTransitionTime", time::now());
+    },
+    update: |part, new, old| {
+        if part == Part::View("status") {
+            phase_time(new, old);
+        }
+    },
     default: |volume| quantities::canonical_at(volume, &["spec.capacity"]),
     validate: validate::volume,
     validate_update: validate::volume_update,
@@ -46,7 +54,7 @@ pub(crate) static RULES: Rules = Rules {
 pub(crate) static CLAIM_RULES: Rules = Rules {
     defaults: &[
         ("spec", Fill::Map),
-        ("spec.volumeMode", Fill::Text("Filesystem")),
+        ("spec.volumeMode", Fill::Option("Filesystem")),
         ("spec.resources", Fill::Map),
         ("status", Fill::Map),
         ("status.phase", Fill::Text("Pending")),
@@ -73,6 +81,19 @@ pub(crate) static CLAIM_RULES: Rules = Rules {
     warnings: warnings::claim,
     ..PLAIN
 };
+
+/// When the phase changed: now, unless the writer says when.
+fn phase_time(new: &mut Object, old: &Object) {
+    const TIME: &str = "status.lastPhaseTransitionTime";
+    let told = tree::get(new, TIME).is_some();
+    if tree::same_at(new, old, "status.phase") {
+        if !told {
+            tree::carry(new, old, TIME);
+        }
+    } else if !told || tree::same_at(new, old, TIME) {
+        tree::set(new, TIME, time::now());
+    }
+}
 
 /// `dataSource` and `dataSourceRef` say the same; the older field knows claims and snapshots only and, as it always
 /// did, forgets anything else a new claim says there. A source in another namespace is not served.
@@ -212,6 +233,24 @@ mod tests {
 
     use super::*;
     use crate::spec::Strategy;
+
+    #[test]
+    fn a_volume_tells_when_its_phase_changed() {
+        const THEN: &str = "2020-01-01T00:00:00Z";
+        let mut volume = json!({"spec": {}});
+        RULES.prepare_create(&mut volume);
+        assert!(volume["status"]["lastPhaseTransitionTime"].is_string());
+        let old = json!({"status": {"phase": "Pending", "lastPhaseTransitionTime": THEN}});
+        for (status, kept) in [
+            (json!({"phase": "Pending"}), true),
+            (json!({"phase": "Bound"}), false),
+            (json!({"phase": "Bound", "lastPhaseTransitionTime": THEN}), false),
+        ] {
+            let mut new = json!({"status": status});
+            phase_time(&mut new, &old);
+            assert_eq!(new["status"]["lastPhaseTransitionTime"] == THEN, kept, "{new}");
+        }
+    }
 
     #[test]
     fn both_fields_name_the_source() {

@@ -39,7 +39,7 @@ fn positive(value: &Value, path: &Path, errors: &mut Errors) {
 
 const COMMON: &[Check] = &[
     ("storageClassName", Rule::Named(names::whole_subdomain)),
-    ("volumeMode", Rule::OneOf(&["Block", "Filesystem"])),
+    ("volumeMode", Rule::GivenOneOf(&["Block", "Filesystem"])),
     ("volumeAttributesClassName", Rule::Named(names::whole_subdomain)),
 ];
 
@@ -237,6 +237,8 @@ pub(super) fn volume_update(part: Part<'_>, new: &Object, old: &Object, errors: 
     if part != Part::Main {
         return;
     }
+    // Upstream checks the whole object once more, and clients see every cause twice.
+    volume(new, errors);
     let only_source = |volume: &Object| -> Value {
         let spec = tree::get(volume, "spec").cloned().unwrap_or_default();
         volume_sources::only(&spec, Place::Volume(""))
