@@ -336,6 +336,24 @@ pub fn unix_id(id: i64) -> Vec<String> {
     in_range(id, 0, i64::from(i32::MAX))
 }
 
+/// The reason of a condition of the common type.
+pub fn condition_reason(text: &str) -> Vec<String> {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let bytes = text.as_bytes();
+    let good = bytes.first().is_some_and(u8::is_ascii_alphabetic)
+        && bytes.last().is_some_and(|last| word(*last))
+        && bytes.iter().all(|b| word(*b) || matches!(b, b',' | b':'));
+    let mut errors = Vec::new();
+    check(
+        &mut errors,
+        good,
+        "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_'",
+        "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?",
+        &["my_name", "MY_NAME", "MyName", "ReasonA,ReasonB", "ReasonA:ReasonB"],
+    );
+    errors
+}
+
 pub fn percent(text: &str) -> Vec<String> {
     let good = text
         .strip_suffix('%')

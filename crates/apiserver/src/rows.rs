@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
-use sampan_api::Object;
 use sampan_api::schema::{self, Type};
-use sampan_kinds::{Resource, Strategy};
+use sampan_api::{Object, field};
+use sampan_kinds::{Part, Resource, Strategy};
 
 use tokio::sync::watch;
 
@@ -41,6 +41,22 @@ impl Row {
             Some(custom) => &custom.strategy,
             None => self.stored.strategy,
         }
+    }
+    /// Checks a new object in its stored form: by the rules of its kind, and by those of the version it came in.
+    pub fn validate_create(&self, object: &Object) -> field::Errors {
+        let mut errors = self.strategy().validate_create(object);
+        if self.converts() {
+            errors.extend(self.spec.strategy.validate_create(object));
+        }
+        errors
+    }
+    /// [`validate_create`](Self::validate_create) for a changed object.
+    pub fn validate_update(&self, part: Part<'_>, new: &Object, old: &Object) -> field::Errors {
+        let mut errors = self.strategy().validate_update(part, new, old);
+        if self.converts() {
+            errors.extend(self.spec.strategy.validate_update(part, new, old));
+        }
+        errors
     }
     /// Fills in defaults of an object in this row's version.
     pub fn default(&self, object: &mut Object) {

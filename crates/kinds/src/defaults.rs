@@ -16,8 +16,8 @@ pub(crate) type Default = (&'static str, Fill);
 #[derive(Clone, Copy)]
 pub(crate) enum Fill {
     Text(&'static str),
-    /// Text for an absent field only: an empty one was given (a pointer in Go).
-    Option(&'static str),
+    /// Text behind a pointer in Go: an empty one was given, and stays for validation to refuse.
+    Pointer(&'static str),
     Int(i64),
     /// An integer for which 0 means "not set".
     NonZero(i64),
@@ -31,7 +31,7 @@ pub(crate) enum Fill {
 impl Fill {
     fn value(self) -> Value {
         match self {
-            Fill::Text(text) | Fill::Option(text) => text.into(),
+            Fill::Text(text) | Fill::Pointer(text) => text.into(),
             Fill::Int(number) | Fill::NonZero(number) => number.into(),
             Fill::Bool(flag) => flag.into(),
             Fill::Map => Value::Object(Map::new()),
@@ -78,6 +78,7 @@ mod tests {
                 Fill::Text("25%"),
             ),
             ("spec.list[].port", Fill::NonZero(80)),
+            ("spec.list[].mode", Fill::Pointer("M")),
         ];
         let cases = [
             (
@@ -85,8 +86,8 @@ mod tests {
                 json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%"}}}}),
             ),
             (
-                json!({"spec": {"strategy": {"type": "Recreate"}, "list": [{"port": 0}, {"port": 1}]}}),
-                json!({"spec": {"strategy": {"type": "Recreate"}, "list": [{"port": 80}, {"port": 1}]}}),
+                json!({"spec": {"strategy": {"type": "Recreate"}, "list": [{"port": 0}, {"port": 1, "mode": ""}]}}),
+                json!({"spec": {"strategy": {"type": "Recreate"}, "list": [{"port": 80, "mode": "M"}, {"port": 1, "mode": ""}]}}),
             ),
             (
                 json!({"spec": {"strategy": {"type": "", "rollingUpdate": {"maxSurge": 1}}}}),

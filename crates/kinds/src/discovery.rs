@@ -38,8 +38,8 @@ static SLICE: Rules = Rules {
     metadata_counts: |new, old| !tree::same_at(new, old, "metadata.labels"),
     defaults: &[
         ("endpoints[].conditions", Fill::Map),
-        ("ports[].name", Fill::Option("")),
-        ("ports[].protocol", Fill::Option("TCP")),
+        ("ports[].name", Fill::Pointer("")),
+        ("ports[].protocol", Fill::Pointer("TCP")),
     ],
     checks: &[
         ("addressType", Rule::RequiredOneOf(&["FQDN", "IPv4", "IPv6"])),

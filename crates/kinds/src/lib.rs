@@ -18,6 +18,7 @@ mod autoscaling;
 mod batch;
 mod certificates;
 mod checks;
+mod conditions;
 mod coordination;
 pub mod core;
 mod defaults;

@@ -1,7 +1,9 @@
 //! `node.k8s.io/v1`: RuntimeClasses.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
-use sampan_api::field::{Errors, Path};
+use sampan_api::field::{Error, Errors, Path};
 use sampan_api::{Object, names as api};
 use serde_json::Value;
 
@@ -51,11 +53,16 @@ fn validate(class: &Object, errors: &mut Errors) {
     if let Some(selector) = tree::get(class, "scheduling.nodeSelector") {
         errors.extend(api::validate_labels(selector, &path.child("nodeSelector")));
     }
-    scheduling::tolerations(
-        tree::items(class, "scheduling.tolerations"),
-        &path.child("tolerations"),
-        errors,
-    );
+    let path = path.child("tolerations");
+    let tolerations = tree::items(class, "scheduling.tolerations");
+    scheduling::tolerations(tolerations, &path, errors);
+    let key = |toleration| ["key", "operator", "value", "effect"].map(|field| tree::text(toleration, field));
+    let mut seen = BTreeSet::new();
+    for (index, toleration) in tolerations.iter().enumerate() {
+        if !seen.insert(key(toleration)) {
+            errors.push(Error::duplicate(&path.index(index), toleration.clone()));
+        }
+    }
 }
 
 const COLUMNS: &[Column] = &[NAME, text("Handler", "The runtime's own name for it."), AGE];

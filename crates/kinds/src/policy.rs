@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::apps::validate::{at_most_all, int_or_percent};
 use crate::checks::{self, Rule};
+use crate::conditions;
 use crate::defaults::Fill;
 use crate::names;
 use crate::print::{AGE, NAME, age, count, integer, name, text};
@@ -76,6 +77,8 @@ fn validate(budget: &Object, errors: &mut Errors) {
 
 fn validate_update(part: Part<'_>, new: &Object, _: &Object, errors: &mut Errors) {
     if part == Part::View("status") {
+        let path = Path::new("status").child("conditions");
+        conditions::validate(tree::items(new, "status.conditions"), &path, errors);
         checks::run(
             &[
                 ("status.disruptionsAllowed", Rule::NonNegative),

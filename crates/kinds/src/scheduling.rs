@@ -5,7 +5,7 @@ use sampan_api::Object;
 use sampan_api::field::{Error, Errors, Path};
 use serde_json::Value;
 
-use crate::checks::Rule;
+use crate::checks::{self, Rule};
 use crate::defaults::Fill;
 use crate::print::{AGE, NAME, age, boolean, cell, count, integer, name, text};
 use crate::rules::{RULES, Rules, Status};
@@ -29,17 +29,14 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 }];
 
 static PRIORITY_CLASS: Rules = Rules {
-    generation: true,
     status: Status::Plain,
-    defaults: &[("preemptionPolicy", Fill::Text("PreemptLowerPriority"))],
-    checks: &[
-        (
-            "preemptionPolicy",
-            Rule::RequiredOneOf(&["PreemptLowerPriority", "Never"]),
-        ),
-        ("preemptionPolicy", Rule::Immutable),
+    // Upstream counts the first generation only.
+    create: |class| tree::set(class, "metadata.generation", 1),
+    defaults: &[
+        ("value", Fill::Int(0)),
+        ("preemptionPolicy", Fill::Pointer("PreemptLowerPriority")),
     ],
-    validate,
+    validate_create: validate,
     validate_update,
     ..RULES
 };
@@ -64,7 +61,7 @@ fn validate(class: &Object, errors: &mut Errors) {
             Some(_) if tree::flag(class, "globalDefault") => {
                 format!("globalDefault of {name} PriorityClass must be false")
             }
-            Some(_) => return,
+            Some(_) => return policy(class, errors),
         };
         errors.push(Error::forbidden(
             &Path::new("metadata").child("name"),
@@ -76,8 +73,15 @@ fn validate(class: &Object, errors: &mut Errors) {
             format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"),
         ));
     }
+    policy(class, errors);
 }
 
+fn policy(class: &Object, errors: &mut Errors) {
+    let policies = Rule::RequiredOneOf(&["PreemptLowerPriority", "Never"]);
+    checks::run(&[("preemptionPolicy", policies)], class, None, errors);
+}
+
+/// What may not change is all that an update is checked for.
 fn validate_update(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
     if tree::int(new, "value") != tree::int(old, "value") {
         errors.push(Error::forbidden(
@@ -85,6 +89,7 @@ fn validate_update(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors)
             "may not be changed in an update.",
         ));
     }
+    checks::immutable(new, old, &Path::default(), "preemptionPolicy", errors);
 }
 
 const COLUMNS: &[Column] = &[

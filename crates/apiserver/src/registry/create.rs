@@ -78,7 +78,7 @@ impl Registry {
         let name = access::name(&object).to_owned();
         let mut reserved = self.reserve(&row, &mut object, None).await?;
         let mut errors = meta::validate_create(&row, &object);
-        errors.extend(strategy.validate_create(&object));
+        errors.extend(row.validate_create(&object));
         if !errors.is_empty() {
             return Err(call.invalid(&name, &errors));
         }

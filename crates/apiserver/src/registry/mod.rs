@@ -147,7 +147,9 @@ impl Call {
     }
 
     pub(crate) fn invalid(&self, name: &str, errors: &[sampan_api::field::Error]) -> Refusal {
-        refuse(Status::invalid(self.row.spec.group, self.row.spec.kind, name, errors))
+        // What is refused is what would be stored: an event is the core's whichever way it came.
+        let stored = self.row.stored;
+        refuse(Status::invalid(stored.group, stored.kind, name, errors))
     }
 
     /// Adds a warning once.

@@ -303,7 +303,7 @@ impl Registry {
         }
         let mut reserved = self.reserve(&row, &mut new, Some(&old)).await?;
         let mut errors = meta::validate_update(&row, &new, &old);
-        errors.extend(strategy.validate_update(part, &new, &old));
+        errors.extend(row.validate_update(part, &new, &old));
         if !errors.is_empty() {
             return Err(call.invalid(&call.info.name, &errors));
         }

@@ -25,6 +25,12 @@ pub(super) static DAEMON_SET: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
     defaults: DAEMON_SET_DEFAULTS,
+    // Upstream's annotation is always there, so that who writes a set owns it.
+    default: |set| {
+        if tree::annotation(set, TEMPLATE_GENERATION).is_empty() {
+            set_template_generation(set, 0);
+        }
+    },
     create: |set| set_template_generation(set, 1),
     update: count_template_generation,
     checks: validate::COUNTS,
@@ -104,11 +110,11 @@ const DEPLOYMENT_DEFAULTS: &[Default] = &[
     ("spec.strategy(type=RollingUpdate).rollingUpdate", Fill::Map),
     (
         "spec.strategy(type=RollingUpdate).rollingUpdate.maxUnavailable",
-        Fill::Text("25%"),
+        Fill::Pointer("25%"),
     ),
     (
         "spec.strategy(type=RollingUpdate).rollingUpdate.maxSurge",
-        Fill::Text("25%"),
+        Fill::Pointer("25%"),
     ),
     ("spec.revisionHistoryLimit", Fill::Int(10)),
     ("spec.progressDeadlineSeconds", Fill::Int(600)),
@@ -138,10 +144,17 @@ pub(super) static STATEFUL_SET: Rules = Rules {
     generation: true,
     pod_spec: TEMPLATE,
     defaults: STATEFUL_SET_DEFAULTS,
+    default: |set| {
+        // Whatever they are called, they are claims.
+        for claim in tree::items_mut(set, "spec.volumeClaimTemplates") {
+            tree::set(claim, "apiVersion", "v1");
+            tree::set(claim, "kind", "PersistentVolumeClaim");
+        }
+    },
     name: names::label,
     create: |set| drop_max_unavailable(set, None),
     update: |_, new, old| drop_max_unavailable(new, Some(old)),
-    checks: validate::COUNTS,
+    checks: validate::STATEFUL_COUNTS,
     validate: validate::stateful_set,
     validate_create: validate::stateful_set_create,
     validate_update: validate::stateful_set_update,
@@ -164,6 +177,8 @@ const STATEFUL_SET_DEFAULTS: &[Default] = &[
     ("spec.template", Fill::Map),
     ("spec.template.metadata", Fill::Map),
     ("spec.template.spec", Fill::Map),
+    ("spec.serviceName", Fill::Text("")),
+    ("spec.ordinals.start", Fill::Int(0)),
     ("spec.podManagementPolicy", Fill::Text("OrderedReady")),
     ("spec.updateStrategy", Fill::Map),
     // Only a strategy nobody chose gets its parameters made; a chosen one gets them filled.
@@ -183,10 +198,11 @@ const STATEFUL_SET_DEFAULTS: &[Default] = &[
         Fill::Text("Retain"),
     ),
     ("spec.revisionHistoryLimit", Fill::Int(10)),
-    ("spec.volumeClaimTemplates[].spec.volumeMode", Fill::Text("Filesystem")),
+    (
+        "spec.volumeClaimTemplates[].spec.volumeMode",
+        Fill::Pointer("Filesystem"),
+    ),
     ("spec.volumeClaimTemplates[].spec.resources", Fill::Map),
-    ("spec.volumeClaimTemplates[].apiVersion", Fill::Text("v1")),
-    ("spec.volumeClaimTemplates[].kind", Fill::Text("PersistentVolumeClaim")),
     ("spec.volumeClaimTemplates[].status", Fill::Map),
     ("spec.volumeClaimTemplates[].status.phase", Fill::Text("Pending")),
     ("status", Fill::Map),

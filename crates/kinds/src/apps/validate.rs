@@ -24,6 +24,13 @@ pub(super) const COUNTS: &[Check] = &[
     ("spec.ordinals.start", Rule::NonNegative),
 ];
 
+/// Those of StatefulSets: a negative history is only warned of.
+pub(super) const STATEFUL_COUNTS: &[Check] = &[
+    ("spec.replicas", Rule::NonNegative),
+    ("spec.minReadySeconds", Rule::NonNegative),
+    ("spec.ordinals.start", Rule::NonNegative),
+];
+
 /// A selector there must be, that selects something, and selects the template's Pods.
 /// `empty`: what upstream calls the kind when the selector is empty.
 fn selector(object: &Object, empty: &str, errors: &mut Errors) {
@@ -39,7 +46,12 @@ fn selector(object: &Object, empty: &str, errors: &mut Errors) {
         errors.push(Error::invalid(&path, selector.clone(), why));
     }
     match LabelSelector::from_value(selector) {
-        Err(_) => errors.push(Error::invalid(&path, selector.clone(), "invalid label selector")),
+        // Each kind has its own words for what was told above already.
+        Err(_) => match empty {
+            "daemonset" => {}
+            "statefulset" => errors.push(Error::invalid(&path, selector.clone(), "")),
+            _ => errors.push(Error::invalid(&path, selector.clone(), "invalid label selector")),
+        },
         Ok(parsed) => {
             let none = Map::new();
             let labels = tree::map(object, "spec.template.metadata.labels").unwrap_or(&none);
@@ -245,9 +257,8 @@ pub(crate) fn status(new: &Object, old: &Object, errors: &mut Errors) {
         };
         errors.push(Error::invalid(&path.child("availableReplicas"), available, why));
     }
-    let before = tree::opt_int(old, "status.collisionCount").unwrap_or_default();
     let now = of("collisionCount").unwrap_or_default();
-    if now < before {
+    if tree::opt_int(old, "status.collisionCount").is_some_and(|before| now < before) {
         errors.push(Error::invalid(
             &path.child("collisionCount"),
             now,
@@ -347,8 +358,15 @@ pub(super) fn stateful_set(object: &Object, errors: &mut Errors) {
             .filter(|volume| !claimed(tree::text(volume, "name")))
             .cloned()
             .collect();
-        for claim in claims {
+        for (index, claim) in claims.iter().enumerate() {
             let name = tree::text(claim, "metadata.name");
+            if claims
+                .iter()
+                .take(index)
+                .any(|earlier| tree::text(earlier, "metadata.name") == name)
+            {
+                continue;
+            }
             volumes.push(serde_json::json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
         }
         tree::set(&mut made, "spec.template.spec.volumes", volumes);
@@ -410,13 +428,18 @@ pub(super) fn stateful_set_update(part: Part<'_>, new: &Object, old: &Object, er
     if part != Part::Main {
         return;
     }
-    let mut munged = tree::get(new, "spec").cloned().unwrap_or_default();
-    let nothing = Value::Null;
-    let was = tree::get(old, "spec").unwrap_or(&nothing);
-    for field in CHANGEABLE {
-        tree::carry(&mut munged, was, field);
-    }
-    if !tree::same(Some(&munged), Some(was)) {
+    let spec = |set| {
+        let mut spec = tree::get(set, "spec").cloned().unwrap_or_default();
+        for field in CHANGEABLE {
+            tree::remove(&mut spec, field);
+        }
+        // Sets of old may lack what is filled in today.
+        if tree::text(&spec, "serviceName").is_empty() {
+            tree::remove(&mut spec, "serviceName");
+        }
+        spec
+    };
+    if !tree::same(Some(&spec(new)), Some(&spec(old))) {
         errors.push(Error::forbidden(
             &Path::new("spec"),
             "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",

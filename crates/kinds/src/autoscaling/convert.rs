@@ -30,6 +30,10 @@ fn is_cpu_utilization(metric: &Value) -> bool {
 fn from_storage(hpa: &mut Object) {
     tree::set(hpa, "apiVersion", "autoscaling/v1");
     drop_annotations(hpa);
+    // `v1` always says how many there are, `v2` only when there are any.
+    if tree::get(hpa, "status.currentReplicas").is_none() {
+        tree::set(hpa, "status.currentReplicas", 0);
+    }
     let metrics = take_list(hpa, "spec.metrics");
     if let Some(metric) = metrics.iter().find(|metric| is_cpu_utilization(metric)) {
         let target = tree::int(metric, "resource.target.averageUtilization");
@@ -65,6 +69,9 @@ fn from_storage(hpa: &mut Object) {
 
 fn to_storage(hpa: &mut Object) {
     tree::set(hpa, "apiVersion", "autoscaling/v2");
+    if tree::int(hpa, "status.currentReplicas") == 0 {
+        tree::remove(hpa, "status.currentReplicas");
+    }
     let mut metrics = annotated_list(hpa, METRICS, &SPEC);
     if let Some(target) = tree::remove(hpa, "spec.targetCPUUtilizationPercentage").and_then(|target| target.as_i64()) {
         metrics.push(json!({"type": "Resource", "resource": {"name": "cpu",
@@ -343,7 +350,10 @@ mod tests {
             hpa["spec"],
             json!({"maxReplicas": 3, "targetCPUUtilizationPercentage": 70})
         );
-        assert_eq!(hpa["status"], json!({"currentCPUUtilizationPercentage": 5}));
+        assert_eq!(
+            hpa["status"],
+            json!({"currentCPUUtilizationPercentage": 5, "currentReplicas": 0})
+        );
         to_storage(&mut hpa);
         assert_eq!(hpa, stored);
     }

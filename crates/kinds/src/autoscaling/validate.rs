@@ -44,8 +44,16 @@ pub(super) fn autoscaler(hpa: &Object, errors: &mut Errors) {
     let empty = Value::Object(serde_json::Map::new());
     let target = if target.is_null() { &empty } else { target };
     checks::run_at(TARGET, target, &path.child("scaleTargetRef"), None, errors);
-    for (index, metric) in tree::items(spec, "metrics").iter().enumerate() {
+    let metrics = tree::items(spec, "metrics");
+    for (index, metric) in metrics.iter().enumerate() {
         metric_spec(metric, &path.child("metrics").index(index), errors);
+    }
+    let elsewhere = |metric| matches!(tree::text(metric, "type"), "Object" | "External");
+    if min == Some(0) && !metrics.iter().any(elsewhere) {
+        errors.push(Error::forbidden(
+            &path.child("metrics"),
+            "must specify at least one Object or External metric to support scaling to zero replicas",
+        ));
     }
     for direction in ["scaleUp", "scaleDown"] {
         if let Some(rules) = tree::get(spec, "behavior").and_then(|behavior| tree::get(behavior, direction)) {
@@ -54,8 +62,14 @@ pub(super) fn autoscaler(hpa: &Object, errors: &mut Errors) {
     }
 }
 
-/// What a new autoscaler scales is in a group: of the core's kinds only ReplicationControllers scale.
+/// What is checked where it is new: the versions of what is scaled and of what metrics describe.
 pub(super) fn autoscaler_create(hpa: &Object, errors: &mut Errors) {
+    scale_target(hpa, errors);
+    errors.extend(described_objects(hpa));
+}
+
+/// What an autoscaler scales is in a group: of the core's kinds only ReplicationControllers scale.
+fn scale_target(hpa: &Object, errors: &mut Errors) {
     let version = tree::text(hpa, "spec.scaleTargetRef.apiVersion");
     let why = match version.matches('/').count() {
         0 if tree::text(hpa, "spec.scaleTargetRef.kind") == "ReplicationController" => return,
@@ -83,28 +97,38 @@ fn metric_spec(metric: &Value, path: &Path, errors: &mut Errors) {
             "must specify a metric source type",
         ));
     }
-    let Some((_, expected)) = SOURCES.iter().find(|(name, _)| *name == kind) else {
+    let expected = SOURCES.iter().find(|(name, _)| *name == kind).map(|(_, field)| *field);
+    let unknown = || {
         let mut names = SOURCES.map(|(name, _)| name);
         names.sort_unstable();
-        errors.push(Error::not_supported(&path.child("type"), kind, &names));
-        return;
+        Error::not_supported(&path.child("type"), kind, &names)
     };
-    if tree::get(metric, expected).is_none() {
-        errors.push(Error::required(
-            &path.child(expected),
-            "must populate information for the given metric source",
-        ));
+    if expected.is_none() {
+        errors.push(unknown());
     }
-    for (_, field) in SOURCES {
-        if field != *expected && tree::get(metric, field).is_some() {
+    let present: Vec<_> = SOURCES
+        .iter()
+        .filter_map(|(_, field)| Some((*field, tree::get(metric, field)?)))
+        .collect();
+    // Whatever the type says, the first source there is gets looked at.
+    if let Some((field, source)) = present.first() {
+        metric_source(source, field, &path.child(field), errors);
+    }
+    match expected {
+        None => errors.push(unknown()),
+        Some(field) if tree::get(metric, field).is_none() => errors.push(Error::required(
+            &path.child(field),
+            "must populate information for the given metric source",
+        )),
+        Some(_) => {}
+    }
+    for (field, _) in &present {
+        if present.len() > 1 && Some(*field) != expected {
             errors.push(Error::forbidden(
                 &path.child(field),
                 "must populate the given metric source only",
             ));
         }
-    }
-    if let Some(source) = tree::get(metric, expected) {
-        metric_source(source, expected, &path.child(expected), errors);
     }
 }
 
@@ -231,7 +255,7 @@ fn scaling_rules(rules: &Value, path: &Path, errors: &mut Errors) {
         None,
         errors,
     );
-    let path = path.child("policies");
+    let (path, tolerances) = (path.child("policies"), path.child("tolerance"));
     let policies = tree::items(rules, "policies");
     if policies.is_empty() {
         errors.push(Error::required(&path, "must specify at least one Policy"));
@@ -257,12 +281,40 @@ fn scaling_rules(rules: &Value, path: &Path, errors: &mut Errors) {
             ));
         }
     }
+    if let Some(tolerance) = tree::get(rules, "tolerance")
+        && Quantity::from_value(tolerance).is_ok_and(|quantity| quantity.sign() < 0)
+    {
+        let why = "must be greater than or equal to 0";
+        errors.push(Error::invalid(&tolerances, tolerance.clone(), why));
+    }
+}
+
+/// An object that a metric describes may be the core's: its group may be empty, its version not be nonsense.
+fn described_objects(hpa: &Object) -> Errors {
+    let path = Path::new("spec").child("metrics");
+    tree::items(hpa, "spec.metrics")
+        .iter()
+        .enumerate()
+        .filter(|(_, metric)| tree::text(metric, "type") == "Object")
+        .filter_map(|(index, metric)| {
+            let version = tree::text(metric, "object.describedObject.apiVersion");
+            let path = path.index(index).child("object").child("describedObject");
+            (version.matches('/').count() > 1).then(|| {
+                let why = format!("unexpected GroupVersion string: {version}");
+                Error::invalid(&path.child("apiVersion"), version, why)
+            })
+        })
+        .collect()
 }
 
 pub(super) fn update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    // What was let in before this was checked may stay.
+    if part == Part::Main && described_objects(old).is_empty() {
+        errors.extend(described_objects(new));
+    }
     let target = ["spec.scaleTargetRef.apiVersion", "spec.scaleTargetRef.kind"];
     if part == Part::Main && target.iter().any(|field| !tree::same_at(new, old, field)) {
-        autoscaler_create(new, errors);
+        scale_target(new, errors);
     }
     if part == Part::View("status") {
         checks::run(

@@ -68,8 +68,9 @@ fn generate_selector(job: &mut Object) {
     let mut labels = tree::map(job, "spec.template.metadata.labels")
         .cloned()
         .unwrap_or_default();
-    // A Job that has its template's labels (see `default`) has these too.
-    let shared = !labels.is_empty() && tree::map(job, "metadata.labels") == Some(&labels);
+    // A Job that has its template's labels (see `default`), or none at all, has these too.
+    let own = tree::map(job, "metadata.labels").filter(|own| !own.is_empty());
+    let shared = own.is_none_or(|own| *own == labels);
     for (keys, value) in [(NAME_LABELS, &name), (UID_LABELS, &uid)] {
         for key in keys {
             labels.entry(key).or_insert_with(|| value.clone().into());

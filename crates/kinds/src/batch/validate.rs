@@ -349,6 +349,8 @@ pub(super) fn job_update(part: Part<'_>, new: &Object, old: &Object, errors: &mu
 fn job_spec_update(new: &Object, old: &Object, errors: &mut Errors) {
     let here = Path::default();
     let path = Path::new("spec");
+    // Upstream looks at the whole and again at what changed: who counts the causes sees what is wrong twice.
+    job_spec(tree::get(new, "spec").unwrap_or(&Value::Null), &path, errors);
     let fixed = |field: &str, errors: &mut Errors| {
         checks::immutable(new, old, &here, field, errors);
     };
@@ -410,12 +412,14 @@ fn template_update(new: &Object, old: &Object, errors: &mut Errors) {
             }
         }
     }
-    if !tree::same(Some(now), Some(&was)) {
-        errors.push(Error::invalid(
-            &Path::new("spec").child("template"),
-            now.clone(),
-            checks::IMMUTABLE,
-        ));
+    let path = Path::new("spec").child("template");
+    if suspended {
+        if !tree::same_at(now, &was, "spec") {
+            let spec = tree::get(now, "spec").cloned().unwrap_or_default();
+            errors.push(Error::invalid(&path.child("spec"), spec, checks::IMMUTABLE));
+        }
+    } else if !tree::same(Some(now), Some(&was)) {
+        errors.push(Error::invalid(&path, now.clone(), checks::IMMUTABLE));
     }
 }
 

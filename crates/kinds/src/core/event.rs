@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::text_field;
 use crate::checks::{self, Rule};
 use crate::defaults::Fill;
+use crate::names;
 use crate::print::{or, since, text};
 use crate::rules::{RULES as PLAIN, Rules, Status};
-use crate::spec::{Column, Conversion, SelectableField};
+use crate::spec::{Column, Conversion, Part, SelectableField};
 use crate::tree;
 
 pub(crate) static RULES: Rules = Rules {
@@ -22,15 +23,18 @@ pub(crate) static RULES: Rules = Rules {
         ("reportingComponent", Fill::Text("")),
         ("reportingInstance", Fill::Text("")),
     ],
+    name: names::path_segment,
     validate,
     ..PLAIN
 };
 
-/// What an `events.k8s.io` object gets before it is converted; the rest is the rules above.
+/// What an `events.k8s.io` object gets before it is converted, and is checked for besides the rules above, converted.
 pub(crate) static NEW_RULES: Rules = Rules {
     status: Status::Plain,
     create_on_update: true,
     defaults: &[("regarding", Fill::Map), ("deprecatedSource", Fill::Map)],
+    validate_create: new_event,
+    validate_update: changed_event,
     ..PLAIN
 };
 
@@ -57,7 +61,8 @@ fn validate(event: &Object, errors: &mut Errors) {
     }
     checks::run(
         &[
-            ("reportingComponent", Rule::RequiredNamed(api::qualified_name)),
+            ("reportingComponent", Rule::Required("")),
+            ("reportingComponent", Rule::GivenNamed(api::qualified_name)),
             ("reportingInstance", Rule::Required("")),
             ("action", Rule::Required("")),
             ("reason", Rule::Required("")),
@@ -76,6 +81,74 @@ fn validate(event: &Object, errors: &mut Errors) {
             let why = format!("can have at most {limit} characters");
             errors.push(Error::invalid(&Path::new(field), "", why));
         }
+    }
+}
+
+/// Events made by way of the newer API use none of the older one's fields.
+fn new_event(event: &Object, errors: &mut Errors) {
+    let name = tree::text(event, "metadata.name");
+    let path = Path::new("metadata").child("name");
+    checks::named(&path, name, names::whole_subdomain, errors);
+    series(event, errors);
+    checks::run(&[("eventTime", Rule::Required(""))], event, None, errors);
+    let kind = tree::text(event, "type");
+    if !matches!(kind, "Normal" | "Warning") {
+        errors.push(Error::invalid(
+            &Path::new("type"),
+            "",
+            format!("has invalid value: {kind}"),
+        ));
+    }
+    let source = ["component", "host"].map(|field| tree::entry(event, "source", field));
+    for (field, set) in [
+        ("firstTimestamp", tree::get(event, "firstTimestamp").is_some()),
+        ("lastTimestamp", tree::get(event, "lastTimestamp").is_some()),
+        ("count", tree::int(event, "count") != 0),
+        ("source", source.iter().any(|text| !text.is_empty())),
+    ] {
+        if set {
+            errors.push(Error::invalid(&Path::new(field), "", "needs to be unset"));
+        }
+    }
+}
+
+fn series(event: &Object, errors: &mut Errors) {
+    if let Some(series) = tree::get(event, "series") {
+        if tree::int(series, "count") < 2 {
+            errors.push(Error::invalid(&Path::new("series.count"), "", "should be at least 2"));
+        }
+        let when = [("series.lastObservedTime", Rule::Required(""))];
+        checks::run(&when, event, None, errors);
+    }
+}
+
+/// By way of the newer API only an event's series goes on.
+fn changed_event(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    if !tree::same_at(new, old, "series") {
+        series(new, errors);
+    }
+    for field in [
+        "involvedObject",
+        "reason",
+        "message",
+        "source",
+        "firstTimestamp",
+        "lastTimestamp",
+        "count",
+        "reason",
+        "type",
+        "eventTime",
+        "action",
+        "related",
+        "reportingComponent",
+        "reportingInstance",
+    ] {
+        // Older clients send times more exact than those that are kept.
+        let exact = |event| tree::text(event, "eventTime").get(..26).map(str::to_owned);
+        if field == "eventTime" && exact(new).is_some() && exact(new) == exact(old) {
+            continue;
+        }
+        checks::immutable(new, old, &Path::default(), field, errors);
     }
 }
 
@@ -234,6 +307,58 @@ mod tests {
         assert_eq!(event, old);
         (CONVERSION.from_storage)(&mut event);
         assert_eq!(event, new);
+    }
+
+    #[test]
+    fn the_newer_face_asks_more() {
+        use crate::spec::Strategy;
+        let good = json!({"metadata": {"name": "e", "namespace": "default"}, "eventTime": "2026-01-01T00:00:00.000000Z",
+            "type": "Normal", "reason": "R", "action": "A", "reportingComponent": "c", "reportingInstance": "i", "source": {}});
+        let with = |field: &str, value: Value| {
+            let mut event = good.clone();
+            event[field] = value;
+            event
+        };
+        let created = [
+            (good.clone(), vec![]),
+            (
+                with("type", json!("Other")),
+                vec!["type: Invalid value: \"\": has invalid value: Other"],
+            ),
+            (
+                with("count", json!(1)),
+                vec!["count: Invalid value: \"\": needs to be unset"],
+            ),
+            (with("eventTime", Value::Null), vec!["eventTime: Required value"]),
+            (
+                with("series", json!({"count": 1})),
+                vec![
+                    "series.count: Invalid value: \"\": should be at least 2",
+                    "series.lastObservedTime: Required value",
+                ],
+            ),
+        ];
+        let texts = |errors: Errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for (event, wanted) in created {
+            assert_eq!(texts(NEW_RULES.validate_create(&event)), wanted);
+        }
+        let changed = [
+            (
+                with(
+                    "series",
+                    json!({"count": 2, "lastObservedTime": "2026-01-01T00:00:00.000000Z"}),
+                ),
+                vec![],
+            ),
+            (with("eventTime", json!("2026-01-01T00:00:00.000000123Z")), vec![]),
+            (
+                with("action", json!("B")),
+                vec!["action: Invalid value: \"B\": field is immutable"],
+            ),
+        ];
+        for (event, wanted) in changed {
+            assert_eq!(texts(NEW_RULES.validate_update(Part::Main, &event, &good)), wanted);
+        }
     }
 
     #[test]

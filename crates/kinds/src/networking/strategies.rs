@@ -13,7 +13,7 @@ use crate::warnings;
 pub(super) static INGRESS_CLASS: Rules = Rules {
     generation: true,
     status: Status::Plain,
-    defaults: &[("spec", Fill::Map), ("spec.parameters.scope", Fill::Option("Cluster"))],
+    defaults: &[("spec", Fill::Map), ("spec.parameters.scope", Fill::Pointer("Cluster"))],
     checks: &[("spec.controller", Rule::Immutable)],
     validate: validate::ingress_class,
     ..RULES

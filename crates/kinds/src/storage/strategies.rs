@@ -22,7 +22,7 @@ pub(super) static CSI_DRIVER: Rules = Rules {
         ("spec.attachRequired", Fill::Bool(true)),
         ("spec.podInfoOnMount", Fill::Bool(false)),
         ("spec.storageCapacity", Fill::Bool(false)),
-        ("spec.fsGroupPolicy", Fill::Option("ReadWriteOnceWithFSType")),
+        ("spec.fsGroupPolicy", Fill::Pointer("ReadWriteOnceWithFSType")),
         ("spec.volumeLifecycleModes", Fill::Texts(&["Persistent"])),
         ("spec.requiresRepublish", Fill::Bool(false)),
         ("spec.seLinuxMount", Fill::Bool(false)),
@@ -102,8 +102,8 @@ pub(super) static CSI_STORAGE_CAPACITY: Rules = Rules {
 };
 pub(super) static STORAGE_CLASS: Rules = Rules {
     defaults: &[
-        ("reclaimPolicy", Fill::Option("Delete")),
-        ("volumeBindingMode", Fill::Option("Immediate")),
+        ("reclaimPolicy", Fill::Pointer("Delete")),
+        ("volumeBindingMode", Fill::Pointer("Immediate")),
     ],
     status: Status::Plain,
     validate: |class, errors| {

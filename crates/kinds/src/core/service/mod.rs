@@ -26,9 +26,9 @@ pub(crate) static RULES: Rules = Rules {
         ("spec.sessionAffinity", Fill::Text("None")),
         ("spec.type", Fill::Text("ClusterIP")),
         ("spec.ports[].protocol", Fill::Text("TCP")),
-        ("spec(type=ClusterIP).internalTrafficPolicy", Fill::Option("Cluster")),
-        ("spec(type=NodePort).internalTrafficPolicy", Fill::Option("Cluster")),
-        ("spec(type=LoadBalancer).internalTrafficPolicy", Fill::Option("Cluster")),
+        ("spec(type=ClusterIP).internalTrafficPolicy", Fill::Pointer("Cluster")),
+        ("spec(type=NodePort).internalTrafficPolicy", Fill::Pointer("Cluster")),
+        ("spec(type=LoadBalancer).internalTrafficPolicy", Fill::Pointer("Cluster")),
         (
             "spec(type=LoadBalancer).allocateLoadBalancerNodePorts",
             Fill::Bool(true),

@@ -20,7 +20,7 @@ pub(crate) static RULES: Rules = Rules {
     defaults: &[
         ("spec", Fill::Map),
         ("spec.persistentVolumeReclaimPolicy", Fill::Text("Retain")),
-        ("spec.volumeMode", Fill::Option("Filesystem")),
+        ("spec.volumeMode", Fill::Pointer("Filesystem")),
         ("spec.hostPath.type", Fill::Text("")),
         ("spec.iscsi.iscsiInterface", Fill::Text("default")),
         ("spec.rbd.pool", Fill::Text("rbd")),
@@ -54,7 +54,7 @@ pub(crate) static RULES: Rules = Rules {
 pub(crate) static CLAIM_RULES: Rules = Rules {
     defaults: &[
         ("spec", Fill::Map),
-        ("spec.volumeMode", Fill::Option("Filesystem")),
+        ("spec.volumeMode", Fill::Pointer("Filesystem")),
         ("spec.resources", Fill::Map),
         ("status", Fill::Map),
         ("status.phase", Fill::Text("Pending")),
