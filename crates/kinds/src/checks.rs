@@ -213,6 +213,66 @@ pub(crate) fn port_or_name(path: &field::Path, value: Option<&Value>, errors: &m
     }
 }
 
+/// Conditions as upstream's `metav1.Condition` has them.
+pub(crate) fn conditions(conditions: &[Value], path: &field::Path, errors: &mut field::Errors) {
+    const STATUSES: &[&str] = &["False", "True", "Unknown"];
+    const REASON: usize = 1024;
+    const MESSAGE: usize = 32 * 1024;
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, condition) in conditions.iter().enumerate() {
+        let path = path.index(index);
+        let kind = tree::text(condition, "type");
+        if !seen.insert(kind) {
+            errors.push(field::Error::duplicate(&path.child("type"), kind));
+        }
+        named(&path.child("type"), kind, names::qualified_name, errors);
+        let status = tree::text(condition, "status");
+        if !STATUSES.contains(&status) {
+            errors.push(field::Error::not_supported(&path.child("status"), status, STATUSES));
+        }
+        let generation = tree::int(condition, "observedGeneration");
+        if generation < 0 {
+            let why = "must be greater than or equal to zero";
+            errors.push(field::Error::invalid(
+                &path.child("observedGeneration"),
+                generation,
+                why,
+            ));
+        }
+        if tree::get(condition, "lastTransitionTime").is_none() {
+            errors.push(field::Error::required(&path.child("lastTransitionTime"), "must be set"));
+        }
+        let reason = tree::text(condition, "reason");
+        let at = path.child("reason");
+        if reason.is_empty() {
+            errors.push(field::Error::required(&at, "must be set"));
+        } else {
+            named(&at, reason, condition_reason, errors);
+            if reason.len() > REASON {
+                errors.push(field::Error::too_long(&at, REASON));
+            }
+        }
+        if tree::text(condition, "message").len() > MESSAGE {
+            errors.push(field::Error::too_long(&path.child("message"), MESSAGE));
+        }
+    }
+}
+
+fn condition_reason(text: &str) -> Vec<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.ends_with(word)
+        && text.chars().all(|c| word(c) || c == ',' || c == ':')
+    {
+        return Vec::new();
+    }
+    vec![names::pattern(
+        "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_'",
+        "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?",
+        &["my_name", "MY_NAME", "MyName", "ReasonA,ReasonB", "ReasonA:ReasonB"],
+    )]
+}
+
 pub(crate) fn non_negative(path: &field::Path, number: i64, errors: &mut field::Errors) {
     if number < 0 {
         errors.push(field::Error::invalid(

@@ -131,7 +131,7 @@ pub(super) fn validating(policy: &Object, errors: &mut Errors) {
                 "must not contain line breaks",
             ));
         }
-        const REASONS: [&str; 4] = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+        const REASONS: [&str; 3] = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
         if let Some(reason) = tree::get(validation, "reason").and_then(Value::as_str)
             && !REASONS.contains(&reason)
         {

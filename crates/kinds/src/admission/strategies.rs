@@ -1,9 +1,14 @@
 //! The rules of webhooks and admission policies.
 
+use sampan_api::Object;
+use sampan_api::field::{Error, Errors, Path};
+
 use super::validate;
+use crate::checks;
 use crate::defaults::{Default, Fill};
 use crate::rules::{RULES, Rules, Status};
-use crate::warnings;
+use crate::spec::Part;
+use crate::{tree, warnings};
 
 const ADMISSION: Rules = Rules {
     generation: true,
@@ -25,9 +30,30 @@ pub(super) static VALIDATING_POLICY: Rules = Rules {
     defaults: POLICY_DEFAULTS,
     checks: validate::POLICY,
     validate: validate::validating_policy,
+    validate_update: policy_status,
     reset: crate::rules::status_keeps_metadata,
     ..ADMISSION
 };
+
+/// What the server's own controller finds out about a policy, checked like anybody's.
+fn policy_status(part: Part<'_>, new: &Object, _: &Object, errors: &mut Errors) {
+    if part != Part::View("status") {
+        return;
+    }
+    let path = Path::new("status");
+    let warnings = path.child("typeChecking").child("expressionWarnings");
+    for (index, warning) in tree::items(new, "status.typeChecking.expressionWarnings")
+        .iter()
+        .enumerate()
+    {
+        for name in ["warning", "fieldRef"] {
+            if tree::text(warning, name).is_empty() {
+                errors.push(Error::required(&warnings.index(index).child(name), ""));
+            }
+        }
+    }
+    checks::conditions(tree::items(new, "status.conditions"), &path.child("conditions"), errors);
+}
 
 const POLICY_DEFAULTS: &[Default] = &[
     ("spec", Fill::Map),

@@ -44,8 +44,8 @@ pub(super) static NETWORK_POLICY: Rules = Rules {
     defaults: &[
         ("spec", Fill::Map),
         ("spec.podSelector", Fill::Map),
-        ("spec.ingress[].ports[].protocol", Fill::Text("TCP")),
-        ("spec.egress[].ports[].protocol", Fill::Text("TCP")),
+        ("spec.ingress[].ports[].protocol", Fill::Pointer("TCP")),
+        ("spec.egress[].ports[].protocol", Fill::Pointer("TCP")),
     ],
     default: default_policy_types,
     validate: validate::network_policy,

@@ -1,6 +1,7 @@
 //! `resource.k8s.io/v1`: dynamic resource allocation.
 
 mod strategies;
+mod validate;
 
 use jiff::Timestamp;
 use sampan_api::Object;

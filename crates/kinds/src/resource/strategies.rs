@@ -1,31 +1,23 @@
 //! The rules of the resource allocation kinds.
 
-use sampan_api::names as api;
+use sampan_api::Object;
 
-use crate::checks::Rule;
+use super::validate;
 use crate::defaults::{Default, Fill};
-use crate::names;
 use crate::rules::{RULES, Rules, Status};
+use crate::tree;
 
 pub(super) static DEVICE_CLASS: Rules = Rules {
     generation: true,
     status: Status::Plain,
+    defaults: &[("spec", Fill::Map)],
+    validate: validate::class,
     ..RULES
 };
 pub(super) static CLAIM: Rules = Rules {
     defaults: CLAIM_DEFAULTS,
-    checks: &[
-        ("spec.devices.requests[].name", Rule::RequiredNamed(api::dns1123_label)),
-        (
-            "spec.devices.requests[].exactly.deviceClassName",
-            Rule::RequiredNamed(names::whole_subdomain),
-        ),
-        (
-            "spec.devices.requests[].exactly.allocationMode",
-            Rule::OneOf(&["All", "ExactCount"]),
-        ),
-        ("spec", Rule::Immutable),
-    ],
+    validate: validate::claim,
+    validate_update: validate::claim_update,
     reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
@@ -38,6 +30,10 @@ const CLAIM_DEFAULTS: &[Default] = &[
         Fill::Text("ExactCount"),
     ),
     (
+        "spec.devices.requests[].exactly.tolerations[].operator",
+        Fill::Text("Equal"),
+    ),
+    (
         "spec.devices.requests[].exactly(allocationMode=ExactCount).count",
         Fill::NonZero(1),
     ),
@@ -46,10 +42,15 @@ const CLAIM_DEFAULTS: &[Default] = &[
         Fill::Text("ExactCount"),
     ),
     (
+        "spec.devices.requests[].firstAvailable[].tolerations[].operator",
+        Fill::Text("Equal"),
+    ),
+    (
         "spec.devices.requests[].firstAvailable[](allocationMode=ExactCount).count",
         Fill::NonZero(1),
     ),
     ("status", Fill::Map),
+    ("status.allocation.devices", Fill::Map),
 ];
 
 pub(super) static CLAIM_TEMPLATE: Rules = Rules {
@@ -64,6 +65,10 @@ pub(super) static CLAIM_TEMPLATE: Rules = Rules {
             Fill::Text("ExactCount"),
         ),
         (
+            "spec.spec.devices.requests[].exactly.tolerations[].operator",
+            Fill::Text("Equal"),
+        ),
+        (
             "spec.spec.devices.requests[].exactly(allocationMode=ExactCount).count",
             Fill::NonZero(1),
         ),
@@ -72,23 +77,36 @@ pub(super) static CLAIM_TEMPLATE: Rules = Rules {
             Fill::Text("ExactCount"),
         ),
         (
+            "spec.spec.devices.requests[].firstAvailable[].tolerations[].operator",
+            Fill::Text("Equal"),
+        ),
+        (
             "spec.spec.devices.requests[].firstAvailable[](allocationMode=ExactCount).count",
             Fill::NonZero(1),
         ),
     ],
-    checks: &[("spec", Rule::Immutable)],
+    validate: validate::template,
+    validate_update: validate::spec_stays,
     ..RULES
 };
 
 pub(super) static SLICE: Rules = Rules {
     generation: true,
     status: Status::Plain,
-    checks: &[
-        ("spec.driver", Rule::RequiredNamed(names::whole_subdomain)),
-        ("spec.pool.name", Rule::Required("")),
-        ("spec.nodeName", Rule::Immutable),
-        ("spec.driver", Rule::Immutable),
-        ("spec.pool.name", Rule::Immutable),
-    ],
+    defaults: &[("spec.devices[].capacity{}.value", Fill::Text("0"))],
+    default: taints_are_dated,
+    validate_create: validate::slice,
+    validate_update: validate::slice_update,
     ..RULES
 };
+
+/// A taint without a time was added now.
+fn taints_are_dated(slice: &mut Object) {
+    for device in tree::items_mut(slice, "spec.devices") {
+        for taint in tree::items_mut(device, "taints") {
+            if taint.is_object() && tree::get(taint, "timeAdded").is_none() {
+                tree::set(taint, "timeAdded", sampan_api::time::now());
+            }
+        }
+    }
+}
