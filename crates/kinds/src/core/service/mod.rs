@@ -28,7 +28,10 @@ pub(crate) static RULES: Rules = Rules {
         ("spec.ports[].protocol", Fill::Text("TCP")),
         ("spec(type=ClusterIP).internalTrafficPolicy", Fill::Pointer("Cluster")),
         ("spec(type=NodePort).internalTrafficPolicy", Fill::Pointer("Cluster")),
-        ("spec(type=LoadBalancer).internalTrafficPolicy", Fill::Pointer("Cluster")),
+        (
+            "spec(type=LoadBalancer).internalTrafficPolicy",
+            Fill::Pointer("Cluster"),
+        ),
         (
             "spec(type=LoadBalancer).allocateLoadBalancerNodePorts",
             Fill::Bool(true),
