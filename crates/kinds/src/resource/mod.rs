@@ -1,5 +1,6 @@
 //! `resource.k8s.io/v1`: dynamic resource allocation.
 
+mod published;
 mod strategies;
 mod validate;
 

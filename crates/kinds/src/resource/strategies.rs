@@ -2,7 +2,7 @@
 
 use sampan_api::Object;
 
-use super::validate;
+use super::{published, validate};
 use crate::defaults::{Default, Fill};
 use crate::rules::{RULES, Rules, Status};
 use crate::tree;
@@ -95,8 +95,8 @@ pub(super) static SLICE: Rules = Rules {
     status: Status::Plain,
     defaults: &[("spec.devices[].capacity{}.value", Fill::Text("0"))],
     default: taints_are_dated,
-    validate_create: validate::slice,
-    validate_update: validate::slice_update,
+    validate_create: published::slice,
+    validate_update: published::slice_update,
     ..RULES
 };
 
