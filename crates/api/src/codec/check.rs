@@ -312,7 +312,8 @@ impl<'a> Walker<'a> {
         // Go prints these whether they were given or not.
         let scalar = |ty: &Type| matches!(ty, Type::String | Type::Bool | Type::Int32 | Type::Int64);
         for field in below.fields.iter().filter(|field| field.required && scalar(&field.ty)) {
-            if !map.contains_key(field.name.as_ref()) {
+            let pointer = REQUIRED_POINTERS.contains(&(below.name.as_ref(), field.name.as_ref()));
+            if !pointer && !map.contains_key(field.name.as_ref()) {
                 map.insert(field.name.clone().into_owned(), zero(&field.ty));
             }
         }
@@ -456,6 +457,9 @@ fn base64_fault(text: &str, error: base64::DecodeError) -> String {
     };
     format!("illegal base64 data at input byte {at}")
 }
+
+/// Required fields that are pointers in Go: one that is not given stays away.
+const REQUIRED_POINTERS: &[(&str, &str)] = &[("HTTPIngressPath", "pathType")];
 
 /// Structs whose fields belong to another struct that Go embeds in them: its name is part of the path an error tells.
 /// Named are the fields of the embedded one, or with `!` those of the struct's own.

@@ -199,6 +199,22 @@ fn a_checked_tree_is_what_go_prints() {
 }
 
 #[test]
+fn what_go_always_prints_is_there_and_pointers_are_not() {
+    let ty = |name: &str| schema::builtin().type_of(name).expect("a definition");
+    let mut ingress = json!({"spec": {"rules": [{"http": {"paths": [{"path": "/"}]}}]}});
+    check(&ty("io.k8s.api.networking.v1.Ingress"), &mut ingress).unwrap();
+    let path = &ingress["spec"]["rules"][0]["http"]["paths"][0];
+    assert_eq!(path.get("pathType"), None, "a pointer in Go");
+    let mut pod = json!({"spec": {"containers": [{"ports": [{}]}]}});
+    check(&ty("io.k8s.api.core.v1.Pod"), &mut pod).unwrap();
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(
+        (&container["name"], &container["ports"][0]["containerPort"]),
+        (&json!(""), &json!(0))
+    );
+}
+
+#[test]
 fn bytes_and_times_are_validated() {
     let secret = schema::builtin().type_of("io.k8s.api.core.v1.Secret").expect("Secret");
     for (object, words) in [
