@@ -113,8 +113,12 @@ impl NodeConfig {
         self.addresses.iter().map(IpAddr::to_string).collect()
     }
 
+    /// A node that takes Pods however full the disk of the machine under the tests is.
     #[cfg(test)]
     pub(crate) fn for_tests(data_dir: &std::path::Path) -> Self {
-        Self::new("node-1", vec![IpAddr::from([192, 0, 2, 1])], data_dir)
+        let mut config = Self::new("node-1", vec![IpAddr::from([192, 0, 2, 1])], data_dir);
+        config.housekeeping.eviction = Eviction::OFF;
+        config.housekeeping.image_gc_high = 100;
+        config
     }
 }

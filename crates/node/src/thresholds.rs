@@ -66,7 +66,7 @@ impl Default for Eviction {
 }
 
 impl Eviction {
-    const OFF: Eviction = Eviction {
+    pub(crate) const OFF: Eviction = Eviction {
         memory: None,
         nodefs: None,
         nodefs_inodes: None,
