@@ -195,6 +195,17 @@ pub fn ensure_map(value: &mut Value) -> &mut Map<String, Value> {
     }
 }
 
+/// The value as a list, made into an empty one when it is something else.
+pub fn ensure_list(value: &mut Value) -> &mut Vec<Value> {
+    if !value.is_array() {
+        *value = Value::Array(Vec::new());
+    }
+    match value {
+        Value::Array(list) => list,
+        _ => unreachable!("made a list above"),
+    }
+}
+
 /// Sets a text field of `metadata`; an empty text removes it, as Go's `omitempty` would.
 fn set_text(object: &mut Value, field: &str, text: &str) {
     let meta = ensure_metadata(object);

@@ -111,8 +111,14 @@ pub fn dns1123_label(text: &str) -> Vec<String> {
 }
 
 pub fn dns1123_subdomain(text: &str) -> Vec<String> {
+    subdomain(text, max_length)
+}
+
+fn subdomain(text: &str, too_long: fn(usize) -> String) -> Vec<String> {
     let mut errors = Vec::new();
-    check_length(&mut errors, text, 253);
+    if text.len() > 253 {
+        errors.push(too_long(253));
+    }
     check(
         &mut errors,
         is_dns1123_subdomain(text),
@@ -187,9 +193,8 @@ pub fn qualified_name(text: &str) -> Vec<String> {
                 errors.push("prefix part must be non-empty".to_owned());
             } else {
                 errors.extend(
-                    dns1123_subdomain(prefix)
+                    subdomain(prefix, max_bytes)
                         .iter()
-                        .map(|message| message.replace("253 characters", "253 bytes"))
                         .map(|message| format!("prefix part {message}")),
                 );
             }

@@ -371,7 +371,9 @@ async fn mutations_change_what_is_written() {
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
         "spec": {"initContainers": [{"name": "own", "image": "own:1"}], "containers": [{"name": "c", "image": "c:1"}]}});
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-    let _ = api.post("/api/v1/namespaces/default/serviceaccounts", account).await;
+    api.post("/api/v1/namespaces/default/serviceaccounts", account)
+        .await
+        .ok();
     let made = api.post("/api/v1/namespaces/default/pods", pod.clone()).await.ok();
     let names: Vec<&str> = made["spec"]["initContainers"]
         .as_array()

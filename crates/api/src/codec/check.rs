@@ -78,8 +78,8 @@ const MOST: usize = 100;
 struct Walker<'a> {
     /// `spec.containers[0]`
     path: String,
-    /// Field names from the root, as Go's error context has them: no keys of maps, no indexes.
-    fields: Vec<&'a str>,
+    /// Structs and their fields from the root, as Go's error context has them: no keys of maps, no indexes.
+    fields: Vec<(&'a str, &'a str)>,
     /// The struct the innermost field belongs to.
     owner: &'a str,
     unknown: Vec<String>,
@@ -95,7 +95,7 @@ impl<'a> Walker<'a> {
             format!(
                 "json: cannot unmarshal {what} into Go struct field {}.{} of type {go_type}",
                 self.owner,
-                self.fields.join(".")
+                go_path(&self.fields)
             )
         }))
     }
@@ -312,8 +312,8 @@ impl<'a> Walker<'a> {
         // Go prints these whether they were given or not.
         let scalar = |ty: &Type| matches!(ty, Type::String | Type::Bool | Type::Int32 | Type::Int64);
         for field in below.fields.iter().filter(|field| field.required && scalar(&field.ty)) {
-            let pointer = REQUIRED_POINTERS.contains(&(below.name.as_ref(), field.name.as_ref()));
-            if !pointer && !map.contains_key(field.name.as_ref()) {
+            let absent = !map.contains_key(field.name.as_ref());
+            if absent && !REQUIRED_POINTERS.contains(&(below.name.as_ref(), field.name.as_ref())) {
                 map.insert(field.name.clone().into_owned(), zero(&field.ty));
             }
         }
@@ -327,11 +327,9 @@ impl<'a> Walker<'a> {
         }
         let before = self.enter_key(&field.name);
         let outer = std::mem::replace(&mut self.owner, &owner.name);
-        let depth = self.fields.len();
-        self.fields.extend(embedding(&owner.name, &field.name));
-        self.fields.push(&field.name);
+        self.fields.push((&owner.name, &field.name));
         self.value(&field.ty, value)?;
-        self.fields.truncate(depth);
+        self.fields.pop();
         self.owner = outer;
         self.path.truncate(before);
         Ok(field.required || field.keep_zero || !is_zero(&field.ty, value))
@@ -377,7 +375,7 @@ impl<'a> Walker<'a> {
             }
             if let Some(field) = below.field(key) {
                 let before = self.enter_key(key);
-                self.fields.push(&field.name);
+                self.fields.push(("", &field.name));
                 if let Err(error) = self.custom(&field.ty, value) {
                     failed = Some(error);
                 }
@@ -519,6 +517,14 @@ fn embedding(owner: &str, field: &str) -> &'static [&'static str] {
                 }
         })
         .map_or(&[], |(_, path, _)| path)
+}
+
+/// The path an error tells: the fields' names, with those of embedded structs on the way.
+fn go_path(fields: &[(&str, &str)]) -> String {
+    let steps = fields
+        .iter()
+        .flat_map(|(owner, field)| embedding(owner, field).iter().copied().chain([*field]));
+    steps.collect::<Vec<_>>().join(".")
 }
 
 /// The type's name as Go prints it.

@@ -35,7 +35,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use sampan_api::Object;
-use sampan_api::meta::ensure_map;
+use sampan_api::meta::{ensure_list, ensure_map};
 use sampan_auth::Authorizer;
 use sampan_tasks::Tasks;
 use serde_json::Value;
@@ -255,14 +255,7 @@ impl Chain {
 /// The list `spec.{field}`, made if absent.
 pub(crate) fn spec_list<'a>(object: &'a mut Object, field: &str) -> &'a mut Vec<Value> {
     let spec = ensure_map(ensure_map(object).entry("spec").or_insert(Value::Null));
-    let list = spec.entry(field).or_insert(Value::Null);
-    if !list.is_array() {
-        *list = Value::Array(Vec::new());
-    }
-    match list {
-        Value::Array(list) => list,
-        _ => unreachable!("it was just made a list"),
-    }
+    ensure_list(spec.entry(field).or_insert(Value::Null))
 }
 
 /// A text in a tree by JSON pointer; empty when absent.

@@ -74,14 +74,7 @@ pub fn set_condition(definition: &mut Object, kind: &str, status: &str, reason: 
 
 fn conditions_mut(definition: &mut Object) -> &mut Vec<Value> {
     let status = meta::ensure_map(meta::ensure_map(definition).entry("status").or_insert(Value::Null));
-    let conditions = status.entry("conditions").or_insert(Value::Null);
-    if !conditions.is_array() {
-        *conditions = json!([]);
-    }
-    match conditions {
-        Value::Array(conditions) => conditions,
-        _ => unreachable!("it was just made a list"),
-    }
+    meta::ensure_list(status.entry("conditions").or_insert(Value::Null))
 }
 
 /// What the first delete of a definition does to it.

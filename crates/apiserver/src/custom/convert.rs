@@ -15,6 +15,7 @@ use sampan_api::status::Status;
 use sampan_api::{Object, meta, names};
 use serde_json::{Map, Value, json};
 
+use super::go_type;
 use crate::outbound::{Exchange, Outbound, Peer, Place, Spec, Trust};
 use crate::{Refusal, refuse};
 
@@ -326,18 +327,6 @@ fn texts(field: &str, map: &Map<String, Value>, old: Option<&Value>) -> Result<(
     } else {
         format!("[{}]", all.join(", "))
     })
-}
-
-fn go_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "<nil>",
-        Value::Bool(_) => "bool",
-        Value::Number(number) if number.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
-    }
 }
 
 #[cfg(test)]

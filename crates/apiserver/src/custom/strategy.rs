@@ -8,6 +8,8 @@ use sampan_kinds::{Part, STATUS_KEEPS_METADATA, ScalePaths, Strategy, keep_metad
 use sampan_structural::{Rules, Schema, defaults, embedded, lists, values};
 use serde_json::Value;
 
+use super::go_type;
+
 /// For rows before their custom strategy is asked: names only.
 pub static PLAIN: Plain = Plain;
 
@@ -133,18 +135,6 @@ impl CustomStrategy {
                 ),
             ));
         }
-    }
-}
-
-fn go_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "<nil>",
-        Value::Bool(_) => "bool",
-        Value::Number(number) if number.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
     }
 }
 

@@ -594,17 +594,10 @@ fn approval(object: &Object, old: Option<&Object>, errors: &mut Errors) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::strategies;
+    use super::super::{said, strategies};
     use super::*;
-    use crate::rules::Rules;
     use crate::spec::Strategy;
     use serde_json::json;
-
-    fn said(rules: &Rules, mut object: Value) -> Vec<String> {
-        rules.default(&mut object);
-        rules.prepare_create(&mut object);
-        rules.validate_create(&object).iter().map(ToString::to_string).collect()
-    }
 
     #[test]
     fn definitions() {

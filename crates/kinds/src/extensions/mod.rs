@@ -77,3 +77,12 @@ fn api_service(object: &Object, now: Timestamp) -> Vec<Value> {
     };
     vec![name(object), service.into(), available.into(), age(object, now)]
 }
+
+/// What is said of a new object, defaulted as it would be.
+#[cfg(test)]
+fn said(rules: &crate::rules::Rules, mut object: sampan_api::Object) -> Vec<String> {
+    use crate::spec::Strategy;
+    rules.default(&mut object);
+    rules.prepare_create(&mut object);
+    rules.validate_create(&object).iter().map(ToString::to_string).collect()
+}

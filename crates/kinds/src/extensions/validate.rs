@@ -93,16 +93,8 @@ pub(super) fn api_service_create(service: &Object, errors: &mut Errors) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::strategies;
-    use crate::rules::Rules;
-    use crate::spec::Strategy;
-    use serde_json::{Value, json};
-
-    fn said(rules: &Rules, mut object: Value) -> Vec<String> {
-        rules.default(&mut object);
-        rules.prepare_create(&mut object);
-        rules.validate_create(&object).iter().map(ToString::to_string).collect()
-    }
+    use super::super::{said, strategies};
+    use serde_json::json;
 
     #[test]
     fn api_services() {
