@@ -143,7 +143,7 @@ pub(crate) enum BadPair {
 }
 
 /// At least one certificate.
-fn parse_chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn parse_chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| error.to_string())?;
@@ -250,7 +250,7 @@ impl Facts {
     }
 }
 
-fn address(bytes: &[u8]) -> Option<IpAddr> {
+pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
@@ -263,7 +263,7 @@ fn subject_of(certificate: &X509Certificate<'_>) -> Subject {
     subject(certificate.subject())
 }
 
-fn subject(name: &X509Name<'_>) -> Subject {
+pub(crate) fn subject(name: &X509Name<'_>) -> Subject {
     let text =
         |value: &x509_parser::x509::AttributeTypeAndValue<'_>| value.as_str().map(str::to_owned).unwrap_or_default();
     Subject {
@@ -314,7 +314,7 @@ fn params(common_name: &str, organization: Option<&str>, lifetime: Duration) -> 
     params
 }
 
-fn issue_error(what: &str) -> impl FnOnce(rcgen::Error) -> PkiError {
+pub(crate) fn issue_error(what: &str) -> impl FnOnce(rcgen::Error) -> PkiError {
     let what = what.to_owned();
     move |error| PkiError::Issue {
         what,

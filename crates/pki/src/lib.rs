@@ -17,6 +17,7 @@ mod cert;
 mod files;
 mod kubeconfig;
 mod pki;
+pub mod request;
 pub mod share;
 pub mod tls;
 pub mod token;
