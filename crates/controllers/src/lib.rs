@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use sampan_client::{Clock, Informers, Key, Recorder, SystemClock, WorkQueue, run_controller};
 use sampan_tasks::{Drain, OnExit, Tasks};
 
+mod certificates;
 mod clusterrole;
 mod cronjob;
 mod daemonset;
@@ -40,6 +41,8 @@ mod tainteviction;
 #[cfg(test)]
 mod testing;
 mod ttl;
+
+pub use certificates::Signing;
 
 /// The controllers, in the order they start.
 pub const TABLE: &[Row] = &[
@@ -89,6 +92,26 @@ pub const TABLE: &[Row] = &[
         "clusterrole-aggregation-controller",
         clusterrole::start,
     ),
+    row(
+        "certificatesigningrequest-signing-controller",
+        "certificate-controller",
+        certificates::start_signing,
+    ),
+    row(
+        "certificatesigningrequest-approving-controller",
+        "certificate-controller",
+        certificates::start_approving,
+    ),
+    row(
+        "certificatesigningrequest-cleaner-controller",
+        "certificate-controller",
+        certificates::start_cleaning,
+    ),
+    row(
+        "sampan-node-certificate-approving-controller",
+        "sampan-node-certificate-approver",
+        certificates::start_nodes,
+    ),
     row("disruption-controller", "disruption-controller", disruption::start),
     row(
         "endpointslice-mirroring-controller",
@@ -134,6 +157,8 @@ pub struct Config {
     pub enabled: Vec<String>,
     /// Published as `kube-root-ca.crt` in every namespace; the publisher does not run without it.
     pub root_ca: Option<String>,
+    /// What approved certificate requests are signed with; without it they are not.
+    pub signing: Option<Signing>,
     /// Where nodes get their Pod ranges from.
     pub cluster_cidr: IpNet,
     /// The prefix length of a node's range.
@@ -151,6 +176,7 @@ impl Default for Config {
         Config {
             enabled: vec!["*".into()],
             root_ca: None,
+            signing: None,
             cluster_cidr: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
             node_mask: 24,
             node_grace: std::time::Duration::from_secs(40),

@@ -19,6 +19,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
 
 use crate::PkiError;
+use crate::request::Signer;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ten years, as kubeadm and others have it.
@@ -332,6 +333,7 @@ pub(crate) struct Authority {
     pub certificate_pem: String,
     pub certificate: CertificateDer<'static>,
     pub facts: Facts,
+    pub signer: Arc<Signer>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -367,12 +369,14 @@ impl Authority {
         if facts.public_key != key.subject_public_key_info() {
             return Err(BadPair::Strangers);
         }
+        let signer = Arc::new(Signer::read(&certificate_pem, key_pem)?);
         let issuer =
             Issuer::from_ca_cert_der(&certificate, key).map_err(|error| BadPair::Certificate(error.to_string()))?;
         Ok(Authority {
             certificate_pem,
             certificate,
             facts,
+            signer,
             issuer,
         })
     }

@@ -148,6 +148,10 @@ impl Pki {
     pub fn tokens(&self) -> Arc<TokenKeys> {
         self.tokens.clone()
     }
+    /// Signs what others ask the cluster's authority for.
+    pub fn signer(&self) -> Arc<crate::request::Signer> {
+        self.authority.signer.clone()
+    }
     /// A certificate of the cluster's authority, in memory only.
     pub fn issue(&self, spec: &LeafSpec) -> Result<Identity, PkiError> {
         self.authority.issue(spec)

@@ -85,7 +85,8 @@ impl Request {
                     GeneralName::RFC822Name(name) => out.emails.push((*name).to_owned()),
                     GeneralName::URI(uri) => out.uris.push((*uri).to_owned()),
                     GeneralName::IPAddress(bytes) => {
-                        let address = address(bytes).ok_or_else(|| malformed(&"an address has neither 4 nor 16 bytes"))?;
+                        let address =
+                            address(bytes).ok_or_else(|| malformed(&"an address has neither 4 nor 16 bytes"))?;
                         out.addresses.push(address);
                     }
                     _ => {}
@@ -136,6 +137,13 @@ pub fn ask(spec: &LeafSpec) -> Result<(String, String), PkiError> {
     Ok((key.serialize_pem(), request.map_err(issue_error(&what))?))
 }
 
+/// When the first certificate of a PEM text expires; `None` for what is none.
+pub fn expiry(pem: &[u8]) -> Option<Timestamp> {
+    let chain = parse_chain(std::str::from_utf8(pem).ok()?).ok()?;
+    let facts = Facts::of(chain.first()?).ok()?;
+    Timestamp::from_second(facts.not_after).ok()
+}
+
 /// Key usages by their names in the API, and their bits.
 const KEY_USAGES: &[(&str, u8)] = &[
     ("signing", 0),
@@ -178,7 +186,9 @@ pub struct Signer {
 
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Signer").field("not_after", &self.not_after).finish_non_exhaustive()
+        f.debug_struct("Signer")
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
     }
 }
 
@@ -209,8 +219,8 @@ impl Signer {
             return Err(BadPair::Strangers);
         }
         let algorithm = algorithm(&key).ok_or_else(|| BadPair::Key("keys of this kind cannot sign here".into()))?;
-        let not_after = Timestamp::from_second(facts.not_after)
-            .map_err(|error| BadPair::Certificate(error.to_string()))?;
+        let not_after =
+            Timestamp::from_second(facts.not_after).map_err(|error| BadPair::Certificate(error.to_string()))?;
         Ok(Signer {
             raw_subject: facts.raw_subject,
             key_id: facts.key_id,
@@ -476,7 +486,10 @@ mod tests {
         assert_eq!(Request::parse(forged.as_bytes()), Err(RequestError::Signature));
         for cut in [1, 20, bytes.len() / 2] {
             let cut = der::pem("CERTIFICATE REQUEST", &bytes[..cut]);
-            assert!(matches!(Request::parse(cut.as_bytes()), Err(RequestError::Malformed(_))));
+            assert!(matches!(
+                Request::parse(cut.as_bytes()),
+                Err(RequestError::Malformed(_))
+            ));
         }
         let (_, signer) = signer();
         let request = Request::parse(pem.as_bytes()).unwrap();
@@ -499,7 +512,11 @@ mod tests {
             (365 * 86_400, "2029-12-31T23:55:00Z", "2030-06-01T00:00:00Z"),
             (u64::MAX, "2029-12-31T23:55:00Z", "2030-06-01T00:00:00Z"),
         ] {
-            assert_eq!(validity(Duration::from_secs(seconds), now, end), (at(from), at(to)), "{seconds}");
+            assert_eq!(
+                validity(Duration::from_secs(seconds), now, end),
+                (at(from), at(to)),
+                "{seconds}"
+            );
         }
         assert_eq!(der::time(at("2049-12-31T23:59:59Z"))[0], 0x17);
         assert_eq!(der::time(at("2050-01-01T00:00:00Z"))[0], 0x18);

@@ -31,6 +31,10 @@ pub async fn scheduler(command: cli::Alone) -> Result<()> {
     run("kube-scheduler", leading, command.leader_elect, work).await
 }
 
+fn text(path: &std::path::Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()).into())
+}
+
 pub async fn controllers(command: cli::Controllers) -> Result<()> {
     let client = sampan_client::from_kubeconfig(&command.alone.kubeconfig).await?;
     let mut config = sampan_controllers::Config {
@@ -40,9 +44,15 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
     if let Some(cidr) = command.cluster_cidr {
         config.cluster_cidr = cidr;
     }
+    if let (Some(certificate), Some(key)) = (&command.cluster_signing_cert_file, &command.cluster_signing_key_file) {
+        let signer = sampan_pki::request::Signer::from_pem(&text(certificate)?, &text(key)?)?;
+        config.signing = Some(sampan_controllers::Signing {
+            signer: Arc::new(signer),
+            duration: sampan_controllers::Signing::YEAR,
+        });
+    }
     if let Some(path) = &command.root_ca_file {
-        let pem = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-        config.root_ca = Some(pem);
+        config.root_ca = Some(text(path)?);
     } else {
         // Without it no namespace gets kube-root-ca.crt and no Pod that asks for a token can start.
         config.root_ca = sampan_client::authority_of_kubeconfig(&command.alone.kubeconfig).await?;

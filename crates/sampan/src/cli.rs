@@ -146,6 +146,12 @@ pub struct Controllers {
     /// The PEM file of the authority to publish as kube-root-ca.crt [default: the kubeconfig's]
     #[arg(long, value_name = "FILE")]
     pub root_ca_file: Option<PathBuf>,
+    /// The authority (PEM) that approved certificate requests are signed with; without it they are not
+    #[arg(long, value_name = "FILE", requires = "cluster_signing_key_file")]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    /// The key of --cluster-signing-cert-file (PEM)
+    #[arg(long, value_name = "FILE", requires = "cluster_signing_cert_file")]
+    pub cluster_signing_key_file: Option<PathBuf>,
     /// Nodes get their Pod ranges from here
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<ipnet::IpNet>,

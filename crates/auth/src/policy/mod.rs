@@ -247,7 +247,8 @@ fn upstream() -> Vec<(Kind, Value)> {
 
 /// Everything a new cluster starts with: roles first, then bindings. Needs the namespaces `kube-system` and `kube-public`.
 pub fn objects() -> Vec<(Kind, Value)> {
-    let own = table::OWN_CLUSTER_ROLES.iter().map(|row| row.to_object(""));
+    let own = table::OWN_CLUSTER_ROLES.iter().chain(table::OWN_ROLES);
+    let own = own.map(|row| row.to_object(""));
     let own_bindings = table::OWN_BINDINGS.iter().map(|row| row.to_object());
     let mut objects: Vec<_> = own.chain(upstream()).chain(own_bindings).collect();
     let is_binding = |kind: Kind| matches!(kind, Kind::RoleBinding | Kind::ClusterRoleBinding);

@@ -322,20 +322,76 @@ pub(super) const BINDINGS: &[BindingRow] = &[
     ),
 ];
 
-/// Ours: the cluster DNS, as the add-on that usually provides it has it.
-pub(super) const OWN_CLUSTER_ROLES: &[RoleRow] = &[role(
-    "system:coredns",
-    &[
-        rule("list watch", "core", "endpoints namespaces pods services"),
-        rule("list watch", "discovery.k8s.io", "endpointslices"),
-        rule("get", "core", "nodes"),
-    ],
-)];
+// Ours, from here on: the cluster DNS, as the add-on that usually provides it has it, and what joining nodes need.
 
-pub(super) const OWN_BINDINGS: &[BindingRow] = &[bind(
-    "system:coredns",
-    &[
-        ServiceAccount("kube-system", "coredns"),
-        ServiceAccount("kube-system", "kube-dns"),
-    ],
-)];
+/// The group of machines that join with a token of `sampan token create`.
+const JOINING: Subject = Group("system:bootstrappers:sampan:nodes");
+
+pub(super) const OWN_CLUSTER_ROLES: &[RoleRow] = &[
+    role(
+        "system:coredns",
+        &[
+            rule("list watch", "core", "endpoints namespaces pods services"),
+            rule("list watch", "discovery.k8s.io", "endpointslices"),
+            rule("get", "core", "nodes"),
+        ],
+    ),
+    // Upstream leaves nodes' serving certificates to others.
+    role(
+        "system:controller:sampan-node-certificate-approver",
+        &[
+            rule(READ, "certificates.k8s.io", "certificatesigningrequests"),
+            rule("update", "certificates.k8s.io", "certificatesigningrequests/approval"),
+            named(
+                "approve",
+                "certificates.k8s.io",
+                "signers",
+                "kubernetes.io/kubelet-serving kubernetes.io/kube-apiserver-client",
+            ),
+            rule(READ, "core", "nodes"),
+            rule("get", "core", "endpoints services"),
+        ],
+    ),
+];
+
+pub(super) const OWN_ROLES: &[RoleRow] = &[
+    // What a joining node must know of the cluster.
+    role_in(
+        "kube-system",
+        "sampan:cluster-facts",
+        &[named("get", "core", "configmaps", "sampan-cluster")],
+    ),
+];
+
+pub(super) const OWN_BINDINGS: &[BindingRow] = &[
+    bind(
+        "system:coredns",
+        &[
+            ServiceAccount("kube-system", "coredns"),
+            ServiceAccount("kube-system", "kube-dns"),
+        ],
+    ),
+    bind(
+        "system:controller:sampan-node-certificate-approver",
+        &[ServiceAccount("kube-system", "sampan-node-certificate-approver")],
+    ),
+    bind_in("", "sampan:node-bootstrapper", "system:node-bootstrapper", &[JOINING]),
+    bind_in(
+        "",
+        "sampan:node-autoapprove-bootstrap",
+        "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+        &[JOINING],
+    ),
+    bind_in(
+        "",
+        "sampan:node-autoapprove-certificate-rotation",
+        "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+        &[Group("system:nodes")],
+    ),
+    bind_in(
+        "kube-system",
+        "sampan:cluster-facts",
+        "sampan:cluster-facts",
+        &[Group("system:nodes")],
+    ),
+];

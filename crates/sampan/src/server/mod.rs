@@ -147,6 +147,10 @@ impl Server {
         if settings.runs(Role::Controllers) {
             let config = sampan_controllers::Config {
                 root_ca: Some(self.pki.ca_pem().to_owned()),
+                signing: Some(sampan_controllers::Signing {
+                    signer: self.pki.signer(),
+                    duration: sampan_controllers::Signing::YEAR,
+                }),
                 cluster_cidr: settings.cluster_cidr(),
                 ..sampan_controllers::Config::default()
             };
