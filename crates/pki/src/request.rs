@@ -137,6 +137,11 @@ pub fn ask(spec: &LeafSpec) -> Result<(String, String), PkiError> {
     Ok((key.serialize_pem(), request.map_err(issue_error(&what))?))
 }
 
+/// A certificate as PEM.
+pub(crate) fn certificate_pem(certificate: &[u8]) -> String {
+    der::pem("CERTIFICATE", certificate)
+}
+
 /// When the first certificate of a PEM text expires; `None` for what is none.
 pub fn expiry(pem: &[u8]) -> Option<Timestamp> {
     let chain = parse_chain(std::str::from_utf8(pem).ok()?).ok()?;

@@ -5,17 +5,20 @@
 //! handshake proves only possession of the key; [`ClientVerifier::verify`] decides whether to believe the chain,
 //! and must be asked before a certificate names anyone.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use sha2::{Digest, Sha256};
 
-use crate::cert::{Identity, Subject};
+use crate::cert::{Facts, Identity, Subject};
 
 /// Why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -102,26 +105,162 @@ impl ClientCertVerifier for AskOnly {
     }
 }
 
-fn server(identity: &Identity, verifier: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, TlsError> {
+/// The certificate a server shows. It may be replaced while the server runs; as long as there is none handshakes fail.
+#[derive(Debug, Default)]
+pub struct ServingCertificate(RwLock<Option<Arc<CertifiedKey>>>);
+
+impl ServingCertificate {
+    pub fn new(identity: &Identity) -> Result<Self, TlsError> {
+        let certificate = Self::default();
+        certificate.set(identity.chain(), identity)?;
+        Ok(certificate)
+    }
+
+    /// Shows `identity` from the next handshake on.
+    pub fn replace(&self, identity: &Identity) -> Result<(), TlsError> {
+        self.set(identity.chain(), identity)
+    }
+
+    fn set(&self, chain: Vec<CertificateDer<'static>>, identity: &Identity) -> Result<(), TlsError> {
+        let key = CertifiedKey::from_der(chain, identity.key(), &provider()).map_err(TlsError::Identity)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(key));
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for ServingCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn server(
+    certificate: Arc<ServingCertificate>,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(TlsError::Identity)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain(), identity.key())
-        .map_err(TlsError::Identity)?;
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    Ok(Arc::new(config))
 }
 
 /// A server that asks clients for a certificate; h2 and HTTP/1.1. The chain of a connection must go through
 /// [`ClientVerifier::verify`] before it is believed.
 pub fn server_config(identity: &Identity, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, TlsError> {
-    server(identity, Arc::new(AskOnly(verifier.clone()))).map(Arc::new)
+    let certificate = Arc::new(ServingCertificate::new(identity)?);
+    server(certificate, Arc::new(AskOnly(verifier.clone())))
+}
+
+/// The same, and it shows its authority's certificate too, so that who knows only that one's fingerprint can check it
+/// ([`pinned_client`]).
+pub fn server_config_with_authority(
+    identity: &Identity,
+    authority: &CertificateDer<'static>,
+    verifier: &ClientVerifier,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut chain = identity.chain();
+    chain.push(authority.clone());
+    let certificate = ServingCertificate::default();
+    certificate.set(chain, identity)?;
+    server(Arc::new(certificate), Arc::new(AskOnly(verifier.clone())))
 }
 
 /// A server that talks only to clients with a certificate of the authority (the node's server).
 pub fn strict_server_config(identity: &Identity, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, TlsError> {
-    server(identity, verifier.0.clone()).map(Arc::new)
+    strict_server_config_of(Arc::new(ServingCertificate::new(identity)?), verifier)
+}
+
+/// The same with a certificate that changes.
+pub fn strict_server_config_of(
+    certificate: Arc<ServingCertificate>,
+    verifier: &ClientVerifier,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server(certificate, verifier.0.clone())
+}
+
+/// SHA-256 of the public key of a certificate: how an authority is named where its certificate is too long to type
+/// (kubeadm's `--discovery-token-ca-cert-hash` without its prefix).
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> Result<[u8; 32], TlsError> {
+    let facts = Facts::of(certificate).map_err(TlsError::Authority)?;
+    Ok(Sha256::digest(&facts.public_key).into())
+}
+
+/// Believes a server whose chain holds the authority with a known fingerprint, and keeps that authority.
+#[derive(Debug)]
+pub struct Pinned {
+    fingerprint: [u8; 32],
+    authority: Mutex<Option<CertificateDer<'static>>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Pinned {
+    /// The authority, after a handshake; as PEM.
+    pub fn authority(&self) -> Option<String> {
+        let authority = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
+        authority.as_ref().map(|der| crate::request::certificate_pem(der))
+    }
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let is_pinned = |der: &&CertificateDer<'_>| fingerprint(der).is_ok_and(|have| have == self.fingerprint);
+        let unknown = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let authority = others.iter().find(is_pinned).ok_or_else(unknown)?.clone().into_owned();
+        let roots = roots(&authority).map_err(|error| rustls::Error::General(error.to_string()))?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let verified = verifier.verify_server_cert(leaf, others, name, ocsp, now)?;
+        *self.authority.lock().unwrap_or_else(PoisonError::into_inner) = Some(authority);
+        Ok(verified)
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A client for one purpose: to learn the authority of a server by its fingerprint.
+pub fn pinned_client(fingerprint: [u8; 32]) -> Result<(Arc<ClientConfig>, Arc<Pinned>), TlsError> {
+    let pinned = Arc::new(Pinned {
+        fingerprint,
+        authority: Mutex::default(),
+        provider: provider(),
+    });
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(TlsError::Identity)?
+        .dangerous()
+        .with_custom_certificate_verifier(pinned.clone())
+        .with_no_client_auth();
+    Ok((Arc::new(config), pinned))
 }
 
 /// A client that trusts only `authority`, with a certificate of its own if given. `alpn` such as `&["h2", "http/1.1"]`.
@@ -210,6 +349,44 @@ mod tests {
         // And a client does not take a foreign server for ours.
         let impostor = server_config(foreign.serving(), &verifier).unwrap();
         assert!(handshake(client(None), impostor).is_err());
+    }
+
+    #[test]
+    fn an_authority_is_known_by_its_fingerprint() {
+        let (home, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let pki = Pki::load_or_create(home.path(), Params::default()).unwrap();
+        let foreign = Pki::load_or_create(away.path(), Params::default()).unwrap();
+        let verifier = ClientVerifier::new(pki.ca()).unwrap();
+        let server = server_config_with_authority(pki.serving(), pki.ca(), &verifier).unwrap();
+        let (client, pinned) = pinned_client(fingerprint(pki.ca()).unwrap()).unwrap();
+        assert_eq!(pinned.authority(), None);
+        handshake(client.clone(), server.clone()).unwrap();
+        assert_eq!(pinned.authority().as_deref(), Some(pki.ca_pem()));
+        // Another cluster, and one that shows our authority's certificate without being ours.
+        let impostor = server_config_with_authority(foreign.serving(), foreign.ca(), &verifier).unwrap();
+        assert!(handshake(client.clone(), impostor).is_err());
+        let liar = server_config_with_authority(foreign.serving(), pki.ca(), &verifier).unwrap();
+        assert!(handshake(client.clone(), liar).is_err());
+        // Who trusts the authority anyway is not disturbed by seeing it.
+        let usual = client_config(pki.ca(), None, &["h2"]).unwrap();
+        assert!(handshake(usual, server).is_ok());
+    }
+
+    #[test]
+    fn a_serving_certificate_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::load_or_create(dir.path(), Params::default()).unwrap();
+        let verifier = ClientVerifier::new(pki.ca()).unwrap();
+        let certificate = Arc::new(ServingCertificate::default());
+        let server = strict_server_config_of(certificate.clone(), &verifier).unwrap();
+        let client = client_config(pki.ca(), Some(pki.kubelet_client()), &[]).unwrap();
+        assert!(handshake(client.clone(), server.clone()).is_err(), "there is none yet");
+        for _ in 0..2 {
+            certificate
+                .replace(&pki.node_serving("localhost", &[]).unwrap())
+                .unwrap();
+            assert!(handshake(client.clone(), server.clone()).is_ok());
+        }
     }
 
     #[test]

@@ -70,7 +70,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     config.compaction_interval = settings.compaction_interval;
     config.priority_and_fairness = settings.priority_and_fairness;
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
-    let tls_config = tls::server_config(pki.serving(), &tls::ClientVerifier::new(pki.ca())?)?;
+    let verifier = tls::ClientVerifier::new(pki.ca())?;
+    let tls_config = tls::server_config_with_authority(pki.serving(), pki.ca(), &verifier)?;
     tasks.spawn(
         "api-server",
         OnExit::Critical,
