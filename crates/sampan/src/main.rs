@@ -5,6 +5,7 @@ mod apply;
 mod backup;
 mod cli;
 mod image;
+mod machine;
 mod options;
 mod print;
 mod server;
@@ -65,7 +66,7 @@ async fn serve(command: cli::Server) -> Result<(), Box<dyn std::error::Error>> {
     };
     let settings = command.options.over(file).settle(&options::Machine::here())?;
     if command.cleanup {
-        server::cleanup(&settings).await
+        machine::cleanup(&settings).await
     } else {
         server::run(settings).await
     }

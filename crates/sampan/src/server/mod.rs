@@ -3,10 +3,7 @@
 //! The order of things: store, identity, control plane, listener; then whoever is enabled. Nothing waits for anything
 //! it can watch for: the scheduler starts before there are nodes, the node before it has a Pod range.
 
-mod dns;
 mod identity;
-mod machine;
-mod network;
 mod roles;
 
 use std::net::SocketAddr;
@@ -16,6 +13,7 @@ use std::time::Duration;
 use sampan_apiserver::ControlPlane;
 use sampan_auth::UserInfo;
 use sampan_client::{Informers, Recorder, SystemClock};
+use sampan_node::ServerTls;
 use sampan_pki::{Kubeconfig, Params, Pki, UserCredential, tls};
 use sampan_store::Store;
 use sampan_store::embedded::{Embedded, Options as StoreOptions};
@@ -24,9 +22,8 @@ use sampan_store::movable::Movable;
 use sampan_tasks::{OnExit, Tasks};
 use tokio::net::TcpListener;
 
+use crate::machine::Machine;
 use crate::options::{self, Role, Settings};
-
-pub use machine::cleanup;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -115,7 +112,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     if server.settings.on_exit == options::OnExit::Clean {
         let settings = server.settings.clone();
         drop(server);
-        machine::cleanup(&settings).await?;
+        crate::machine::cleanup(&settings).await?;
     }
     why
 }
@@ -176,9 +173,29 @@ impl Server {
             });
         }
         if settings.runs(Role::Node) || settings.runs(Role::Proxy) || settings.runs(Role::Dns) {
-            machine::start(self).await?;
+            self.machine().start(self.node_tls()?).await?;
         }
         Ok(())
+    }
+
+    fn machine(&self) -> Machine {
+        let dns = self.settings.runs(Role::Dns);
+        Machine {
+            settings: self.settings.clone(),
+            tasks: self.tasks.clone(),
+            node: self.client(UserInfo::node(&self.settings.node_name)),
+            node_informers: self.informers.clone(),
+            network_informers: self.informers.clone(),
+            dns: dns.then(|| self.client(UserInfo::new("system:sampan:dns", ["system:masters"]))),
+        }
+    }
+
+    fn node_tls(&self) -> Result<ServerTls> {
+        let identity = self
+            .pki
+            .node_serving(&self.settings.node_name, &[self.settings.node_ip])?;
+        let config = tls::strict_server_config(&identity, &tls::ClientVerifier::new(self.pki.ca())?)?;
+        Ok(ServerTls { config })
     }
 
     /// Resolves when the process is asked to stop, or with the reason why it cannot go on.

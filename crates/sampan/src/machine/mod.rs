@@ -1,55 +1,77 @@
-//! What needs the machine: node, pod network, service proxy and DNS.
+//! What needs the machine: node, pod network, service proxy and DNS. The same for a server and for a machine that joined one.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sampan_auth::UserInfo;
 use sampan_client::Informers;
 use sampan_network::{Dns, DnsConfig, Host, PodNetwork, PodNetworkConfig, Proxy, ProxyConfig};
 use sampan_node::{ClusterDns, Node, NodeConfig, ServerTls};
-use sampan_pki::tls::{self, ClientVerifier};
 use sampan_runtime::embedded::{Config as RuntimeConfig, Embedded};
 use sampan_tasks::{OnExit, Tasks};
 use tokio::sync::watch;
 
-use super::{Result, Server, dns, network};
 use crate::options::{Role, Settings};
 
-/// Starts what is enabled.
-pub(super) async fn start(server: &Server) -> Result<()> {
-    let settings = &server.settings;
-    if settings.runs(Role::Node) {
-        let (adapter, network) = network::NodeNetwork::new();
-        start_node(server, adapter).await?;
-        let dns_client = settings
-            .runs(Role::Dns)
-            .then(|| server.client(UserInfo::new("system:sampan:dns", ["system:masters"])));
-        let work = network_parts(
-            settings.clone(),
-            server.informers.clone(),
-            server.tasks.clone(),
-            dns_client,
-            network,
-        );
-        server.tasks.spawn_until_drain("pod-network", OnExit::Expected, work);
-    }
-    if settings.runs(Role::Proxy) {
-        let config = proxy_config(settings);
-        Proxy::prepare(&config).await?;
-        let proxy = Proxy::new(config, &server.informers);
-        server
-            .tasks
-            .spawn("service-proxy", OnExit::Critical, proxy.run(server.tasks.drain()));
-    }
-    Ok(())
+mod dns;
+mod network;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// What the roles of a machine work with. Each reads and writes under its own name.
+#[derive(Clone)]
+pub struct Machine {
+    pub settings: Settings,
+    pub tasks: Tasks,
+    /// Writes as the node.
+    pub node: kube::Client,
+    /// Reads as the node: itself, its Pods, Services.
+    pub node_informers: Informers,
+    /// Reads as the service proxy: Services, their endpoints, nodes.
+    pub network_informers: Informers,
+    /// Writes where the cluster's DNS answers; `None`: others do.
+    pub dns: Option<kube::Client>,
 }
 
-/// The container runtime and the node's agent on it.
-async fn start_node(server: &Server, network: network::NodeNetwork) -> Result<()> {
-    let (settings, pki) = (&server.settings, &server.pki);
-    let runtime = Embedded::open(runtime_config(settings), &server.tasks).await?;
+impl Machine {
+    /// Starts what is enabled. `tls` is what the node's server shows and believes.
+    pub async fn start(&self, tls: ServerTls) -> Result<()> {
+        if self.settings.runs(Role::Node) {
+            self.start_node(tls).await?;
+        }
+        if self.settings.runs(Role::Proxy) {
+            let config = proxy_config(&self.settings);
+            Proxy::prepare(&config).await?;
+            let proxy = Proxy::new(config, &self.network_informers);
+            self.tasks
+                .spawn("service-proxy", OnExit::Critical, proxy.run(self.tasks.drain()));
+        }
+        Ok(())
+    }
+
+    /// The container runtime, the node's agent on it, and the Pod network.
+    async fn start_node(&self, tls: ServerTls) -> Result<()> {
+        let settings = &self.settings;
+        let runtime = Embedded::open(runtime_config(settings), &self.tasks).await?;
+        let (adapter, network) = network::NodeNetwork::new();
+        Node::start(
+            node_config(settings),
+            self.node.clone(),
+            &self.node_informers,
+            runtime,
+            Arc::new(adapter),
+            Some(tls),
+            &self.tasks,
+        )
+        .await?;
+        let work = network_parts(self.clone(), network);
+        self.tasks.spawn_until_drain("pod-network", OnExit::Expected, work);
+        Ok(())
+    }
+}
+
+fn node_config(settings: &Settings) -> NodeConfig {
     let mut config = NodeConfig::new(
         settings.node_name.clone(),
         vec![settings.node_ip],
@@ -62,22 +84,7 @@ async fn start_node(server: &Server, network: network::NodeNetwork) -> Result<()
         servers: vec![settings.dns_service().to_string()],
         domain: settings.cluster_domain.clone(),
     };
-    let identity = pki.node_serving(&settings.node_name, &[settings.node_ip])?;
-    let tls = ServerTls {
-        config: tls::strict_server_config(&identity, &ClientVerifier::new(pki.ca())?)?,
-    };
-    let client = server.client(UserInfo::node(&settings.node_name));
-    Node::start(
-        config,
-        client,
-        &server.informers,
-        runtime,
-        Arc::new(network),
-        Some(tls),
-        &server.tasks,
-    )
-    .await?;
-    Ok(())
+    config
 }
 
 fn runtime_config(settings: &Settings) -> RuntimeConfig {
@@ -111,15 +118,10 @@ fn proxy_config(settings: &Settings) -> ProxyConfig {
 }
 
 /// Waits for the node's Pod range, then brings up the pod network and, where enabled, DNS on its bridge.
-async fn network_parts(
-    settings: Settings,
-    informers: Informers,
-    tasks: Tasks,
-    dns_client: Option<kube::Client>,
-    ready: watch::Sender<Option<PodNetwork>>,
-) {
-    let range = network::pod_range(&informers, &settings.node_name).await;
-    let network = match PodNetwork::new(pod_network_config(&settings, range)).await {
+async fn network_parts(machine: Machine, ready: watch::Sender<Option<PodNetwork>>) {
+    let (settings, tasks) = (&machine.settings, &machine.tasks);
+    let range = network::pod_range(&machine.node_informers, &settings.node_name).await;
+    let network = match PodNetwork::new(pod_network_config(settings, range)).await {
         Ok(network) => network,
         Err(error) => {
             tracing::error!(%error, "the pod network could not be set up; Pods of this node stay without");
@@ -135,8 +137,8 @@ async fn network_parts(
     });
     tracing::info!(%range, "pod network ready");
     ready.send_replace(Some(network));
-    if let Some(client) = dns_client
-        && let Err(error) = start_dns(&settings, &informers, &tasks, &client, gateway).await
+    if settings.runs(Role::Dns)
+        && let Err(error) = machine.start_dns(gateway).await
     {
         tracing::error!(
             error,
@@ -147,23 +149,22 @@ async fn network_parts(
     std::future::pending::<()>().await;
 }
 
-async fn start_dns(
-    settings: &Settings,
-    informers: &Informers,
-    tasks: &Tasks,
-    client: &kube::Client,
-    gateway: std::net::Ipv4Addr,
-) -> std::result::Result<(), String> {
-    let mut config = DnsConfig::new(
-        settings.cluster_domain.clone(),
-        vec![SocketAddr::new(gateway.into(), 53)],
-    );
-    config.own_addresses = vec![settings.dns_service(), gateway.into()];
-    let dns = Dns::bind(&config, informers).map_err(|error| error.to_string())?;
-    tasks.spawn("cluster-dns", OnExit::Critical, dns.run(tasks.drain()));
-    dns::publish(client, &settings.node_name, settings.dns_service(), gateway)
-        .await
-        .map_err(|error| error.to_string())
+impl Machine {
+    async fn start_dns(&self, gateway: std::net::Ipv4Addr) -> std::result::Result<(), String> {
+        let settings = &self.settings;
+        let mut config = DnsConfig::new(
+            settings.cluster_domain.clone(),
+            vec![SocketAddr::new(gateway.into(), 53)],
+        );
+        config.own_addresses = vec![settings.dns_service(), gateway.into()];
+        let dns = Dns::bind(&config, &self.network_informers).map_err(|error| error.to_string())?;
+        self.tasks
+            .spawn("cluster-dns", OnExit::Critical, dns.run(self.tasks.drain()));
+        let Some(client) = &self.dns else { return Ok(()) };
+        dns::publish(client, &settings.node_name, settings.dns_service(), gateway)
+            .await
+            .map_err(|error| error.to_string())
+    }
 }
 
 /// Removes what a server left on this machine; its data stays.
