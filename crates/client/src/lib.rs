@@ -25,6 +25,7 @@ mod key;
 pub mod leader;
 pub mod owner;
 mod queue;
+mod renewable;
 mod retry;
 pub mod testing;
 
@@ -36,6 +37,7 @@ pub use expectations::Expectations;
 pub use informer::{Cached, Change, Informer, Informers, Selection, Summary};
 pub use key::Key;
 pub use queue::{Backoff, WorkQueue};
+pub use renewable::Renewable;
 pub use retry::{
     is_already_exists, is_conflict, is_forbidden, is_gone, is_invalid, is_not_found, is_terminating_namespace,
     or_absent, retry_on_conflict,
@@ -70,6 +72,24 @@ pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, KubeconfigErro
     let config = configuration(path).await?;
     kube::Client::try_from(config).map_err(|source| KubeconfigError::Client {
         path: path.display().to_string(),
+        source: Box::new(source),
+    })
+}
+
+/// The same for the text of one.
+pub async fn from_kubeconfig_text(text: &str) -> Result<kube::Client, KubeconfigError> {
+    let path = "in memory";
+    let read = |source| KubeconfigError::Read {
+        path: path.to_owned(),
+        source: Box::new(source),
+    };
+    let kubeconfig = kube::config::Kubeconfig::from_yaml(text).map_err(read)?;
+    let options = Default::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .map_err(read)?;
+    kube::Client::try_from(config).map_err(|source| KubeconfigError::Client {
+        path: path.to_owned(),
         source: Box::new(source),
     })
 }

@@ -117,6 +117,46 @@ impl Identity {
             key,
         })))
     }
+    /// A certificate (its chain, the leaf first) and its key, from one PEM text that holds both.
+    pub fn from_one_pem(text: &str) -> Result<Self, PkiError> {
+        let (certificate, key) = match text.find("-----BEGIN PRIVATE KEY-----") {
+            Some(at) => text.split_at(at),
+            None => (text, ""),
+        };
+        Self::from_pem(certificate.to_owned(), key.to_owned()).map_err(|bad| PkiError::Issue {
+            what: "an identity from this text".into(),
+            reason: bad.to_string(),
+        })
+    }
+    /// Both halves as one PEM text.
+    pub fn to_one_pem(&self) -> String {
+        format!("{}{}", self.0.certificate_pem, self.0.key_pem)
+    }
+    /// Whom it names.
+    pub fn subject(&self) -> Result<Subject, PkiError> {
+        self.facts()
+            .map(|facts| facts.subject)
+            .map_err(|reason| PkiError::Issue {
+                what: "the subject of a certificate".into(),
+                reason,
+            })
+    }
+    /// Whether it is for the subject, the use and the names of `spec`.
+    pub fn fits(&self, spec: &LeafSpec) -> Result<bool, PkiError> {
+        let facts = self.facts().map_err(|reason| PkiError::Issue {
+            what: "a judgement of a certificate".into(),
+            reason,
+        })?;
+        Ok(facts.is_for(spec) && facts.dns_names == spec.dns_names && facts.addresses == spec.addresses)
+    }
+    /// From when until when it is valid, in seconds since 1970.
+    pub fn validity(&self) -> Result<(i64, i64), PkiError> {
+        let facts = self.facts().map_err(|reason| PkiError::Issue {
+            what: "the validity of a certificate".into(),
+            reason,
+        })?;
+        Ok((facts.not_before, facts.not_after))
+    }
     pub fn certificate_pem(&self) -> &str {
         &self.0.certificate_pem
     }
@@ -141,6 +181,16 @@ pub(crate) enum BadPair {
     Certificate(String),
     Key(String),
     Strangers,
+}
+
+impl fmt::Display for BadPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BadPair::Certificate(reason) => write!(f, "its certificate: {reason}"),
+            BadPair::Key(reason) => write!(f, "its key: {reason}"),
+            BadPair::Strangers => f.write_str("its certificate and its key do not belong together"),
+        }
+    }
 }
 
 /// At least one certificate.
@@ -224,22 +274,25 @@ impl Facts {
         (self.not_before..=self.not_after).contains(&now)
     }
 
-    /// Why a stored leaf must be made again, if it must.
-    pub fn stale(&self, spec: &LeafSpec, authority: &Facts, now: i64) -> Option<&'static str> {
-        let issued_by_another = self.raw_issuer != authority.raw_subject
-            || (self.authority_key_id.is_some() && self.authority_key_id != authority.key_id);
-        let organizations: Vec<_> = spec.organization.iter().cloned().collect();
+    /// Whether subject and use are those of `spec`.
+    fn is_for(&self, spec: &LeafSpec) -> bool {
         let (client, server) = match spec.usage {
             Usage::Client => (true, false),
             Usage::Server => (false, true),
             Usage::Both => (true, true),
         };
+        self.subject.common_name == spec.common_name
+            && self.subject.organizations.iter().eq(&spec.organization)
+            && (self.client_auth, self.server_auth) == (client, server)
+    }
+
+    /// Why a stored leaf must be made again, if it must.
+    pub fn stale(&self, spec: &LeafSpec, authority: &Facts, now: i64) -> Option<&'static str> {
+        let issued_by_another = self.raw_issuer != authority.raw_subject
+            || (self.authority_key_id.is_some() && self.authority_key_id != authority.key_id);
         if issued_by_another {
             Some("it was issued by another authority")
-        } else if self.subject.common_name != spec.common_name
-            || self.subject.organizations != organizations
-            || (self.client_auth, self.server_auth) != (client, server)
-        {
+        } else if !self.is_for(spec) {
             Some("it is for another subject or use")
         } else if self.dns_names != spec.dns_names || self.addresses != spec.addresses {
             Some("the names or addresses it is for have changed")
@@ -403,7 +456,7 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).map_err(issue_error(&what))?;
         Identity::from_pem(certificate.pem(), key.serialize_pem()).map_err(|bad| PkiError::Issue {
             what,
-            reason: format!("{bad:?}"),
+            reason: bad.to_string(),
         })
     }
 }

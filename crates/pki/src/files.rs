@@ -13,7 +13,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> P
 }
 
 /// Makes `dir` (and its parents) if absent and takes away everyone else's access to it.
-pub(crate) fn private_dir(dir: &Path) -> Result<(), PkiError> {
+pub fn private_dir(dir: &Path) -> Result<(), PkiError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -23,7 +23,7 @@ pub mod tls;
 pub mod token;
 
 pub use cert::{Identity, LeafSpec, Subject, Usage};
-pub use files::write_private;
+pub use files::{private_dir, write_private};
 pub use kubeconfig::{Kubeconfig, UserCredential};
 pub use pki::{Params, Pki};
 

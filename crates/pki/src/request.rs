@@ -200,16 +200,9 @@ impl std::fmt::Debug for Signer {
 impl Signer {
     /// From the PEM texts of an authority's certificate and key.
     pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
-        Self::read(certificate_pem, key_pem).map_err(|bad| {
-            let reason = match bad {
-                BadPair::Certificate(reason) => format!("its certificate: {reason}"),
-                BadPair::Key(reason) => format!("its key: {reason}"),
-                BadPair::Strangers => "its certificate and its key do not belong together".into(),
-            };
-            PkiError::Issue {
-                what: "a signer from this authority".into(),
-                reason,
-            }
+        Self::read(certificate_pem, key_pem).map_err(|bad| PkiError::Issue {
+            what: "a signer from this authority".into(),
+            reason: bad.to_string(),
         })
     }
 

@@ -18,7 +18,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertSto
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 
-use crate::cert::{Facts, Identity, Subject};
+use crate::cert::{Facts, Identity, Subject, parse_chain};
 
 /// Why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +186,18 @@ pub fn strict_server_config_of(
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> Result<[u8; 32], TlsError> {
     let facts = Facts::of(certificate).map_err(TlsError::Authority)?;
     Ok(Sha256::digest(&facts.public_key).into())
+}
+
+/// The same of the first certificate of a PEM text.
+pub fn fingerprint_of_pem(pem: &str) -> Result<[u8; 32], TlsError> {
+    fingerprint(&authority_of_pem(pem)?)
+}
+
+/// The first certificate of a PEM text.
+pub fn authority_of_pem(pem: &str) -> Result<CertificateDer<'static>, TlsError> {
+    parse_chain(pem)
+        .map(|mut chain| chain.swap_remove(0))
+        .map_err(TlsError::Authority)
 }
 
 /// Believes a server whose chain holds the authority with a known fingerprint, and keeps that authority.

@@ -35,6 +35,10 @@ pub enum Command {
     Scheduler(Alone),
     /// Run the controllers alone, against any API server
     Controllers(Controllers),
+    /// Run this machine as a node of a cluster that another machine serves
+    Agent(Box<Agent>),
+    /// Make, list or delete the tokens by which machines join a cluster
+    Token(Token),
     /// Look after container images
     Image(Image),
     /// Apply manifests to a cluster, for machines without kubectl
@@ -124,6 +128,103 @@ pub struct Server {
     pub cleanup: bool,
     #[command(flatten)]
     pub options: Options,
+}
+
+/// What a machine is told when it joins. The cluster's own settings it learns from the cluster.
+#[derive(Args)]
+pub struct Agent {
+    /// The cluster's API, such as https://192.0.2.10:6443
+    #[arg(long, env = "SAMPAN_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+    /// A token of `sampan token create`; needed until the machine has joined
+    #[arg(long, env = "SAMPAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<crate::token::JoinToken>,
+    /// A file that holds the token, where it should not be in the list of processes
+    #[arg(long, env = "SAMPAN_TOKEN_FILE", value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// A YAML file with the node's options in camelCase; flags and environment beat it
+    #[arg(long, env = "SAMPAN_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Remove what the agent left on this machine (containers, mounts, network) and exit; its data stays
+    #[arg(long)]
+    pub cleanup: bool,
+    #[command(flatten)]
+    pub node: NodeOptions,
+}
+
+/// The options of a server that concern the machine it runs on.
+#[derive(Args)]
+pub struct NodeOptions {
+    /// Where everything is kept: certificates, images, volumes
+    #[arg(long, env = "SAMPAN_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// This machine's name in the cluster [default: the host name]
+    #[arg(long, env = "SAMPAN_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// This machine's address for the rest of the cluster [default: the one that reaches the server]
+    #[arg(long, env = "SAMPAN_NODE_IP", value_name = "ADDR")]
+    pub node_ip: Option<std::net::IpAddr>,
+    /// Port of the node's own server (logs, exec, metrics)
+    #[arg(long, env = "SAMPAN_NODE_PORT", value_name = "PORT")]
+    pub node_port: Option<u16>,
+    /// Roles to leave out, separated by commas: proxy, dns
+    #[arg(long, env = "SAMPAN_DISABLE", value_name = "ROLE,...", value_delimiter = ',')]
+    pub disable: Option<Vec<crate::options::Role>>,
+    /// Registries (host or host:port) that may be spoken to without TLS, separated by commas
+    #[arg(
+        long,
+        env = "SAMPAN_INSECURE_REGISTRIES",
+        value_name = "HOST,...",
+        value_delimiter = ','
+    )]
+    pub insecure_registries: Option<Vec<String>>,
+    /// How little of a resource may be left before Pods are evicted and none are taken (see `sampan server --help`)
+    #[arg(long, env = "SAMPAN_EVICTION_HARD", value_name = "SIGNAL<VALUE,...")]
+    pub eviction_hard: Option<String>,
+    /// Unused images are removed once their file system is fuller than this percentage; 100 keeps them [default: 85]
+    #[arg(long, env = "SAMPAN_IMAGE_GC_HIGH_THRESHOLD", value_name = "PERCENT")]
+    pub image_gc_high_threshold: Option<u8>,
+    /// ... until it is this full [default: 80]
+    #[arg(long, env = "SAMPAN_IMAGE_GC_LOW_THRESHOLD", value_name = "PERCENT")]
+    pub image_gc_low_threshold: Option<u8>,
+    /// What to do with Pods and the Pod network when the agent is asked to stop
+    #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
+    pub on_exit: Option<crate::options::OnExit>,
+}
+
+#[derive(Args)]
+pub struct Token {
+    /// How to reach the cluster as an administrator
+    #[arg(
+        long,
+        global = true,
+        env = "KUBECONFIG",
+        default_value = "/var/lib/sampan/admin.kubeconfig",
+        value_name = "FILE"
+    )]
+    pub kubeconfig: PathBuf,
+    #[command(subcommand)]
+    pub command: TokenCommand,
+}
+
+#[derive(Subcommand)]
+pub enum TokenCommand {
+    /// Make a token, and print the command that joins a machine with it
+    Create {
+        /// How long it is good for, such as 30m, 24h or 7d; 0: for ever
+        #[arg(long, default_value = "24h", value_name = "TIME", value_parser = crate::token::duration)]
+        ttl: std::option::Option<jiff::SignedDuration>,
+        /// What it is for
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        description: String,
+    },
+    /// List the tokens there are, without their secrets
+    List,
+    /// Delete tokens; machines that have joined stay
+    Delete {
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+    },
 }
 
 #[derive(Args)]

@@ -1,14 +1,17 @@
 //! The binary: command line, configuration, and the wiring of roles. Nothing else lives here.
 
+mod agent;
 mod alone;
 mod apply;
 mod backup;
 mod cli;
+mod facts;
 mod image;
 mod machine;
 mod options;
 mod print;
 mod server;
+mod token;
 
 use std::process::ExitCode;
 
@@ -30,7 +33,7 @@ fn main() -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("a cryptography provider was installed already");
     }
-    if matches!(cli.command, Command::Server(_)) {
+    if matches!(cli.command, Command::Server(_) | Command::Agent(_)) {
         // Small and scattered allocations gain nothing from huge pages and would triple what an idle server holds.
         // Containers get them back: see the runtime's init.
         if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
@@ -49,6 +52,8 @@ fn main() -> ExitCode {
             Command::Restore(command) => backup::restore(command).await,
             Command::Migrate(command) => backup::migrate(command).await,
             Command::Server(command) => serve(*command).await,
+            Command::Agent(command) => agent::run(*command).await,
+            Command::Token(command) => token::run(command).await,
             Command::Scheduler(command) => alone::scheduler(command).await,
             Command::Controllers(command) => alone::controllers(command).await,
         }

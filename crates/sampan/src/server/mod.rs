@@ -22,6 +22,7 @@ use sampan_store::movable::Movable;
 use sampan_tasks::{OnExit, Tasks};
 use tokio::net::TcpListener;
 
+use crate::facts::Facts;
 use crate::machine::Machine;
 use crate::options::{self, Role, Settings};
 
@@ -87,6 +88,9 @@ pub async fn run(settings: Settings) -> Result<()> {
         plane,
         pki,
     };
+    let facts = Facts::of(&server.settings);
+    let writer = server.client(UserInfo::new("system:apiserver", ["system:masters"]));
+    facts.publish(writer).await?;
     server.start_roles().await?;
     println!(
         "Sampan serves the Kubernetes API at {}. To use it:",
