@@ -336,6 +336,8 @@ pub(super) const OWN_CLUSTER_ROLES: &[RoleRow] = &[
             rule("get", "core", "nodes"),
         ],
     ),
+    // The caches that the components of one process share: they read, and do nothing.
+    role("system:sampan:informers", &[rule("list watch", "*", "*")]),
     // Upstream leaves nodes' serving certificates to others.
     role(
         "system:controller:sampan-node-certificate-approver",
@@ -361,6 +363,15 @@ pub(super) const OWN_ROLES: &[RoleRow] = &[
         "sampan:cluster-facts",
         &[named("get", "core", "configmaps", "sampan-cluster")],
     ),
+    // Where the cluster's name servers are.
+    role_in(
+        "kube-system",
+        "system:sampan:dns",
+        &[
+            rule("create get update", "core", "services"),
+            rule("create delete get list update", "discovery.k8s.io", "endpointslices"),
+        ],
+    ),
 ];
 
 pub(super) const OWN_BINDINGS: &[BindingRow] = &[
@@ -374,6 +385,13 @@ pub(super) const OWN_BINDINGS: &[BindingRow] = &[
     bind(
         "system:controller:sampan-node-certificate-approver",
         &[ServiceAccount("kube-system", "sampan-node-certificate-approver")],
+    ),
+    bind("system:sampan:informers", &[User("system:sampan:informers")]),
+    bind_in(
+        "kube-system",
+        "system:sampan:dns",
+        "system:sampan:dns",
+        &[User("system:sampan:dns")],
     ),
     bind_in("", "sampan:node-bootstrapper", "system:node-bootstrapper", &[JOINING]),
     bind_in(

@@ -89,7 +89,7 @@ impl Keeper {
         };
         let made = requests.create(&PostParams::default(), &request).await;
         let name = made
-            .map_err(|error| error.to_string())?
+            .map_err(|error| said(&error))?
             .metadata
             .name
             .unwrap_or_default();
@@ -177,6 +177,14 @@ impl Keeper {
                 }
             }
         }
+    }
+}
+
+/// What the API said, or what kept it from saying something.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 

@@ -78,10 +78,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     write_admin_kubeconfig(&settings, &pki)?;
 
     let server = Server {
-        informers: Informers::new(
-            client(&plane, UserInfo::new("system:sampan:informers", ["system:masters"])),
-            &tasks,
-        ),
+        informers: Informers::new(client(&plane, UserInfo::component("system:sampan:informers")), &tasks),
         settings,
         tasks,
         roles: Tasks::new(),
@@ -89,7 +86,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         pki,
     };
     let facts = Facts::of(&server.settings);
-    let writer = server.client(UserInfo::new("system:apiserver", ["system:masters"]));
+    let writer = server.client(UserInfo::api_server());
     facts.publish(writer).await?;
     server.start_roles().await?;
     println!(
@@ -190,7 +187,7 @@ impl Server {
             node: self.client(UserInfo::node(&self.settings.node_name)),
             node_informers: self.informers.clone(),
             network_informers: self.informers.clone(),
-            dns: dns.then(|| self.client(UserInfo::new("system:sampan:dns", ["system:masters"]))),
+            dns: dns.then(|| self.client(UserInfo::component("system:sampan:dns"))),
         }
     }
 

@@ -42,7 +42,7 @@ where
             let leave = Drain::new();
             let lead = || async {
                 // Own informers: a server that does not lead keeps nothing.
-                let reader = client(&plane, UserInfo::new("system:sampan:informers", ["system:masters"]));
+                let reader = client(&plane, UserInfo::component("system:sampan:informers"));
                 work(&start, &Informers::new(reader, &term), &term).await;
             };
             let election = Election::new("kube-system", name, &identity);
