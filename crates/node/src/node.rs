@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node as ApiNode, ObjectReference, Pod, Service};
 use sampan_client::{Backoff, EventType, Informers, Recorder, Selection, SystemClock, WorkQueue};
+use sampan_pki::tls::ClientVerifier;
 use sampan_runtime::Runtime;
 use sampan_tasks::{OnExit, Tasks};
 use sampan_volumes::downward::{Allocatable, units};
@@ -33,8 +34,10 @@ pub enum NodeError {
 
 /// How the node's server proves itself, and whom it believes.
 pub struct ServerTls {
-    /// Must ask for client certificates of the cluster's authority (`pki::tls::strict_server_config`).
+    /// Must ask for client certificates (`pki::tls::server_config`).
     pub config: Arc<rustls::ServerConfig>,
+    /// Believes those of the cluster's authority.
+    pub verifier: ClientVerifier,
 }
 
 /// A running node.
@@ -112,7 +115,7 @@ impl Node {
         *holder.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::downgrade(&manager));
 
         let server_address = match tls {
-            Some(tls) => Some(Server::start(Arc::clone(&manager), client.clone(), tls.config, tasks).await?),
+            Some(tls) => Some(Server::start(Arc::clone(&manager), client.clone(), tls, tasks).await?),
             None => None,
         };
         tasks.spawn_until_drain("runtime events", OnExit::Critical, Arc::clone(&manager).route(events));

@@ -150,7 +150,14 @@ fn server(
 /// A server that asks clients for a certificate; h2 and HTTP/1.1. The chain of a connection must go through
 /// [`ClientVerifier::verify`] before it is believed.
 pub fn server_config(identity: &Identity, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, TlsError> {
-    let certificate = Arc::new(ServingCertificate::new(identity)?);
+    server_config_of(Arc::new(ServingCertificate::new(identity)?), verifier)
+}
+
+/// The same with a certificate that changes.
+pub fn server_config_of(
+    certificate: Arc<ServingCertificate>,
+    verifier: &ClientVerifier,
+) -> Result<Arc<ServerConfig>, TlsError> {
     server(certificate, Arc::new(AskOnly(verifier.clone())))
 }
 
@@ -168,17 +175,9 @@ pub fn server_config_with_authority(
     server(Arc::new(certificate), Arc::new(AskOnly(verifier.clone())))
 }
 
-/// A server that talks only to clients with a certificate of the authority (the node's server).
+/// A server that talks only to clients with a certificate of the authority.
 pub fn strict_server_config(identity: &Identity, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, TlsError> {
-    strict_server_config_of(Arc::new(ServingCertificate::new(identity)?), verifier)
-}
-
-/// The same with a certificate that changes.
-pub fn strict_server_config_of(
-    certificate: Arc<ServingCertificate>,
-    verifier: &ClientVerifier,
-) -> Result<Arc<ServerConfig>, TlsError> {
-    server(certificate, verifier.0.clone())
+    server(Arc::new(ServingCertificate::new(identity)?), verifier.0.clone())
 }
 
 /// SHA-256 of the public key of a certificate: how an authority is named where its certificate is too long to type
@@ -390,7 +389,7 @@ mod tests {
         let pki = Pki::load_or_create(dir.path(), Params::default()).unwrap();
         let verifier = ClientVerifier::new(pki.ca()).unwrap();
         let certificate = Arc::new(ServingCertificate::default());
-        let server = strict_server_config_of(certificate.clone(), &verifier).unwrap();
+        let server = server_config_of(certificate.clone(), &verifier).unwrap();
         let client = client_config(pki.ca(), Some(pki.kubelet_client()), &[]).unwrap();
         assert!(handshake(client.clone(), server.clone()).is_err(), "there is none yet");
         for _ in 0..2 {

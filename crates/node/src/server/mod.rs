@@ -1,10 +1,9 @@
 //! The node's own server (port 10250): what the API server asks a node for on behalf of `kubectl logs`, `exec`,
 //! `attach` and `port-forward`, and statistics.
 //!
-//! TLS with a client certificate of the cluster's authority is required. The API server's own identity
-//! (`system:masters`) may do everything; anybody else needs RBAC's consent for the matching subresource of `nodes`,
-//! asked by SubjectAccessReview. `/healthz` is for every certificate.
+//! Every request is authenticated and authorized: see [`access`].
 
+mod access;
 mod logs;
 mod stats;
 mod streams;
@@ -14,22 +13,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::api::{Api, PostParams};
-use sampan_pki::Subject;
 use sampan_tasks::{OnExit, Tasks};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::manager::Manager;
+use crate::node::ServerTls;
 use crate::pod;
 use crate::worker::Worker;
+use access::{Access, User};
 
 /// A body of any kind.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -46,7 +44,7 @@ pub enum ServerError {
 /// The server. One per node.
 pub struct Server {
     manager: Arc<Manager>,
-    client: kube::Client,
+    access: Access,
     tasks: Tasks,
 }
 
@@ -90,7 +88,7 @@ impl Server {
     pub async fn start(
         manager: Arc<Manager>,
         client: kube::Client,
-        tls: Arc<rustls::ServerConfig>,
+        tls: ServerTls,
         tasks: &Tasks,
     ) -> Result<SocketAddr, ServerError> {
         let port = manager.cx.config.port;
@@ -98,11 +96,11 @@ impl Server {
         let listener = TcpListener::bind(("0.0.0.0", port)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let server = Arc::new(Server {
+            access: Access::new(client, tls.verifier, &manager.cx.config.name),
             manager,
-            client,
             tasks: tasks.clone(),
         });
-        let acceptor = TlsAcceptor::from(tls);
+        let acceptor = TlsAcceptor::from(tls.config);
         tasks.spawn_until_drain("node server", OnExit::Critical, server.listen(listener, acceptor));
         Ok(address)
     }
@@ -143,16 +141,11 @@ impl Server {
                 return;
             }
         };
-        let subject = stream
-            .get_ref()
-            .1
-            .peer_certificates()
-            .and_then(<[_]>::first)
-            .and_then(|leaf| Subject::of(leaf).ok())
-            .map(Arc::new);
+        let certified = self.access.by_certificate(stream.get_ref().1.peer_certificates());
+        let certified = certified.map(Arc::new);
         let service = hyper::service::service_fn(move |request| {
-            let (server, subject) = (Arc::clone(&self), subject.clone());
-            async move { Ok::<_, Infallible>(server.answer(request, subject).await) }
+            let (server, certified) = (Arc::clone(&self), certified.clone());
+            async move { Ok::<_, Infallible>(server.answer(request, certified).await) }
         });
         let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -161,8 +154,8 @@ impl Server {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, subject: Option<Arc<Subject>>) -> Response<Body> {
-        let outcome = match self.authorize(&request, subject.as_deref()).await {
+    async fn answer(&self, request: Request<Incoming>, certified: Option<Arc<User>>) -> Response<Body> {
+        let outcome = match self.access.check(&request, certified.as_deref()).await {
             Ok(()) => self.route(request).await,
             Err(refusal) => Err(refusal),
         };
@@ -171,55 +164,6 @@ impl Server {
             *response.status_mut() = status;
             response
         })
-    }
-
-    async fn authorize(&self, request: &Request<Incoming>, subject: Option<&Subject>) -> Result<(), Refusal> {
-        let Some(subject) = subject else {
-            return Err(Refusal(StatusCode::UNAUTHORIZED, "Unauthorized".into()));
-        };
-        let path = request.uri().path();
-        if path == "/healthz" || subject.organizations.iter().any(|o| o == "system:masters") {
-            return Ok(());
-        }
-        let subresource = subresource(path);
-        let verb = match *request.method() {
-            Method::POST => "create",
-            Method::PUT => "update",
-            Method::PATCH => "patch",
-            Method::DELETE => "delete",
-            _ => "get",
-        };
-        let review = SubjectAccessReview {
-            spec: SubjectAccessReviewSpec {
-                user: Some(subject.common_name.clone()),
-                groups: Some(subject.organizations.clone()),
-                resource_attributes: Some(ResourceAttributes {
-                    verb: Some(verb.into()),
-                    version: Some("v1".into()),
-                    resource: Some("nodes".into()),
-                    subresource: Some(subresource.into()),
-                    name: Some(self.manager.cx.config.name.clone()),
-                    ..ResourceAttributes::default()
-                }),
-                ..SubjectAccessReviewSpec::default()
-            },
-            ..SubjectAccessReview::default()
-        };
-        let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
-        let answer = api
-            .create(&PostParams::default(), &review)
-            .await
-            .map_err(|error| Refusal::internal(format!("Authorization error: {error}")))?;
-        if answer.status.is_some_and(|status| status.allowed) {
-            return Ok(());
-        }
-        Err(Refusal(
-            StatusCode::FORBIDDEN,
-            format!(
-                "Forbidden (user={}, verb={verb}, resource=nodes, subresource={subresource})",
-                subject.common_name
-            ),
-        ))
     }
 
     async fn route(&self, request: Request<Incoming>) -> Answer {
@@ -318,18 +262,6 @@ impl Server {
     }
 }
 
-/// Which subresource of `nodes` a path stands for.
-pub fn subresource(path: &str) -> &'static str {
-    match path.split('/').nth(1).unwrap_or_default() {
-        "stats" => "stats",
-        "metrics" => "metrics",
-        "pods" => "pods",
-        "healthz" => "healthz",
-        "configz" => "configz",
-        _ => "proxy",
-    }
-}
-
 /// The decoded pairs of a query, in order.
 pub fn query_pairs(query: &str) -> Vec<(String, String)> {
     query
@@ -378,20 +310,6 @@ pub fn value<'a>(query: &'a [(String, String)], name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_stand_for_subresources() {
-        for (path, expected) in [
-            ("/exec/ns/p/c", "proxy"),
-            ("/containerLogs/ns/p/c", "proxy"),
-            ("/stats/summary", "stats"),
-            ("/metrics/resource", "metrics"),
-            ("/pods", "pods"),
-            ("/", "proxy"),
-        ] {
-            assert_eq!(subresource(path), expected, "{path}");
-        }
-    }
 
     #[test]
     fn queries_are_decoded() {

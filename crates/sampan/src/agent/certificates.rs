@@ -88,11 +88,7 @@ impl Keeper {
             status: None,
         };
         let made = requests.create(&PostParams::default(), &request).await;
-        let name = made
-            .map_err(|error| said(&error))?
-            .metadata
-            .name
-            .unwrap_or_default();
+        let name = made.map_err(|error| said(&error))?.metadata.name.unwrap_or_default();
         let answered = |csr: Option<&Csr>| csr.is_none_or(|csr| answer(csr).is_some());
         let csr = await_condition(requests, &name, answered)
             .await

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use sampan_client::{Informers, Renewable};
 use sampan_node::ServerTls;
-use sampan_pki::tls::{ClientVerifier, ServingCertificate, strict_server_config_of};
+use sampan_pki::tls::{ClientVerifier, ServingCertificate, server_config_of};
 use sampan_pki::{Identity, Kubeconfig, LeafSpec, UserCredential};
 use sampan_tasks::Tasks;
 
@@ -194,8 +194,10 @@ async fn start(
         async move { replaced }
     });
     let authority = sampan_pki::tls::authority_of_pem(&cluster.authority)?;
+    let verifier = ClientVerifier::new(&authority)?;
     let tls = ServerTls {
-        config: strict_server_config_of(serving, &ClientVerifier::new(&authority)?)?,
+        config: server_config_of(serving, &verifier)?,
+        verifier,
     };
     let machine = Machine {
         settings: settings.clone(),

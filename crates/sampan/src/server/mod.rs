@@ -195,8 +195,11 @@ impl Server {
         let identity = self
             .pki
             .node_serving(&self.settings.node_name, &[self.settings.node_ip])?;
-        let config = tls::strict_server_config(&identity, &tls::ClientVerifier::new(self.pki.ca())?)?;
-        Ok(ServerTls { config })
+        let verifier = tls::ClientVerifier::new(self.pki.ca())?;
+        Ok(ServerTls {
+            config: tls::server_config(&identity, &verifier)?,
+            verifier,
+        })
     }
 
     /// Resolves when the process is asked to stop, or with the reason why it cannot go on.
