@@ -23,6 +23,7 @@ use sampan_tasks::{OnExit, Tasks};
 
 use crate::admission::{Chain, Reader, Selection, SelectionError, Wiring};
 use crate::allocate::{NODE_PORTS, Services};
+use crate::audit::{self, Audit, Record};
 use crate::body::Body;
 use crate::bootstrap;
 use crate::dispatch;
@@ -63,6 +64,8 @@ pub struct Config {
     pub compaction_interval: Option<Duration>,
     /// Which admission plugins are on.
     pub admission: Selection,
+    /// What is recorded of requests, and where.
+    pub audit: audit::Options,
 }
 
 impl Config {
@@ -80,6 +83,7 @@ impl Config {
             fixed_tokens: Vec::new(),
             compaction_interval: Some(HISTORY),
             admission: Selection::default(),
+            audit: audit::Options::default(),
         }
     }
 }
@@ -97,6 +101,8 @@ pub enum StartError {
     Tls(#[from] sampan_pki::tls::TlsError),
     #[error(transparent)]
     Admission(#[from] SelectionError),
+    #[error(transparent)]
+    Audit(#[from] audit::AuditError),
     #[error("the cluster's own objects cannot be made: {0}")]
     Bootstrap(String),
 }
@@ -132,6 +138,8 @@ pub struct ControlPlane {
     /// The API servers of this cluster.
     pub(crate) peers: crate::peers::Peers,
     pub(crate) flow: Arc<Flow>,
+    /// `None`: nothing is recorded.
+    pub(crate) audit: Option<Arc<Audit>>,
     /// In place of `flow`, where that is off.
     in_flight: Option<flow::InFlight>,
     ready: AtomicBool,
@@ -149,6 +157,8 @@ impl ControlPlane {
         services.set_claims(crate::claims::Claims::new(cache.store().clone(), tasks));
         let reader = Reader::new(cache.clone());
         let outbound = Outbound::new(&reader, tasks);
+        // Its connections outlive the drain: the last events are sent then.
+        let farewell = Outbound::new(&reader, &Tasks::new());
         let flow = Flow::new(config.in_flight.0 + config.in_flight.1);
         flow.start(tasks);
         follow(&rows, &authorizer, &services, &flow);
@@ -173,8 +183,10 @@ impl ControlPlane {
         for (token, user) in &config.fixed_tokens {
             authenticator = authenticator.with_fixed_token(token, user.clone());
         }
+        let audit = Audit::start(&config.audit, &farewell, tasks)?;
         let plane = Arc::new(ControlPlane {
             flow,
+            audit,
             in_flight: (!config.priority_and_fairness).then(|| flow::InFlight::new(config.in_flight)),
             backends: crate::streaming::Backends::new(&config.pki)?,
             aggregator: crate::aggregator::Aggregator::default(),
@@ -246,10 +258,15 @@ impl ControlPlane {
     /// The whole API. Who is asking stands in the request's extensions (`Arc<UserInfo>` or `UserInfo`).
     pub async fn handle(self: &Arc<Self>, request: Request<Body>) -> Response<Body> {
         let started = Instant::now();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let info = RequestInfo::resolve(&parts.method, parts.uri.path(), &query);
         let long_running = info.is_long_running(&query);
+        let record = self.audit.as_ref().and_then(|audit| {
+            let user = parts.extensions.get::<UserInfo>().cloned().map(Arc::new);
+            let user = parts.extensions.get::<Arc<UserInfo>>().or(user.as_ref());
+            audit.begin(&parts, &info, user, long_running)
+        });
         let served = info.is_resource
             && self
                 .registry
@@ -261,10 +278,24 @@ impl ControlPlane {
         let encoding = asked_encoding(&parts);
         let head = parts.method == http::Method::HEAD;
         let indented = !long_running && pretty::asked(&parts.headers, &query);
+        if let Some(record) = &record {
+            if !record.received().await {
+                let response = refusal(&Status::internal("failed to store audit event"), encoding);
+                measured.end(response.status().as_u16(), started.elapsed());
+                return response;
+            }
+            parts.extensions.insert(record.clone());
+            if long_running {
+                parts.extensions.insert(sampan_streams::Held(record.clone()));
+            }
+        }
         let limit = match self.time_limit(&query, long_running) {
             Ok(limit) => limit,
             Err(refused) => {
-                let response = refusal(&refused, encoding);
+                let mut response = refusal(&refused, encoding);
+                if let Some(record) = record {
+                    response = record.end(response).await;
+                }
                 measured.end(response.status().as_u16(), started.elapsed());
                 return response;
             }
@@ -281,10 +312,11 @@ impl ControlPlane {
             Ok(Ok(Err(refused))) => refusal(&refused, encoding),
             Ok(Err(_panic)) => {
                 tracing::error!("a request handler panicked");
-                refusal(
-                    &Status::internal("the server panicked while answering this request"),
-                    encoding,
-                )
+                let refused = Status::internal("the server panicked while answering this request");
+                if let Some(record) = &record {
+                    record.panicked(&refused).await;
+                }
+                refusal(&refused, encoding)
             }
             Err(_late) => refusal(
                 &Status::timeout("Timeout: request did not complete within the allotted timeout"),
@@ -293,6 +325,9 @@ impl ControlPlane {
         };
         if let Some(mark) = mark {
             mark.put(response.headers_mut());
+        }
+        if let Some(record) = record {
+            response = record.end(response).await;
         }
         measured.end(response.status().as_u16(), started.elapsed());
         let response = if indented { pretty::response(response) } else { response };
@@ -331,7 +366,11 @@ impl ControlPlane {
             .remove::<Arc<UserInfo>>()
             .or_else(|| parts.extensions.remove::<UserInfo>().map(Arc::new))
             .ok_or_else(|| refuse(Status::unauthorized()))?;
+        let record = parts.extensions.get::<Arc<Record>>().cloned();
         let user = self.impersonated(&requestor, &mut parts)?;
+        if let Some(record) = record.as_ref().filter(|_| !Arc::ptr_eq(&user, &requestor)) {
+            record.impersonated(&user);
+        }
         // Streams are not counted; a watch is until it has sent the state it begins with.
         let mut seat = None;
         let keeps = flow::keeps_seat(&info, &query);
@@ -420,7 +459,16 @@ impl ControlPlane {
         } else {
             Attributes::path(user, verb, &info.path)
         };
-        self.authorizer.check(&request).map_err(|why| {
+        let checked = self.authorizer.check(&request);
+        if let Some(record) = parts.extensions.get::<Arc<Record>>() {
+            let decided = if checked.is_ok() { "allow" } else { "forbid" };
+            record.annotate("authorization.k8s.io/decision", decided);
+            record.annotate(
+                "authorization.k8s.io/reason",
+                self.authorizer.authorize(&request).reason,
+            );
+        }
+        checked.map_err(|why| {
             refuse(if info.is_resource {
                 Status::forbidden(&info.group, &info.resource, &info.name, &why)
             } else {

@@ -14,6 +14,7 @@ use sampan_auth::UserInfo;
 use sampan_kinds::{Part, SubresourceKind, Verbs};
 
 use crate::admission::Notes;
+use crate::audit::Record;
 use crate::body::Body;
 use crate::control_plane::ControlPlane;
 use crate::registry::Call;
@@ -103,7 +104,11 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         scale: None,
         tracked: true,
         conversions: Default::default(),
+        audit: parts.extensions.get::<Arc<Record>>().cloned(),
     };
+    if call.audit.is_some() && !call.row.spec.deprecated.is_empty() {
+        note_deprecation(&mut call);
+    }
     if let Some(warning) = call.row.custom.as_ref().and_then(|custom| custom.deprecation.clone()) {
         call.warn(warning);
     }
@@ -128,6 +133,18 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
             Ok(response)
         }
         Err(refused) => Err(refused),
+    }
+}
+
+/// Upstream's annotations of deprecated versions.
+fn note_deprecation(call: &mut Call) {
+    let text = call.row.spec.deprecated;
+    call.notes.annotate("k8s.io/deprecated", "true");
+    let removed = text
+        .split_once("unavailable in v")
+        .map(|(_, rest)| rest.split(['+', ' ', ';']).next().unwrap_or_default());
+    if let Some(removed) = removed.filter(|version| !version.is_empty()) {
+        call.notes.annotate("k8s.io/removed-release", removed);
     }
 }
 
@@ -184,6 +201,7 @@ async fn main(plane: &Arc<ControlPlane>, call: &mut Call, method: &Method, body:
         "patch" => {
             let kind = PatchType::of_content_type(content_type(&call.headers))?;
             let body = read(body).await?;
+            record_patch(call, &body);
             let options = WriteOptions::parse(&call.query, "PatchOptions")?;
             registry.patch(call, Part::Main, kind, &body, &options).await
         }
@@ -235,6 +253,7 @@ async fn subresource(
         (SubresourceKind::View, "patch") => {
             let kind = PatchType::of_content_type(content_type(&call.headers))?;
             let body = read(body).await?;
+            record_patch(call, &body);
             let options = WriteOptions::parse(&call.query, "PatchOptions")?;
             registry.patch(call, Part::View(sub.name), kind, &body, &options).await
         }
@@ -254,6 +273,7 @@ async fn subresource(
         (SubresourceKind::Scale(paths), "patch") => {
             let kind = PatchType::of_content_type(content_type(&call.headers))?;
             let body = read(body).await?;
+            record_patch(call, &body);
             let options = WriteOptions::parse(&call.query, "PatchOptions")?;
             registry
                 .scale(call, &paths, ScaleRequest::Patch(kind, &body), &options)
@@ -306,6 +326,7 @@ fn decode(call: &mut Call, body: &[u8], options: &WriteOptions) -> Result<Object
     let row = call.row.clone();
     let mut object = decode_as(call, body, &row, options)?;
     row.default(&mut object);
+    call.record_request(&object);
     Ok(object)
 }
 
@@ -319,6 +340,12 @@ pub fn decode_as(call: &mut Call, body: &[u8], row: &Row, options: &WriteOptions
     Ok(decoded.object)
 }
 
+fn record_patch(call: &Call, body: &[u8]) {
+    if let Some(record) = &call.audit {
+        record.patch(body);
+    }
+}
+
 async fn delete_options(call: &Call, body: Body) -> Result<DeleteOptions, Refusal> {
     let body = read(body).await?;
     if body.is_empty() {
@@ -326,5 +353,6 @@ async fn delete_options(call: &Call, body: Body) -> Result<DeleteOptions, Refusa
     }
     let encoding = encoding_of(&call.headers)?;
     let options = codec::decode_meta(&body, encoding, "DeleteOptions")?;
+    call.record_request(&options);
     DeleteOptions::parse(&call.query, Some(&options))
 }

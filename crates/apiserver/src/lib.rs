@@ -14,6 +14,7 @@ pub mod admission;
 mod aggregation;
 mod aggregator;
 mod allocate;
+pub mod audit;
 pub mod body;
 mod bootstrap;
 mod claims;

@@ -176,6 +176,9 @@ impl Metrics {
         );
         let _ok = writeln!(out, "sampan_store_revision {}", plane.registry.cache.revision());
         plane.registry.admission.metrics().text(&mut out);
+        if let Some(audit) = &plane.audit {
+            audit.metrics().text(&mut out);
+        }
         crate::flow::metrics(&plane.flow, &mut out);
         process(&mut out);
         out

@@ -157,6 +157,10 @@ impl Identity {
         })?;
         Ok((facts.not_before, facts.not_after))
     }
+    /// An identity somebody else made, from PEM texts.
+    pub fn parse(certificate_pem: String, key_pem: String) -> Result<Self, String> {
+        Self::from_pem(certificate_pem, key_pem).map_err(|bad| bad.to_string())
+    }
     pub fn certificate_pem(&self) -> &str {
         &self.0.certificate_pem
     }

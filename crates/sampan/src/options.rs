@@ -4,6 +4,10 @@
 //! keys of the file (`dataDir`). A flag beats the environment beats the file beats the default. [`Settings`] is what
 //! comes out: complete, checked, and all that the rest of the program sees.
 
+mod audit;
+
+pub use audit::AuditOptions;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -131,6 +135,9 @@ pub struct Options {
     /// What to do with Pods and the Pod network when the server is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub audit: AuditOptions,
 }
 
 /// A part of the cluster that can be left out of the process.
@@ -200,6 +207,7 @@ pub struct Settings {
     pub admission_control_config_file: Option<PathBuf>,
     pub priority_and_fairness: bool,
     pub on_exit: OnExit,
+    pub audit: sampan_apiserver::audit::Options,
 }
 
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/sampan";
@@ -264,6 +272,7 @@ impl Options {
                 .or(file.admission_control_config_file),
             enable_priority_and_fairness: self.enable_priority_and_fairness.or(file.enable_priority_and_fairness),
             on_exit: self.on_exit.or(file.on_exit),
+            audit: self.audit.over(file.audit),
         }
     }
 
@@ -397,6 +406,7 @@ impl Options {
                 .map(|path| machine.directory.join(path)),
             priority_and_fairness,
             on_exit: self.on_exit.unwrap_or_default(),
+            audit: self.audit.settle(&machine.directory)?,
         })
     }
 }

@@ -29,7 +29,7 @@ pub mod websocket;
 
 pub use http_upgrade::{is_upgrade, is_websocket};
 pub use port_forward::{Connection, PortForward, accept_port_forward};
-pub use proxy::{ProxyBody, ProxyError, proxy_upgrade, proxy_upgrade_with};
+pub use proxy::{Held, ProxyBody, ProxyError, proxy_upgrade, proxy_upgrade_with};
 pub use remote_command::{
     ExitStatus, Options, RemoteCommand, Resizes, StatusWriter, TerminalSize, accept_remote_command,
 };

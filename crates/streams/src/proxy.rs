@@ -1,5 +1,8 @@
 //! Passing an upgraded connection on: what an API server does between a client and a node.
 
+use std::any::Any;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::combinators::BoxBody;
@@ -10,6 +13,11 @@ use sampan_tasks::{OnExit, Tasks};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::http_upgrade::{self, UpgradedIo};
+
+/// In the extensions of a request that may be upgraded: kept until the upgraded connection ends, so that whoever counts
+/// or records it knows.
+#[derive(Clone)]
+pub struct Held(pub Arc<dyn Any + Send + Sync>);
 
 /// What is sent back: nothing for 101, else what the backend said.
 pub type ProxyBody = BoxBody<Bytes, hyper::Error>;
@@ -122,12 +130,14 @@ where
     *answer.headers_mut() = response.headers().clone();
     let client = http_upgrade::taken(request);
     let backend = hyper::upgrade::on(response);
+    let held = request.extensions_mut().remove::<Held>();
     tasks.spawn_until_drain("upgraded connection", OnExit::Expected, async move {
         let both = tokio::try_join!(http_upgrade::upgraded(client), http_upgrade::upgraded(backend));
         match both {
             Ok((client, backend)) => join(client, backend).await,
             Err(error) => tracing::debug!(%error, "an upgraded connection did not come about"),
         }
+        drop(held);
     });
     Ok(answer)
 }

@@ -218,7 +218,17 @@ async fn answer(
         }
         Err(error) => {
             tracing::debug!(%peer, %error, "unauthenticated request");
-            refusal(&Status::unauthorized(), Encoding::Json)
+            let refused = Status::unauthorized();
+            if let Some(audit) = &plane.audit {
+                request.extensions_mut().insert(Peer(peer));
+                if let Some(audit_id) = &audit_id {
+                    request.extensions_mut().insert(AuditId(audit_id.clone()));
+                }
+                let (parts, _body) = request.into_parts();
+                let certificate = !matches!(connection, Ok(None));
+                audit.unauthenticated(&parts, certificate, &refused).await;
+            }
+            refusal(&refused, Encoding::Json)
         }
     };
     if let Some(audit_id) = audit_id {

@@ -13,6 +13,7 @@
 //! connection, the next one is tried.
 
 mod error;
+pub mod kubeconfig;
 mod peer;
 mod resolve;
 mod tls;

@@ -47,6 +47,7 @@ impl Registry {
                 scale: None,
                 tracked: false,
                 conversions: Default::default(),
+                audit: None,
             };
             "delete".clone_into(&mut one.info.verb);
             async move {

@@ -21,6 +21,7 @@ use crate::{Refusal, refuse};
 const FUTURE: Duration = Duration::from_secs(3);
 
 /// A list before it is encoded.
+#[derive(Clone)]
 pub struct List {
     pub revision: Revision,
     pub entries: Vec<Arc<Entry>>,

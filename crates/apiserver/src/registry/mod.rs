@@ -33,6 +33,7 @@ use sampan_store::{self as store, Revision};
 
 use crate::admission::{Chain, Notes};
 use crate::allocate::Services;
+use crate::audit::Record;
 use crate::request::{Media, Query, RequestInfo};
 use crate::rows::{Row, Rows};
 use crate::watch_cache::{Cache, ChangeType, Entry, Storage};
@@ -72,6 +73,8 @@ pub struct Call {
     /// Whether to note who owns which field. The server's own writes do not.
     pub tracked: bool,
     pub conversions: Conversions,
+    /// Where it is recorded, if it is.
+    pub audit: Option<Arc<Record>>,
 }
 
 impl Call {
@@ -98,6 +101,7 @@ impl Call {
             scale: None,
             tracked: false,
             conversions: Conversions::default(),
+            audit: None,
         }
     }
 
@@ -150,6 +154,13 @@ impl Call {
         // What is refused is what would be stored: an event is the core's whichever way it came.
         let stored = self.row.stored;
         refuse(Status::invalid(stored.group, stored.kind, name, errors))
+    }
+
+    /// Tells the audit log what the client sent.
+    pub(crate) fn record_request(&self, object: &Object) {
+        if let Some(record) = &self.audit {
+            record.request(object);
+        }
     }
 
     /// Adds a warning once.

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderValue, WARNING};
 use http::{Response, StatusCode};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use sampan_api::status::Status;
 use sampan_api::{Object, codec};
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use super::table::{self, Include};
 use super::watch::WatchStream;
 use super::{Call, Registry};
 use crate::admission::{Annotations, Notes};
+use crate::audit::Record;
 use crate::body::{Body, BoxError};
 use crate::request::{Encoding, Media, MetaVersion, Transform};
 use crate::rows::Row;
@@ -188,6 +189,9 @@ impl Call {
     /// The response to this call.
     pub fn respond(&self, reply: Reply) -> Result<Response<Body>, Refusal> {
         let encoding = self.media.encoding;
+        if let Some(record) = &self.audit {
+            self.record(record, &reply);
+        }
         if matches!(self.media.transform, Transform::Table(_)) && !self.row.has_columns() {
             return Err(refuse(Status::not_acceptable(
                 "the server could not generate a table for this resource: it has no columns",
@@ -211,6 +215,49 @@ impl Call {
     }
 }
 
+impl Call {
+    /// Tells the audit log what is answered: always as JSON, whatever the client takes.
+    fn record(&self, record: &Record, reply: &Reply) {
+        if let Reply::Plain(code, value) = reply
+            && value.get("kind").and_then(Value::as_str) == Some("Status")
+        {
+            record.status(value, *code);
+        }
+        if !record.wants_response() {
+            return;
+        }
+        let json = Media {
+            encoding: Encoding::Json,
+            ..self.media
+        };
+        let encoder = self.encoder().map(|encoder| Encoder { media: json, ..encoder });
+        let Ok(encoder) = encoder else { return };
+        let bytes = match reply {
+            Reply::Watch(_) => return,
+            Reply::Entry(_, entry) => encoder.entry(entry),
+            Reply::Object(_, object) => encoder.object(object.clone()),
+            Reply::Plain(_, value) => encode(value, Encoding::Json),
+            Reply::List(list) => encoder.list(list.clone()).map(collected),
+        };
+        match bytes {
+            Ok(bytes) => record.response(&bytes),
+            Err(refused) => tracing::debug!(why = refused.message, "an answer could not be recorded"),
+        }
+    }
+}
+
+/// The whole of a body that needs no waiting for.
+fn collected(mut body: Body) -> Bytes {
+    let mut whole = BytesMut::new();
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut context) {
+        if let Ok(data) = frame.into_data() {
+            whole.extend_from_slice(&data);
+        }
+    }
+    whole.freeze()
+}
+
 pub fn response(code: u16, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
     let mut response = Response::new(body.into());
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -222,6 +269,10 @@ pub fn response(code: u16, content_type: &'static str, body: impl Into<Body>) ->
     );
     response
 }
+
+/// In the extensions of an answer that is a refusal, for whoever writes the audit log.
+#[derive(Clone)]
+pub struct Refused(pub Arc<Status>);
 
 /// A refusal as a response. Clients that asked for protobuf get it; everyone else gets JSON.
 pub fn refusal(status: &Status, encoding: Encoding) -> Response<Body> {
@@ -238,6 +289,7 @@ pub fn refusal(status: &Status, encoding: Encoding) -> Response<Body> {
             .headers_mut()
             .insert(http::header::RETRY_AFTER, details.retry_after_seconds.into());
     }
+    response.extensions_mut().insert(Refused(Arc::new(status.clone())));
     response
 }
 

@@ -105,6 +105,7 @@ fn decode(body: &[u8], encoding: Encoding, options: &WriteOptions, call: &mut Ca
     for warning in decoded.warnings {
         call.warn(warning);
     }
+    call.record_request(&decoded.object);
     Ok(decoded.object)
 }
 

@@ -27,6 +27,7 @@ pub async fn create_only(plane: &Arc<ControlPlane>, call: &mut Call, body: &[u8]
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     let row = call.row.clone();
     let mut object = decode_as(call, body, &row, &options)?;
+    call.record_request(&object);
     admit(plane, call, &mut object, &options).await?;
     match (row.spec.group, row.spec.plural) {
         ("", "bindings") => binding::bind(plane, call, &object, &options).await,
@@ -106,5 +107,6 @@ fn decode_kind(
     for warning in decoded.warnings {
         call.warn(warning);
     }
+    call.record_request(&decoded.object);
     Ok(decoded.object)
 }

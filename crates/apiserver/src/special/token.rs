@@ -90,6 +90,10 @@ pub async fn request(
             warn_after: injected.then_some(asked),
         })
         .map_err(|error| refuse(Status::internal(error)))?;
+    call.notes.annotate(
+        "authentication.kubernetes.io/issued-credential-id",
+        format!("JTI={}", issued.id),
+    );
     let expires = if injected {
         jiff::Timestamp::now()
             .checked_add(asked)

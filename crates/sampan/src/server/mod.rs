@@ -67,6 +67,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     config.in_flight = settings.in_flight;
     config.compaction_interval = settings.compaction_interval;
     config.priority_and_fairness = settings.priority_and_fairness;
+    config.audit = settings.audit.clone();
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
     let verifier = tls::ClientVerifier::new(pki.ca())?;
     let tls_config = tls::server_config_with_authority(pki.serving(), pki.ca(), &verifier)?;
