@@ -56,7 +56,7 @@ impl Answer {
                 .collect();
             text.push_str(&format!(" {reason}: {}", message.join(" ")));
         }
-        text = text.replace(&"a".repeat(300), "<300 a>");
+        text = without_addresses(&text.replace(&"a".repeat(300), "<300 a>"));
         if uid.is_empty() {
             text
         } else {
@@ -96,10 +96,51 @@ fn normal(body: &Value, uid: &str) -> Value {
     {
         managed.remove("time");
     }
+    let metadata_name = metadata.get("name").and_then(Value::as_str).unwrap_or_default();
+    if is_uuid(metadata_name) {
+        metadata.insert("name".into(), "<uuid>".into());
+    }
+    if let Some(status) = body.get_mut("status").and_then(Value::as_object_mut) {
+        status.remove("lastPhaseTransitionTime");
+    }
+    never_set(&mut body);
     if body["kind"] == "Service" {
         allocated(&mut body["spec"]);
     }
     body
+}
+
+/// A text without the addresses of Services in it.
+fn without_addresses(text: &str) -> String {
+    const START: &str = "10.96.";
+    let mut parts = text.split(START);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str("<address>");
+        out.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.'));
+    }
+    out
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+}
+
+/// Times that were never set: upstream prints some of them as null, we leave them out. To clients it is the same.
+pub fn never_set(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, value| {
+                let is_time = ["Time", "Timestamp", "startedAt", "finishedAt"]
+                    .iter()
+                    .any(|suffix| key.ends_with(suffix));
+                !(is_time && value.is_null())
+            });
+            map.values_mut().for_each(never_set);
+        }
+        Value::Array(list) => list.iter_mut().for_each(never_set),
+        _ => {}
+    }
 }
 
 /// Addresses and ports of Services are whatever was free.

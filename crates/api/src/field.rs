@@ -104,6 +104,8 @@ pub struct Error {
     pub detail: String,
     /// The value is too much to repeat.
     pub omitted: bool,
+    /// The value is a text that already reads as Go would print the value.
+    pub printed: bool,
 }
 
 /// Every error found in one object, in the order found.
@@ -117,7 +119,14 @@ impl Error {
             value: value.into(),
             detail: detail.into(),
             omitted: false,
+            printed: false,
         }
+    }
+    /// Shows the value in these words: for values whose Go type prints in a way of its own.
+    pub fn showing(mut self, printed: String) -> Self {
+        self.value = Value::String(printed);
+        self.printed = true;
+        self
     }
     pub fn required(path: &Path, detail: impl Into<String>) -> Self {
         Self::new(Kind::Required, path, Value::Null, detail)
@@ -191,7 +200,11 @@ impl Error {
                 Kind::Required | Kind::Forbidden | Kind::TooLong | Kind::TooShort | Kind::Internal
             );
         let mut text = if shows_value {
-            format!("{words}: {}", shown(&self.value))
+            let value = match &self.value {
+                Value::String(text) if self.printed => text.clone(),
+                value => shown(value),
+            };
+            format!("{words}: {value}")
         } else {
             words.to_owned()
         };
@@ -301,6 +314,10 @@ mod tests {
                     "field is immutable",
                 ),
                 r#"spec.selector: Invalid value: {"matchLabels":{"a":"b"},"matchExpressions":[]}: field is immutable"#,
+            ),
+            (
+                Error::duplicate(&Path::new("spec").child("taints").index(1), "").showing(r#"{"Key":"k"}"#.into()),
+                r#"spec.taints[1]: Duplicate value: {"Key":"k"}"#,
             ),
             (
                 Error::forbidden(&Path::new("spec"), "pod updates may not change fields"),

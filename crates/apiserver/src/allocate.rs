@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use rand::Rng;
 use sampan_api::status::Status;
 use sampan_api::{Object, field, meta};
+use sampan_kinds::core::service as kinds;
 use serde_json::{Value, json};
 
 use crate::claims::{Claims, Owner};
@@ -113,6 +114,8 @@ pub struct Reserved {
     claimed: Vec<String>,
     /// The client left the choice of the address to us.
     picked: bool,
+    /// Nothing will be written: nobody else is to notice.
+    dry: bool,
 }
 
 impl Reserved {
@@ -123,6 +126,7 @@ impl Reserved {
             new: Holding::default(),
             claimed: Vec::new(),
             picked: false,
+            dry: false,
         }
     }
 
@@ -135,7 +139,7 @@ impl Reserved {
 
     /// Makes what is new ours in the store too, where that is needed. `Some`: another Service was faster.
     pub async fn claim(&mut self) -> Result<Option<(String, Owner)>, sampan_store::Error> {
-        let Some(services) = self.services.clone() else {
+        let Some(services) = self.services.clone().filter(|_| !self.dry) else {
             return Ok(None);
         };
         let Some(claims) = services.claims.get().filter(|claims| claims.needed()) else {
@@ -165,7 +169,9 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        let Some(services) = &self.services else { return };
+        let Some(services) = self.services.as_ref().filter(|_| !self.dry) else {
+            return;
+        };
         if let Some(claims) = services.claims.get() {
             claims.release(std::mem::take(&mut self.claimed), self.owner());
         }
@@ -354,12 +360,13 @@ impl Services {
         Some(other)
     }
 
-    /// Gives a Service what its type needs. Other rows need nothing.
+    /// Gives a Service what its type needs. Other rows need nothing. `dry`: only says what it would be.
     pub fn reserve(
         self: &Arc<Self>,
         row: &Row,
         service: &mut Object,
         old: Option<&Object>,
+        dry: bool,
     ) -> Result<Reserved, Refusal> {
         if !row.is("", "services") {
             return Ok(Reserved::nothing());
@@ -374,91 +381,76 @@ impl Services {
             },
             claimed: Vec::new(),
             picked: false,
+            dry,
         };
-        let mut errors = field::Errors::new();
-        if let Some(old) = old {
-            carry_over(service, old);
-        }
-        self.reserve_addresses(service, &mut reserved, &mut errors);
-        self.reserve_ports(service, &mut reserved, &mut errors);
+        let name = meta::name(service).to_owned();
+        let invalid = |errors: &[field::Error]| refuse(Status::invalid("", "Service", &name, errors));
+        let errors = kinds::settle_families(service, old, &FAMILIES);
         if !errors.is_empty() {
-            return Err(refuse(Status::invalid("", "Service", meta::name(service), &errors)));
+            return Err(invalid(&errors));
         }
+        if old.is_none_or(|old| !kinds::needs_cluster_ip(old)) {
+            self.reserve_address(service, &mut reserved)
+                .map_err(|error| invalid(&[error]))?;
+        }
+        let mut taken = lock(&self.taken);
+        if matches!(service_type(service), "NodePort" | "LoadBalancer") {
+            match old {
+                None => first_ports(&mut taken, service, &mut reserved),
+                Some(old) => changed_ports(&mut taken, service, old, &mut reserved),
+            }
+            .map_err(|failure| match failure {
+                NoPort::Wrong(error) => invalid(&[error]),
+                NoPort::Full => refuse(Status::internal("failed to allocate a nodePort: range is full")),
+                NoPort::Twice(protocol, port) => {
+                    let message = format!("duplicate nodePort: {{{protocol} {port}}}");
+                    refuse(Status::new(500, "", message))
+                }
+            })?;
+        }
+        let asks = kinds::needs_health_check_node_port;
+        if asks(service) && !old.is_some_and(asks) {
+            health_check_port(&mut taken, service, &mut reserved)
+                .map_err(|why| refuse(Status::internal(format!("failed to allocate {why}"))))?;
+        }
+        drop(taken);
         Ok(reserved)
     }
 
-    fn reserve_addresses(&self, service: &mut Object, reserved: &mut Reserved, errors: &mut field::Errors) {
-        let kind = service_type(service);
-        let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else {
-            return;
-        };
-        if kind == "ExternalName" {
-            return;
+    /// The first address of a Service that is to have one.
+    fn reserve_address(&self, service: &mut Object, reserved: &mut Reserved) -> Result<(), field::Error> {
+        if !kinds::needs_cluster_ip(service) || kinds::is_headless(service) {
+            return Ok(());
         }
-        let first = spec
-            .get("clusterIPs")
-            .and_then(|all| all.get(0))
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let asked = match spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default() {
-            "" => first.to_owned(),
-            one => one.to_owned(),
-        };
-        if asked == "None" {
-            spec.insert("clusterIP".into(), "None".into());
-            spec.insert("clusterIPs".into(), json!(["None"]));
-        } else {
-            let mut taken = lock(&self.taken);
-            reserved.picked = asked.is_empty();
-            let address = if asked.is_empty() {
-                self.pick(&taken).ok_or_else(|| {
-                    field::Error::new(
-                        field::Kind::Internal,
-                        &field::Path::new("spec").child("clusterIPs").index(0),
-                        Value::Null,
-                        "failed to allocate a serviceIP: range is full",
-                    )
-                })
-            } else {
-                self.check_address(&taken, &asked, &reserved.path)
-            };
-            match address {
-                Ok(address) => {
-                    let held = taken.addresses.get(&address).is_some_and(|owner| owner != BY_HAND);
-                    if !held {
-                        taken.addresses.insert(address, reserved.path.clone());
-                        reserved.new.addresses.push(address);
-                    }
-                    spec.insert("clusterIP".into(), address.to_string().into());
-                    if spec
-                        .get("clusterIPs")
-                        .and_then(Value::as_array)
-                        .is_none_or(|all| all.len() < 2)
-                    {
-                        spec.insert("clusterIPs".into(), json!([address.to_string()]));
-                    }
-                }
-                Err(error) => {
-                    errors.push(error);
-                    return;
-                }
-            }
-        }
-        if spec
-            .get("ipFamilies")
-            .and_then(Value::as_array)
-            .is_none_or(Vec::is_empty)
-        {
-            spec.insert("ipFamilies".into(), json!(["IPv4"]));
-        }
-        if spec
-            .get("ipFamilyPolicy")
+        let asked = service
+            .pointer("/spec/clusterIP")
             .and_then(Value::as_str)
             .unwrap_or_default()
-            .is_empty()
-        {
-            spec.insert("ipFamilyPolicy".into(), "SingleStack".into());
+            .to_owned();
+        let mut taken = lock(&self.taken);
+        reserved.picked = asked.is_empty();
+        let address = if asked.is_empty() {
+            self.pick(&taken).ok_or_else(|| {
+                field::Error::new(
+                    field::Kind::Internal,
+                    &field::Path::new("spec").child("clusterIPs").index(0),
+                    Value::Null,
+                    "failed to allocate a serviceIP: range is full",
+                )
+            })?
+        } else {
+            self.check_address(&taken, &asked, &reserved.path)?
+        };
+        let held = taken.addresses.get(&address).is_some_and(|owner| owner != BY_HAND);
+        if !held && !reserved.dry {
+            taken.addresses.insert(address, reserved.path.clone());
+            reserved.new.addresses.push(address);
         }
+        if let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.insert("clusterIP".into(), address.to_string().into());
+            spec.insert("clusterIPs".into(), json!([address.to_string()]));
+        }
+        Ok(())
     }
 
     fn check_address(&self, taken: &Taken, asked: &str, path: &str) -> Result<Ipv4Addr, field::Error> {
@@ -526,66 +518,122 @@ impl Services {
             .chain(0..band)
             .find_map(free)
     }
+}
 
-    fn reserve_ports(&self, service: &mut Object, reserved: &mut Reserved, errors: &mut field::Errors) {
-        let kind = service_type(service);
-        let balanced = kind == "LoadBalancer";
-        let wants = kind == "NodePort"
-            || (balanced
-                && service
-                    .pointer("/spec/allocateLoadBalancerNodePorts")
-                    .and_then(Value::as_bool)
-                    != Some(false));
-        let local = balanced && service.pointer("/spec/externalTrafficPolicy").and_then(Value::as_str) == Some("Local");
-        let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else {
-            return;
-        };
-        let mut taken = lock(&self.taken);
-        let at = field::Path::new("spec").child("ports");
-        // A number asked for twice (TCP and UDP of one Service) is one reservation.
-        for (index, port) in spec
-            .get_mut("ports")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-            .enumerate()
-        {
-            let Some(port) = port.as_object_mut() else { continue };
-            let asked = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0);
-            if asked == 0 {
-                if !wants {
-                    continue;
-                }
-                match take_free(&mut taken, reserved) {
-                    Some(free) => {
-                        port.insert("nodePort".into(), free.into());
-                    }
-                    None => errors.push(field::Error::new(
-                        field::Kind::Internal,
-                        &at.index(index).child("nodePort"),
-                        Value::Null,
-                        "failed to allocate a nodePort: range is full",
-                    )),
-                }
-            } else if let Err(why) = take(&mut taken, reserved, asked) {
-                errors.push(field::Error::invalid(&at.index(index).child("nodePort"), asked, why));
-            }
+/// The families this cluster gives addresses of.
+const FAMILIES: [&str; 1] = ["IPv4"];
+
+/// Why a Service gets no node port.
+enum NoPort {
+    Wrong(field::Error),
+    Full,
+    /// Asked for twice by one update.
+    Twice(String, i64),
+}
+
+fn wrong_port(index: usize, asked: i64, why: String) -> NoPort {
+    let at = field::Path::new("spec").child("ports").index(index).child("nodePort");
+    NoPort::Wrong(field::Error::invalid(&at, asked, why))
+}
+
+fn ports_mut(service: &mut Object) -> &mut [Value] {
+    service
+        .pointer_mut("/spec/ports")
+        .and_then(Value::as_array_mut)
+        .map(Vec::as_mut_slice)
+        .unwrap_or_default()
+}
+
+fn number(port: &Value, field: &str) -> i64 {
+    port.get(field).and_then(Value::as_i64).unwrap_or(0)
+}
+
+/// Node ports of a new Service. Ports of one number (TCP and UDP, say) share theirs.
+fn first_ports(taken: &mut Taken, service: &mut Object, reserved: &mut Reserved) -> Result<(), NoPort> {
+    let wants = kinds::needs_node_port(service);
+    let mut shared: HashMap<i64, i64> = HashMap::new();
+    for index in 0..ports_mut(service).len() {
+        let ports = ports_mut(service);
+        let Some(port) = ports.get(index) else { break };
+        let (own, asked) = (number(port, "port"), number(port, "nodePort"));
+        if asked == 0 && !wants {
+            continue;
         }
-        if local {
-            let asked = spec.get("healthCheckNodePort").and_then(Value::as_i64).unwrap_or(0);
-            if asked == 0 {
-                if let Some(free) = take_free(&mut taken, reserved) {
-                    spec.insert("healthCheckNodePort".into(), free.into());
-                }
-            } else if let Err(why) = take(&mut taken, reserved, asked) {
-                errors.push(field::Error::invalid(
-                    &field::Path::new("spec").child("healthCheckNodePort"),
-                    asked,
-                    why,
-                ));
+        let given = match shared.get(&own) {
+            Some(known) if asked == 0 || asked == *known => *known,
+            Some(_) => {
+                take(taken, reserved, asked).map_err(|why| wrong_port(index, asked, why))?;
+                asked
             }
+            None => {
+                let named = ports
+                    .iter()
+                    .filter(|port| number(port, "port") == own)
+                    .map(|port| number(port, "nodePort"))
+                    .find(|port| *port != 0);
+                let given = match named {
+                    Some(named) => {
+                        take(taken, reserved, named).map_err(|why| wrong_port(index, named, why))?;
+                        named
+                    }
+                    None => take_free(taken, reserved).ok_or(NoPort::Full)?.into(),
+                };
+                shared.insert(own, given);
+                given
+            }
+        };
+        if let Some(port) = ports_mut(service).get_mut(index).and_then(Value::as_object_mut) {
+            port.insert("nodePort".into(), given.into());
         }
     }
+    Ok(())
+}
+
+/// Node ports of a changed Service: those it had are its own.
+fn changed_ports(taken: &mut Taken, service: &mut Object, old: &Object, reserved: &mut Reserved) -> Result<(), NoPort> {
+    let wants = kinds::needs_node_port(service);
+    let had = Holding::of(old).ports;
+    let mut given: Vec<(String, i64)> = Vec::new();
+    for (index, port) in ports_mut(service).iter_mut().enumerate() {
+        let mut node_port = number(port, "nodePort");
+        if node_port == 0 {
+            if !wants {
+                continue;
+            }
+            node_port = take_free(taken, reserved).ok_or(NoPort::Full)?.into();
+            if let Some(port) = port.as_object_mut() {
+                port.insert("nodePort".into(), node_port.into());
+            }
+        } else {
+            let is = |known: &u16| i64::from(*known) == node_port;
+            if !had.iter().any(is) && !reserved.new.ports.iter().any(is) {
+                take(taken, reserved, node_port).map_err(|why| wrong_port(index, node_port, why))?;
+            }
+        }
+        let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or_default();
+        let pair = (protocol.to_owned(), node_port);
+        if given.contains(&pair) {
+            return Err(NoPort::Twice(pair.0, pair.1));
+        }
+        given.push(pair);
+    }
+    Ok(())
+}
+
+/// The port where a load balancer asks after the health of a node's part of a Service.
+fn health_check_port(taken: &mut Taken, service: &mut Object, reserved: &mut Reserved) -> Result<(), String> {
+    let asked = service
+        .pointer("/spec/healthCheckNodePort")
+        .and_then(Value::as_i64)
+        .unwrap_or(0);
+    if asked != 0 {
+        return take(taken, reserved, asked).map_err(|why| format!("requested HealthCheck NodePort {asked}: {why}"));
+    }
+    let free = take_free(taken, reserved).ok_or("a HealthCheck NodePort 0: range is full")?;
+    if let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.insert("healthCheckNodePort".into(), free.into());
+    }
+    Ok(())
 }
 
 fn take(taken: &mut Taken, reserved: &mut Reserved, asked: i64) -> Result<(), String> {
@@ -595,15 +643,15 @@ fn take(taken: &mut Taken, reserved: &mut Reserved, asked: i64) -> Result<(), St
             "provided port is not in the valid range. The range of valid ports is {first}-{last}"
         ));
     };
-    match taken.ports.get(&port) {
-        Some(owner) if *owner != reserved.path => Err("provided port is already allocated".into()),
-        Some(_) => Ok(()),
-        None => {
-            taken.ports.insert(port, reserved.path.clone());
-            reserved.new.ports.push(port);
-            Ok(())
-        }
+    let others = taken.ports.get(&port).is_some_and(|owner| *owner != reserved.path);
+    if others || reserved.new.ports.contains(&port) {
+        return Err("provided port is already allocated".into());
     }
+    if !reserved.dry {
+        taken.ports.insert(port, reserved.path.clone());
+    }
+    reserved.new.ports.push(port);
+    Ok(())
 }
 
 fn take_free(taken: &mut Taken, reserved: &mut Reserved) -> Option<u16> {
@@ -621,126 +669,17 @@ fn take_free(taken: &mut Taken, reserved: &mut Reserved) -> Option<u16> {
         .map(|step| band + (start + step) % span)
         .chain(0..band)
         .filter_map(|offset| u16::try_from(u32::from(first) + offset).ok())
-        .find(|port| !taken.ports.contains_key(port))?;
-    taken.ports.insert(port, reserved.path.clone());
+        .find(|port| !taken.ports.contains_key(port) && !reserved.new.ports.contains(port))?;
+    if !reserved.dry {
+        taken.ports.insert(port, reserved.path.clone());
+    }
     reserved.new.ports.push(port);
     Some(port)
 }
 
-fn service_type(service: &Object) -> String {
+fn service_type(service: &Object) -> &str {
     match service.pointer("/spec/type").and_then(Value::as_str) {
-        None | Some("") => "ClusterIP".to_owned(),
-        Some(kind) => kind.to_owned(),
+        None | Some("") => "ClusterIP",
+        Some(kind) => kind,
     }
-}
-
-/// What an update leaves out and the type still needs, or left in and no longer may have.
-fn carry_over(new: &mut Object, old: &Object) {
-    let (new_type, old_type) = (service_type(new), service_type(old));
-    let has_address = |kind: &str| kind != "ExternalName";
-    let has_ports = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
-    let old_spec = old.get("spec").cloned().unwrap_or_default();
-    let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else {
-        return;
-    };
-    if has_address(&new_type) && has_address(&old_type) {
-        let unset = spec
-            .get("clusterIP")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .is_empty()
-            && spec
-                .get("clusterIPs")
-                .and_then(Value::as_array)
-                .is_none_or(Vec::is_empty);
-        if unset {
-            for field in ["clusterIP", "clusterIPs"] {
-                if let Some(value) = old_spec.get(field) {
-                    spec.insert(field.into(), value.clone());
-                }
-            }
-        }
-        for field in ["ipFamilies", "ipFamilyPolicy"] {
-            if let (None, Some(value)) = (spec.get(field), old_spec.get(field)) {
-                spec.insert(field.into(), value.clone());
-            }
-        }
-    }
-    if !has_address(&new_type) && has_address(&old_type) {
-        // The name of the field was not touched, so it is meant to go with the type.
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            if spec.get(field) == old_spec.get(field) {
-                spec.remove(field);
-            }
-        }
-    }
-    let old_ports: Vec<Value> = old_spec
-        .get("ports")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
-    let same = |a: &Value, b: &Value| a.get("port") == b.get("port") && protocol(a) == protocol(b);
-    if has_ports(&new_type) && has_ports(&old_type) {
-        let used: Vec<Value> = ports(spec).filter_map(|port| port.get("nodePort").cloned()).collect();
-        for port in spec
-            .get_mut("ports")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            let unset = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0) == 0;
-            if unset
-                && let Some(known) = old_ports
-                    .iter()
-                    .find(|known| same(known, port))
-                    .and_then(|known| known.get("nodePort"))
-                && !used.contains(known)
-            {
-                port["nodePort"] = known.clone();
-            }
-        }
-    }
-    if !has_ports(&new_type) && has_ports(&old_type) {
-        for port in spec
-            .get_mut("ports")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            let kept = old_ports
-                .iter()
-                .any(|known| same(known, port) && known.get("nodePort") == port.get("nodePort"));
-            if let (true, Some(port)) = (kept, port.as_object_mut()) {
-                port.remove("nodePort");
-            }
-        }
-        for field in [
-            "externalTrafficPolicy",
-            "healthCheckNodePort",
-            "allocateLoadBalancerNodePorts",
-        ] {
-            if spec.get(field) == old_spec.get(field) {
-                spec.remove(field);
-            }
-        }
-    }
-    if old_type == "LoadBalancer" && new_type == "NodePort" {
-        for field in [
-            "healthCheckNodePort",
-            "allocateLoadBalancerNodePorts",
-            "loadBalancerClass",
-        ] {
-            if spec.get(field) == old_spec.get(field) {
-                spec.remove(field);
-            }
-        }
-    }
-}
-
-fn ports(spec: &serde_json::Map<String, Value>) -> impl Iterator<Item = &Value> {
-    spec.get("ports").and_then(Value::as_array).into_iter().flatten()
-}
-
-fn protocol(port: &Value) -> &str {
-    port.get("protocol").and_then(Value::as_str).unwrap_or("TCP")
 }

@@ -337,6 +337,11 @@ pub fn decode_as(call: &mut Call, body: &[u8], row: &Row, options: &WriteOptions
     for warning in decoded.warnings {
         call.warn(warning);
     }
+    if let Some(why) = row.spec.strategy.unreadable(&decoded.object) {
+        let (version, kind) = (sampan_api::field::quote(row.spec.version), row.spec.kind);
+        let message = format!("{kind} in version {version} cannot be handled as a {kind}: {why}");
+        return Err(refuse(Status::bad_request(message)));
+    }
     Ok(decoded.object)
 }
 

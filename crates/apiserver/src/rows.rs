@@ -42,18 +42,34 @@ impl Row {
             None => self.stored.strategy,
         }
     }
+    /// The strategy whose checks come first.
+    fn first_checks(&self) -> &dyn Strategy {
+        if self.has_own_checks() {
+            self.spec.strategy
+        } else {
+            self.strategy()
+        }
+    }
+    /// Whether what is asked of the stored form is not asked of objects that come in this version.
+    fn has_own_checks(&self) -> bool {
+        self.converts() && self.spec.strategy.validates_alone()
+    }
+    /// What is wrong with a name.
+    pub fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        self.first_checks().validate_name(name, prefix)
+    }
     /// Checks a new object in its stored form: by the rules of its kind, and by those of the version it came in.
     pub fn validate_create(&self, object: &Object) -> field::Errors {
-        let mut errors = self.strategy().validate_create(object);
-        if self.converts() {
+        let mut errors = self.first_checks().validate_create(object);
+        if self.converts() && !self.has_own_checks() {
             errors.extend(self.spec.strategy.validate_create(object));
         }
         errors
     }
     /// [`validate_create`](Self::validate_create) for a changed object.
     pub fn validate_update(&self, part: Part<'_>, new: &Object, old: &Object) -> field::Errors {
-        let mut errors = self.strategy().validate_update(part, new, old);
-        if self.converts() {
+        let mut errors = self.first_checks().validate_update(part, new, old);
+        if self.converts() && !self.has_own_checks() {
             errors.extend(self.spec.strategy.validate_update(part, new, old));
         }
         errors

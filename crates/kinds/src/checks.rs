@@ -75,6 +75,14 @@ pub(crate) fn immutable(new: &Value, old: &Value, at: &field::Path, dotted: &str
     }
 }
 
+/// [`immutable`] for a field of the spec that errors call by another path.
+pub(crate) fn fixed(new: &Value, old: &Value, dotted: &str, path: &field::Path, errors: &mut field::Errors) {
+    if !tree::same_at(new, old, dotted) {
+        let value = tree::get(new, dotted).cloned().unwrap_or_default();
+        errors.push(field::Error::invalid(path, value, IMMUTABLE));
+    }
+}
+
 fn is_blank(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => true,

@@ -27,6 +27,7 @@ mod discovery;
 mod events;
 mod extensions;
 mod flowcontrol;
+mod internal;
 mod names;
 mod networking;
 mod node;

@@ -8,7 +8,7 @@ use sampan_api::{Object, field};
 
 use crate::checks::{self, Check};
 use crate::defaults::{self, Default};
-use crate::spec::{Part, Propagation, STATUS_KEEPS_METADATA, Strategy, keep_metadata, keep_other_parts};
+use crate::spec::{MetadataCheck, Part, Propagation, STATUS_KEEPS_METADATA, Strategy, keep_metadata, keep_other_parts};
 use crate::{names, pod_spec, tree, warnings};
 
 /// Who writes `status`.
@@ -32,6 +32,8 @@ pub(crate) struct Rules {
     pub defaults: &'static [Default],
     /// Defaults that depend on other fields; run after the table.
     pub default: fn(&mut Object),
+    /// See [`Strategy::unreadable`].
+    pub unreadable: fn(&Object) -> Option<String>,
     /// What creation implies beyond dropping `status`.
     pub create: fn(&mut Object),
     pub status: Status,
@@ -47,6 +49,10 @@ pub(crate) struct Rules {
     /// Checks of one object, run for a creation and for an update of the main resource.
     pub checks: &'static [Check],
     pub validate: fn(&Object, &mut field::Errors),
+    /// See [`MetadataCheck`]; for the main resource.
+    pub metadata: &'static [MetadataCheck],
+    /// See [`Strategy::validates_alone`].
+    pub alone: bool,
     /// What only a new object is checked for.
     pub validate_create: fn(&Object, &mut field::Errors),
     /// What an update did wrong is told before what is wrong with the object itself.
@@ -69,6 +75,7 @@ pub(crate) const RULES: Rules = Rules {
     pod_spec: "",
     defaults: &[],
     default: |_| {},
+    unreadable: |_| None,
     create: |_| {},
     status: Status::Reserved,
     view: |_, _, _| false,
@@ -77,6 +84,8 @@ pub(crate) const RULES: Rules = Rules {
     update: |_, _, _| {},
     checks: &[],
     validate: |_, _| {},
+    metadata: &[MetadataCheck::Change],
+    alone: false,
     validate_create: |_, _| {},
     changes_first: false,
     validate_update: |_, _, _, _| {},
@@ -158,6 +167,10 @@ impl Strategy for Rules {
         (self.metadata_counts)(new, old)
     }
 
+    fn unreadable(&self, object: &Object) -> Option<String> {
+        (self.unreadable)(object)
+    }
+
     fn validate_create(&self, object: &Object) -> field::Errors {
         let mut errors = Vec::new();
         checks::run(self.checks, object, None, &mut errors);
@@ -179,6 +192,17 @@ impl Strategy for Rules {
             (self.validate_update)(part, new, old, &mut errors);
         }
         errors
+    }
+
+    fn metadata_checks(&self, part: Part<'_>) -> &'static [MetadataCheck] {
+        match part {
+            Part::Main => self.metadata,
+            Part::View(_) => &[MetadataCheck::Change],
+        }
+    }
+
+    fn validates_alone(&self) -> bool {
+        self.alone
     }
 
     fn warnings(&self, object: &Object) -> Vec<String> {

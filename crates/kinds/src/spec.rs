@@ -174,6 +174,16 @@ pub enum Part<'a> {
     View(&'a str),
 }
 
+/// How a kind's own validation of an update looks at metadata, besides what the engine does for all kinds: clients see
+/// what is wrong with metadata once for every look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataCheck {
+    /// As of a new object.
+    Whole,
+    /// What an update may do.
+    Change,
+}
+
 /// The rules of one kind. All methods are pure. Defaults are filled in before admission, `prepare_*` runs
 /// after mutating admission and before validation. The engine itself owns metadata (name, generateName,
 /// uid, creationTimestamp, resourceVersion, managedFields, deletion fields) and its validation; strategies
@@ -217,12 +227,28 @@ pub trait Strategy: Send + Sync {
         false
     }
 
+    /// What upstream could not even convert to work with, in Go's words, though it fits the published type.
+    fn unreadable(&self, _object: &Object) -> Option<String> {
+        None
+    }
+
     fn validate_create(&self, _object: &Object) -> field::Errors {
         Vec::new()
     }
 
     fn validate_update(&self, _part: Part<'_>, _new: &Object, _old: &Object) -> field::Errors {
         Vec::new()
+    }
+
+    /// See [`MetadataCheck`].
+    fn metadata_checks(&self, _part: Part<'_>) -> &'static [MetadataCheck] {
+        &[MetadataCheck::Change]
+    }
+
+    /// For the strategy of a version that is converted to be stored: whether its rules stand for those of the stored
+    /// version, instead of adding to them.
+    fn validates_alone(&self) -> bool {
+        false
     }
 
     /// Warnings for the `Warning` header (deprecated fields, surprising values).

@@ -139,27 +139,37 @@ pub(crate) fn carry(new: &mut Value, old: &Value, path: &str) {
     }
 }
 
-/// Equality as Go's semantic comparison sees it: null, absent and empty maps and lists are the same,
-/// and so are absent and zero scalars.
+/// Equality as Go's semantic comparison sees it: null, absent and empty maps and lists are the same. A zero that is there
+/// differs from an absent one: decoding drops zeros that mean nothing, what stays is behind a pointer.
 pub(crate) fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     match (a, b) {
         (None, None) => true,
-        (Some(one), None) | (None, Some(one)) => is_empty(one),
+        (Some(one), None) | (None, Some(one)) => is_nothing(one),
         (Some(a), Some(b)) => match (a, b) {
             (Value::Object(x), Value::Object(y)) => {
                 x.iter().all(|(key, value)| same(Some(value), y.get(key)))
-                    && y.iter().all(|(key, value)| x.contains_key(key) || is_empty(value))
+                    && y.iter().all(|(key, value)| x.contains_key(key) || is_nothing(value))
             }
             (Value::Array(x), Value::Array(y)) => {
                 x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same(Some(x), Some(y)))
             }
-            _ => a == b || (is_empty(a) && is_empty(b)),
+            _ => a == b || (is_nothing(a) && is_nothing(b)),
         },
     }
 }
 
+/// The same as absent to a comparison.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.values().all(is_nothing),
+        _ => false,
+    }
+}
+
 /// Absent as far as Go's encoder is concerned.
-fn is_empty(value: &Value) -> bool {
+pub(crate) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(flag) => !flag,
@@ -198,7 +208,9 @@ mod tests {
         let cases = [
             (json!({"a": []}), json!({}), true),
             (json!({"a": null, "b": 1}), json!({"b": 1}), true),
-            (json!({"a": {"b": ""}}), json!({}), true),
+            (json!({"a": {"b": {}}}), json!({}), true),
+            (json!({"a": {"b": ""}}), json!({}), false),
+            (json!({"a": false}), json!({}), false),
             (json!({"a": [1]}), json!({"a": [2]}), false),
             (json!({"a": [1]}), json!({}), false),
             (json!({}), json!({"a": "x"}), false),

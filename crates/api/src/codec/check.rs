@@ -107,7 +107,12 @@ impl<'a> Walker<'a> {
             }
             _ => json_kind(value).to_owned(),
         };
-        self.error(&what, &go_type(ty))
+        let named = self.fields.last().and_then(|(owner, field)| {
+            let is = |(of, name, _): &&(&str, &str, &str)| of == owner && name == field;
+            NAMED_TYPES.iter().find(is).map(|(.., name)| (*name).to_owned())
+        });
+        let whole = matches!(ty, Type::String | Type::Map(_));
+        self.error(&what, &named.filter(|_| whole).unwrap_or_else(|| go_type(ty)))
     }
 
     fn enter_key(&mut self, key: &str) -> usize {
@@ -311,9 +316,13 @@ impl<'a> Walker<'a> {
         });
         // Go prints these whether they were given or not.
         let scalar = |ty: &Type| matches!(ty, Type::String | Type::Bool | Type::Int32 | Type::Int64);
-        for field in below.fields.iter().filter(|field| field.required && scalar(&field.ty)) {
+        for field in below.fields.iter().filter(|field| scalar(&field.ty)) {
+            let named = (below.name.as_ref(), field.name.as_ref());
+            if !field.required && !ALWAYS_PRINTED.contains(&named) {
+                continue;
+            }
             let absent = !map.contains_key(field.name.as_ref());
-            if absent && !REQUIRED_POINTERS.contains(&(below.name.as_ref(), field.name.as_ref())) {
+            if absent && !REQUIRED_POINTERS.contains(&named) {
                 map.insert(field.name.clone().into_owned(), zero(&field.ty));
             }
         }
@@ -456,6 +465,24 @@ fn base64_fault(text: &str, error: base64::DecodeError) -> String {
     format!("illegal base64 data at input byte {at}")
 }
 
+/// Optional fields that Go prints whether they are set or not.
+const ALWAYS_PRINTED: &[(&str, &str)] = &[("StatefulSetSpec", "serviceName")];
+
+/// Fields whose type has a name of its own in Go.
+const NAMED_TYPES: &[(&str, &str, &str)] = &[
+    ("BoundObjectReference", "uid", "types.UID"),
+    ("ObjectMeta", "uid", "types.UID"),
+    ("ObjectReference", "uid", "types.UID"),
+    ("OwnerReference", "uid", "types.UID"),
+    (
+        "PersistentVolumeClaimStatus",
+        "allocatedResourceStatuses",
+        "map[v1.ResourceName]v1.ClaimResourceStatus",
+    ),
+    ("Preconditions", "uid", "types.UID"),
+    ("ResourceClaimConsumerReference", "uid", "types.UID"),
+];
+
 /// Required fields that are pointers in Go: one that is not given stays away.
 const REQUIRED_POINTERS: &[(&str, &str)] = &[("HTTPIngressPath", "pathType")];
 
@@ -479,6 +506,7 @@ const EMBEDDED: &[(&str, &[&str], &[&str])] = &[
             "volumeMode",
         ],
     ),
+    ("PersistentVolumeClaim", &["TypeMeta"], &["apiVersion", "kind"]),
     ("IngressRule", &["IngressRuleValue"], &["http"]),
     ("Probe", &["ProbeHandler"], &["exec", "grpc", "httpGet", "tcpSocket"]),
     (

@@ -32,6 +32,20 @@ impl Priority {
     }
 }
 
+/// An update that leaves out what this plugin once filled in means no harm.
+fn keep_priority(pod: &mut Object, old: &Object) {
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    for field in ["priority", "preemptionPolicy"] {
+        if let Some(before) = old.pointer(&format!("/spec/{field}"))
+            && spec.get(field).is_none_or(Value::is_null)
+        {
+            spec.insert(field.into(), before.clone());
+        }
+    }
+}
+
 fn class_of(class: &Object) -> (String, i64, String) {
     let policy = match text(class, "/preemptionPolicy") {
         "" => "PreemptLowerPriority",
@@ -51,13 +65,16 @@ impl Plugin for Priority {
     }
 
     fn handles(&self, review: &Review<'_>) -> bool {
-        creates_pod(review)
-            || (matches!(review.operation, Operation::Create | Operation::Update)
-                && review.row.is("scheduling.k8s.io", "priorityclasses"))
+        let writes = matches!(review.operation, Operation::Create | Operation::Update);
+        writes && review.is_core("pods") || (writes && review.row.is("scheduling.k8s.io", "priorityclasses"))
     }
 
     async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Notes) -> Result<(), Refusal> {
         if !review.row.is("", "pods") {
+            return Ok(());
+        }
+        if let Some(old) = review.old {
+            keep_priority(pod, old);
             return Ok(());
         }
         let asked = text(pod, "/spec/priorityClassName").to_owned();
@@ -80,8 +97,8 @@ impl Plugin for Priority {
                 ),
             ));
         }
-        let stated = text(pod, "/spec/preemptionPolicy").to_owned();
-        if !stated.is_empty() && stated != policy {
+        let stated = pod.pointer("/spec/preemptionPolicy").and_then(Value::as_str);
+        if let Some(stated) = stated.filter(|stated| *stated != policy) {
             return Err(review.refuse(
                 pod,
                 &format!(

@@ -76,7 +76,7 @@ impl Registry {
         }
         strategy.prepare_create(&mut object);
         let name = access::name(&object).to_owned();
-        let mut reserved = self.reserve(&row, &mut object, None).await?;
+        let mut reserved = self.reserve(&row, &mut object, None, options.dry_run).await?;
         let mut errors = meta::validate_create(&row, &object);
         errors.extend(row.validate_create(&object));
         if !errors.is_empty() {

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use rand::Rng;
 use sampan_api::status::Status;
 use sampan_api::{Object, field, meta, names, time};
+use sampan_kinds::{MetadataCheck, Part};
 use serde_json::{Map, Value};
 
 use super::Call;
@@ -107,18 +108,17 @@ pub fn fill_system_fields(object: &mut Object) {
 
 /// Validates metadata of a new object.
 pub fn validate_create(row: &Row, object: &Object) -> field::Errors {
-    let strategy = row.strategy();
     let path = field::Path::new("metadata");
     let mut errors = field::Errors::new();
     let generate = meta::generate_name(object);
     if !generate.is_empty() {
-        for message in strategy.validate_name(generate, true) {
+        for message in row.validate_name(generate, true) {
             errors.push(field::Error::invalid(&path.child("generateName"), generate, message));
         }
     }
     let name = meta::name(object);
     if !name.is_empty() {
-        for message in strategy.validate_name(name, false) {
+        for message in row.validate_name(name, false) {
             errors.push(field::Error::invalid(&path.child("name"), name, message));
         }
     }
@@ -149,14 +149,21 @@ fn finalizer_names(row: &Row, object: &Object, path: &field::Path, errors: &mut 
 }
 
 /// Validates metadata of a changed object: as of a new one, then what an update may do, as the engine's business and
-/// again as the kind's. Who counts the causes of a refusal sees what is wrong with a label three times, as upstream tells it.
-pub fn validate_update(row: &Row, new: &Object, old: &Object) -> field::Errors {
+/// again as the kind's. Who counts the causes of a refusal sees what is wrong with a label three times or more, as upstream
+/// tells it.
+pub fn validate_update(row: &Row, part: Part<'_>, new: &Object, old: &Object) -> field::Errors {
     let path = field::Path::new("metadata");
-    let mut errors = names::validate_object_meta(new, row.spec.namespaced, accept_name, &path);
-    let change = names::validate_object_meta_update(new, old, &path);
-    errors.extend(change.iter().cloned());
-    errors.extend(change);
-    finalizer_names(row, new, &path, &mut errors);
+    let whole = || names::validate_object_meta(new, row.spec.namespaced, accept_name, &path);
+    let change = || names::validate_object_meta_update(new, old, &path);
+    let mut errors = whole();
+    errors.extend(change());
+    for check in row.strategy().metadata_checks(part) {
+        errors.extend(match check {
+            MetadataCheck::Whole => whole(),
+            MetadataCheck::Change => change(),
+        });
+        finalizer_names(row, new, &path, &mut errors);
+    }
     errors
 }
 

@@ -11,19 +11,20 @@ use crate::rows::Row;
 const ATTEMPTS: usize = 32;
 
 impl Registry {
-    /// Reserves what `object` needs in this process and, where others write too, in the store.
+    /// Reserves what `object` needs in this process and, where others write too, in the store; `dry`: nothing is held.
     pub(super) async fn reserve(
         &self,
         row: &Row,
         object: &mut Object,
         old: Option<&Object>,
+        dry: bool,
     ) -> Result<Reserved, Refusal> {
         let mut elsewhere = Vec::new();
         let mut attempt = 0;
         let outcome = loop {
             attempt += 1;
             let mut tried = object.clone();
-            let mut reserved = match self.services.reserve(row, &mut tried, old) {
+            let mut reserved = match self.services.reserve(row, &mut tried, old, dry) {
                 Ok(reserved) => reserved,
                 Err(refusal) => break Err(refusal),
             };

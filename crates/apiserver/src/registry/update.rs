@@ -301,8 +301,8 @@ impl Registry {
         } else if access::generation(&old) == 0 && access::generation(&new) == 0 {
             access::ensure_metadata(&mut new).remove("generation");
         }
-        let mut reserved = self.reserve(&row, &mut new, Some(&old)).await?;
-        let mut errors = meta::validate_update(&row, &new, &old);
+        let mut reserved = self.reserve(&row, &mut new, Some(&old), options.dry_run).await?;
+        let mut errors = meta::validate_update(&row, part, &new, &old);
         errors.extend(row.validate_update(part, &new, &old));
         if !errors.is_empty() {
             return Err(call.invalid(&call.info.name, &errors));

@@ -7,7 +7,7 @@ use crate::checks::Rule;
 use crate::defaults::{Default, Fill};
 use crate::names;
 use crate::rules::{RULES, Rules, Status};
-use crate::spec::Part;
+use crate::spec::{MetadataCheck, Part};
 use crate::tree;
 use crate::warnings;
 
@@ -16,6 +16,7 @@ const TEMPLATE: &str = "spec.template.spec";
 pub(super) static CONTROLLER_REVISION: Rules = Rules {
     status: Status::Plain,
     checks: &[("data", Rule::Immutable)],
+    metadata: &[MetadataCheck::Change, MetadataCheck::Whole],
     validate: validate::controller_revision,
     validate_create: validate::controller_revision_create,
     ..RULES
@@ -31,6 +32,7 @@ pub(super) static DAEMON_SET: Rules = Rules {
             set_template_generation(set, 0);
         }
     },
+    unreadable: bad_generation,
     create: |set| set_template_generation(set, 1),
     update: count_template_generation,
     checks: validate::COUNTS,
@@ -66,6 +68,25 @@ const DAEMON_SET_DEFAULTS: &[Default] = &[
 
 /// The generation of a DaemonSet's template, which upstream keeps in an annotation since the field went.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+/// Upstream reads the generation as a number wherever there is one.
+fn bad_generation(set: &Object) -> Option<String> {
+    let text = tree::map(set, "metadata.annotations")?
+        .get(TEMPLATE_GENERATION)?
+        .as_str()?;
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let why = if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        "invalid syntax"
+    } else if text.parse::<i64>().is_err() {
+        "value out of range"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "strconv.ParseInt: parsing {}: {why}",
+        sampan_api::field::quote(text)
+    ))
+}
 
 fn set_template_generation(set: &mut Object, generation: i64) {
     if let Some(annotations) = set
@@ -154,8 +175,6 @@ pub(super) static STATEFUL_SET: Rules = Rules {
     name: names::label,
     create: |set| drop_max_unavailable(set, None),
     update: |_, new, old| drop_max_unavailable(new, Some(old)),
-    checks: validate::STATEFUL_COUNTS,
-    validate: validate::stateful_set,
     validate_create: validate::stateful_set_create,
     validate_update: validate::stateful_set_update,
     warnings: warnings::stateful_set,

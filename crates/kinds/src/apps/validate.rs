@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::checks::{self, Check, Rule};
 use crate::core::volume::claim_spec;
+use crate::internal;
 use crate::pod_spec::validate::template as validate_template;
 use crate::spec::Part;
 use crate::tree;
@@ -25,7 +26,7 @@ pub(super) const COUNTS: &[Check] = &[
 ];
 
 /// Those of StatefulSets: a negative history is only warned of.
-pub(super) const STATEFUL_COUNTS: &[Check] = &[
+const STATEFUL_COUNTS: &[Check] = &[
     ("spec.replicas", Rule::NonNegative),
     ("spec.minReadySeconds", Rule::NonNegative),
     ("spec.ordinals.start", Rule::NonNegative),
@@ -168,11 +169,12 @@ fn deployment_strategy(object: &Object, errors: &mut Errors) {
             }
             at_most_all(unavailable, &unavailable_path, errors);
         }
-        _ => errors.push(Error::not_supported(
-            &path,
-            tree::get(object, "spec.strategy").cloned().unwrap_or_default(),
-            &["Recreate", "RollingUpdate"],
-        )),
+        _ => errors.push(
+            Error::not_supported(&path, Value::Null, &["Recreate", "RollingUpdate"]).showing(internal::object(
+                internal::DEPLOYMENT_STRATEGY,
+                tree::get(object, "spec.strategy"),
+            )),
+        ),
     }
 }
 
@@ -300,17 +302,19 @@ pub(super) fn daemon_set(object: &Object, errors: &mut Errors) {
                 errors.push(Error::required(&unavailable_path, "cannot be 0 when maxSurge is 0"));
             }
         }
-        _ => errors.push(Error::not_supported(
-            &path,
-            tree::get(object, "spec.updateStrategy").cloned().unwrap_or_default(),
-            &["RollingUpdate", "OnDelete"],
-        )),
+        _ => errors.push(
+            Error::not_supported(&path, Value::Null, &["RollingUpdate", "OnDelete"]).showing(internal::object(
+                internal::DAEMON_SET_STRATEGY,
+                tree::get(object, "spec.updateStrategy"),
+            )),
+        ),
     }
 }
 
 const RETENTION: Rule = Rule::RequiredOneOf(&["Retain", "Delete"]);
 
-pub(super) fn stateful_set(object: &Object, errors: &mut Errors) {
+/// `is_new`: what an old set may have broken before there was a rule is checked too.
+fn stateful_set(object: &Object, is_new: bool, errors: &mut Errors) {
     one_of(object, "spec.podManagementPolicy", ["OrderedReady", "Parallel"], errors);
     let strategy = at("spec.updateStrategy");
     let rolling = tree::get(object, "spec.updateStrategy.rollingUpdate");
@@ -318,11 +322,9 @@ pub(super) fn stateful_set(object: &Object, errors: &mut Errors) {
         "" => errors.push(Error::required(&strategy, "")),
         "OnDelete" => {
             if let Some(rolling) = rolling {
-                errors.push(Error::invalid(
-                    &strategy.child("rollingUpdate"),
-                    rolling.clone(),
-                    "only allowed for updateStrategy 'RollingUpdate'",
-                ));
+                let why = "only allowed for updateStrategy 'RollingUpdate'";
+                let shown = internal::object(internal::PARTITION, Some(rolling));
+                errors.push(Error::invalid(&strategy.child("rollingUpdate"), Value::Null, why).showing(shown));
             }
         }
         "RollingUpdate" => {
@@ -330,11 +332,14 @@ pub(super) fn stateful_set(object: &Object, errors: &mut Errors) {
                 rolling_stateful_set(rolling, &strategy.child("rollingUpdate"), errors);
             }
         }
-        _ => errors.push(Error::invalid(
-            &strategy,
-            tree::get(object, "spec.updateStrategy").cloned().unwrap_or_default(),
-            "must be 'RollingUpdate' or 'OnDelete'",
-        )),
+        _ => {
+            let shown = internal::object(
+                internal::STATEFUL_SET_STRATEGY,
+                tree::get(object, "spec.updateStrategy"),
+            );
+            let why = "must be 'RollingUpdate' or 'OnDelete'";
+            errors.push(Error::invalid(&strategy, Value::Null, why).showing(shown));
+        }
     }
     checks::run(
         &[
@@ -345,6 +350,17 @@ pub(super) fn stateful_set(object: &Object, errors: &mut Errors) {
         None,
         errors,
     );
+    if is_new {
+        for (index, claim) in tree::items(object, "spec.volumeClaimTemplates").iter().enumerate() {
+            let path = at("spec.volumeClaimTemplates").index(index).child("spec");
+            claim_spec(tree::get(claim, "spec").unwrap_or(&Value::Null), &path, errors);
+        }
+    }
+    checks::run(STATEFUL_COUNTS, object, None, errors);
+    if is_new {
+        const SERVICE: &[Check] = &[("spec.serviceName", Rule::Named(api::dns1123_label))];
+        checks::run(SERVICE, object, None, errors);
+    }
     selector(object, "statefulset", errors);
     // The controller sets host name, subdomain and the claims' volumes of each Pod: they are checked as it will make them.
     let mut made = object.clone();
@@ -372,20 +388,21 @@ pub(super) fn stateful_set(object: &Object, errors: &mut Errors) {
         tree::set(&mut made, "spec.template.spec.volumes", volumes);
     }
     lasting_template(&made, &at("spec.template"), "StatefulSet", errors);
+    // Upstream looks at these once more.
+    template_metadata(&made, errors);
 }
 
-/// What only a new StatefulSet is checked for: an old one may break rules that came later.
-pub(super) fn stateful_set_create(object: &Object, errors: &mut Errors) {
-    checks::run(
-        &[("spec.serviceName", Rule::Named(api::dns1123_label))],
-        object,
-        None,
-        errors,
-    );
-    for (index, claim) in tree::items(object, "spec.volumeClaimTemplates").iter().enumerate() {
-        let path = at("spec.volumeClaimTemplates").index(index).child("spec");
-        claim_spec(tree::get(claim, "spec").unwrap_or(&Value::Null), &path, errors);
+fn template_metadata(set: &Object, errors: &mut Errors) {
+    if let Some(labels) = tree::get(set, "spec.template.metadata.labels") {
+        errors.extend(api::validate_labels(labels, &at("spec.template.labels")));
     }
+    if let Some(annotations) = tree::get(set, "spec.template.metadata.annotations") {
+        errors.extend(api::validate_annotations(annotations, &at("spec.template.annotations")));
+    }
+}
+
+pub(super) fn stateful_set_create(object: &Object, errors: &mut Errors) {
+    stateful_set(object, true, errors);
 }
 
 fn one_of(object: &Object, dotted: &str, allowed: [&str; 2], errors: &mut Errors) {
@@ -428,6 +445,7 @@ pub(super) fn stateful_set_update(part: Part<'_>, new: &Object, old: &Object, er
     if part != Part::Main {
         return;
     }
+    stateful_set(new, false, errors);
     let spec = |set| {
         let mut spec = tree::get(set, "spec").cloned().unwrap_or_default();
         for field in CHANGEABLE {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::text_field;
 use crate::checks::{self, Rule};
 use crate::defaults::Fill;
+use crate::internal::{self, Shape};
 use crate::names;
 use crate::print::{or, since, text};
 use crate::rules::{RULES as PLAIN, Rules, Status};
@@ -24,22 +25,25 @@ pub(crate) static RULES: Rules = Rules {
         ("reportingInstance", Fill::Text("")),
     ],
     name: names::path_segment,
-    validate,
+    validate: |event, errors| validate(event, "reportingComponent", errors),
     ..PLAIN
 };
 
-/// What an `events.k8s.io` object gets before it is converted, and is checked for besides the rules above, converted.
+/// What an `events.k8s.io` object gets before it is converted, and is checked for, converted.
 pub(crate) static NEW_RULES: Rules = Rules {
     status: Status::Plain,
     create_on_update: true,
     defaults: &[("regarding", Fill::Map), ("deprecatedSource", Fill::Map)],
+    alone: true,
+    validate: |event, errors| validate(event, "reportingController", errors),
     validate_create: new_event,
     validate_update: changed_event,
     ..PLAIN
 };
 
-/// Events are hints: little is asked of them. Those of the newer kind say when, who and what.
-fn validate(event: &Object, errors: &mut Errors) {
+/// Events are hints: little is asked of them. Those of the newer kind say when, who and what. `controller`: what the
+/// request's version calls the field that says who.
+fn validate(event: &Object, controller: &str, errors: &mut Errors) {
     let own = tree::text(event, "metadata.namespace");
     let about = tree::text(event, "involvedObject.namespace");
     let is_new = tree::get(event, "eventTime").is_some();
@@ -59,24 +63,20 @@ fn validate(event: &Object, errors: &mut Errors) {
     if !is_new {
         return;
     }
-    checks::run(
-        &[
-            ("reportingComponent", Rule::Required("")),
-            ("reportingComponent", Rule::GivenNamed(api::qualified_name)),
-            ("reportingInstance", Rule::Required("")),
-            ("action", Rule::Required("")),
-            ("reason", Rule::Required("")),
-        ],
-        event,
-        None,
-        errors,
-    );
-    for (field, limit) in [
-        ("reportingInstance", 128),
-        ("action", 128),
-        ("reason", 128),
-        ("message", 1024),
+    let (who, path) = (tree::text(event, "reportingComponent"), Path::new(controller));
+    if who.is_empty() {
+        errors.push(Error::required(&path, ""));
+    }
+    checks::named(&path, who, api::qualified_name, errors);
+    for (field, needed, limit) in [
+        ("reportingInstance", true, 128),
+        ("action", true, 128),
+        ("reason", true, 128),
+        ("message", false, 1024),
     ] {
+        if needed && tree::text(event, field).is_empty() {
+            errors.push(Error::required(&Path::new(field), ""));
+        }
         if tree::text(event, field).len() > limit {
             let why = format!("can have at most {limit} characters");
             errors.push(Error::invalid(&Path::new(field), "", why));
@@ -86,9 +86,6 @@ fn validate(event: &Object, errors: &mut Errors) {
 
 /// Events made by way of the newer API use none of the older one's fields.
 fn new_event(event: &Object, errors: &mut Errors) {
-    let name = tree::text(event, "metadata.name");
-    let path = Path::new("metadata").child("name");
-    checks::named(&path, name, names::whole_subdomain, errors);
     series(event, errors);
     checks::run(&[("eventTime", Rule::Required(""))], event, None, errors);
     let kind = tree::text(event, "type");
@@ -127,30 +124,53 @@ fn changed_event(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
     if !tree::same_at(new, old, "series") {
         series(new, errors);
     }
-    for field in [
-        "involvedObject",
-        "reason",
-        "message",
-        "source",
-        "firstTimestamp",
-        "lastTimestamp",
-        "count",
-        "reason",
-        "type",
-        "eventTime",
-        "action",
-        "related",
-        "reportingComponent",
-        "reportingInstance",
-    ] {
-        // Older clients send times more exact than those that are kept.
-        let exact = |event| tree::text(event, "eventTime").get(..26).map(str::to_owned);
-        if field == "eventTime" && exact(new).is_some() && exact(new) == exact(old) {
+    for (field, called, kind) in FIXED {
+        if tree::same_at(new, old, field) {
             continue;
         }
-        checks::immutable(new, old, &Path::default(), field, errors);
+        // Older clients send times more exact than those that are kept.
+        let exact = |event| tree::text(event, "eventTime").get(..26).map(str::to_owned);
+        if *field == "eventTime" && exact(new).is_some() && exact(new) == exact(old) {
+            continue;
+        }
+        let value = tree::get(new, field);
+        let shown = match (kind, value) {
+            (Shape::Text, None) => "\"\"".to_owned(),
+            (Shape::Int, None) => "0".to_owned(),
+            (Shape::Struct(fields), value) => internal::object(fields, value),
+            (Shape::Pointer(fields), Some(value)) => internal::object(fields, Some(value)),
+            (_, value) => value.map_or("null".to_owned(), Value::to_string),
+        };
+        let error = Error::invalid(&Path::new(called), Value::Null, checks::IMMUTABLE);
+        errors.push(error.showing(shown));
     }
 }
+
+/// What stays, with the name errors have for it.
+const FIXED: &[internal::Field] = &[
+    (
+        "involvedObject",
+        "involvedObject",
+        Shape::Struct(internal::OBJECT_REFERENCE),
+    ),
+    ("reason", "reason", Shape::Text),
+    ("message", "message", Shape::Text),
+    (
+        "source",
+        "source",
+        Shape::Struct(&[("component", "Component", Shape::Text), ("host", "Host", Shape::Text)]),
+    ),
+    ("firstTimestamp", "firstTimestamp", Shape::Plain),
+    ("lastTimestamp", "lastTimestamp", Shape::Plain),
+    ("count", "count", Shape::Int),
+    ("reason", "reason", Shape::Text),
+    ("type", "type", Shape::Text),
+    ("eventTime", "eventTime", Shape::Plain),
+    ("action", "action", Shape::Text),
+    ("related", "related", Shape::Pointer(internal::OBJECT_REFERENCE)),
+    ("reportingComponent", "reportingController", Shape::Text),
+    ("reportingInstance", "reportingInstance", Shape::Text),
+];
 
 pub(crate) const COLUMNS: &[Column] = &[
     text("Last Seen", "When it happened last."),

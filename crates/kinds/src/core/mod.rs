@@ -6,6 +6,7 @@ pub(crate) mod pod;
 mod print;
 pub mod service;
 mod strategies;
+mod tls;
 pub(crate) mod validate;
 pub(crate) mod volume;
 

@@ -9,11 +9,12 @@ use serde_json::Value;
 
 use crate::checks::{self, Rule};
 use crate::defaults::{Default, Fill};
+use crate::internal;
 use crate::pod_spec::scheduling::EFFECTS;
 use crate::pod_spec::{quantities, resources};
 use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
 use crate::rules::{RULES as PLAIN, Rules, Status};
-use crate::spec::{Column, Part};
+use crate::spec::{Column, MetadataCheck, Part};
 use crate::tree;
 use crate::warnings;
 
@@ -21,6 +22,7 @@ pub(crate) static RULES: Rules = Rules {
     status: Status::FromCreator,
     defaults: DEFAULTS,
     default,
+    metadata: &[MetadataCheck::Whole, MetadataCheck::Change],
     validate,
     validate_update,
     warnings: warnings::node,
@@ -56,6 +58,12 @@ fn default(node: &mut Object) {
         _ if single.is_empty() => {}
         _ => tree::set(node, "spec.podCIDRs", vec![single]),
     }
+    for image in tree::items_mut(node, "status.images") {
+        if tree::items(image, "names").is_empty() {
+            // As Go prints a list that is not there.
+            tree::set(image, "names", Value::Null);
+        }
+    }
     quantities::canonical_at(node, &["status.capacity", "status.allocatable"]);
     if tree::get(node, "status.allocatable").is_none()
         && let Some(capacity) = tree::get(node, "status.capacity").cloned()
@@ -64,7 +72,7 @@ fn default(node: &mut Object) {
     }
 }
 
-fn validate(node: &Object, errors: &mut Errors) {
+fn taints(node: &Object, errors: &mut Errors) {
     let path = Path::new("metadata").child("taints");
     let mut seen = BTreeSet::new();
     for (index, taint) in tree::items(node, "spec.taints").iter().enumerate() {
@@ -81,11 +89,16 @@ fn validate(node: &Object, errors: &mut Errors) {
         }
         checks::run_at(&[("effect", Rule::RequiredOneOf(&EFFECTS))], taint, &path, None, errors);
         if !seen.insert((key, effect)) {
-            let mut error = Error::duplicate(&path, taint.clone());
+            let shown = internal::object(internal::TAINT, Some(taint));
+            let mut error = Error::duplicate(&path, Value::Null).showing(shown);
             error.detail = "taints must be unique by key and effect pair".to_owned();
             errors.push(error);
         }
     }
+}
+
+fn validate(node: &Object, errors: &mut Errors) {
+    taints(node, errors);
     amounts(node, errors);
     let ranges = tree::items(node, "spec.podCIDRs");
     let path = Path::new("spec").child("podCIDRs");
@@ -113,14 +126,21 @@ fn amounts(node: &Object, errors: &mut Errors) {
     }
 }
 
-/// Ranges and provider are set once.
-fn validate_update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
-    if part != Part::Main {
-        amounts(new, errors);
+/// Ranges and provider are set once. Amounts and taints are looked at twice, as upstream does.
+fn validate_update(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    amounts(new, errors);
+    let mut addresses = Vec::new();
+    for (index, address) in tree::items(new, "status.addresses").iter().enumerate() {
+        if addresses.contains(&address) {
+            let path = Path::new("status").child("addresses").index(index);
+            let shown = internal::object(internal::NODE_ADDRESS, Some(address));
+            errors.push(Error::duplicate(&path, Value::Null).showing(shown));
+        }
+        addresses.push(address);
     }
     for (field, shown) in [("podCIDRs", "podCIDR"), ("providerID", "providerID")] {
         let dotted = format!("spec.{field}");
-        let was_set = tree::get(old, &dotted).is_some_and(|was| !tree::same(Some(was), None));
+        let was_set = tree::get(old, &dotted).is_some_and(|was| !tree::is_empty(was));
         if was_set && !tree::same_at(new, old, &dotted) {
             errors.push(Error::forbidden(
                 &Path::new("spec").child(field),
@@ -128,14 +148,7 @@ fn validate_update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Erro
             ));
         }
     }
-    let mut addresses = Vec::new();
-    for (index, address) in tree::items(new, "status.addresses").iter().enumerate() {
-        if addresses.contains(&address) {
-            let path = Path::new("status").child("addresses").index(index);
-            errors.push(Error::duplicate(&path, address.clone()));
-        }
-        addresses.push(address);
-    }
+    taints(new, errors);
 }
 
 pub(crate) const COLUMNS: &[Column] = &[

@@ -3,13 +3,13 @@
 use sampan_api::Object;
 use serde_json::Value;
 
-use super::validate;
+use super::{tls, validate};
 use crate::checks::Rule;
 use crate::defaults::Fill;
 use crate::names;
 use crate::pod_spec::quantities;
 use crate::rules::{RULES, Rules, Status, keep_all_but};
-use crate::spec::Part;
+use crate::spec::{MetadataCheck, Part};
 use crate::tree;
 use crate::warnings;
 
@@ -21,6 +21,7 @@ pub(super) static UNSTORED: Rules = Rules {
 
 pub(super) static CONFIG_MAP: Rules = Rules {
     status: Status::Plain,
+    metadata: &[MetadataCheck::Change, MetadataCheck::Whole],
     validate: validate::config_map,
     changes_first: true,
     validate_update: validate::config_map_update,
@@ -31,6 +32,7 @@ pub(super) static ENDPOINTS: Rules = Rules {
     status: Status::Plain,
     create_on_update: true,
     defaults: &[("subsets[].ports[].protocol", Fill::Text("TCP"))],
+    metadata: &[MetadataCheck::Change, MetadataCheck::Whole],
     validate: validate::endpoints,
     warnings: warnings::endpoints,
     ..RULES
@@ -38,9 +40,11 @@ pub(super) static ENDPOINTS: Rules = Rules {
 
 pub(super) static LIMIT_RANGE: Rules = Rules {
     status: Status::Plain,
+    create: name_limits,
     create_on_update: true,
     defaults: &[("spec", Fill::Map)],
     default: default_limits,
+    metadata: &[MetadataCheck::Whole],
     validate: validate::limit_range,
     ..RULES
 };
@@ -68,6 +72,7 @@ pub(super) static NAMESPACE: Rules = Rules {
             tree::carry(new, old, "spec.finalizers");
         }
     },
+    metadata: &[MetadataCheck::Whole, MetadataCheck::Change],
     validate_create: validate::namespace_create,
     validate_update: validate::namespace_update,
     ..RULES
@@ -87,6 +92,7 @@ pub(super) static POD_TEMPLATE: Rules = Rules {
 };
 
 pub(super) static REPLICATION_CONTROLLER: Rules = Rules {
+    name: names::long_name,
     generation: true,
     defaults: &[
         ("spec", Fill::Map),
@@ -120,14 +126,17 @@ pub(super) static SECRET: Rules = Rules {
     status: Status::Plain,
     defaults: &[("type", Fill::Text("Opaque"))],
     default: fold_string_data,
+    metadata: &[MetadataCheck::Change, MetadataCheck::Whole],
     validate: validate::secret,
     changes_first: true,
     validate_update: validate::secret_update,
+    warnings: tls::warnings,
     ..RULES
 };
 
 pub(super) static SERVICE_ACCOUNT: Rules = Rules {
     status: Status::Plain,
+    metadata: &[MetadataCheck::Change, MetadataCheck::Whole],
     create: only_names_of_secrets,
     update: |_, new, _| only_names_of_secrets(new),
     ..RULES
@@ -142,8 +151,20 @@ fn only_names_of_secrets(account: &mut Object) {
     }
 }
 
+/// Limits without a name get one that says nothing.
+fn name_limits(range: &mut Object) {
+    if tree::text(range, "metadata.name").is_empty() {
+        let name = tree::text(range, "metadata.uid").to_owned();
+        tree::set(range, "metadata.name", name);
+    }
+}
+
 /// Container limits: what is not said follows from what is, max to default, default to request, min to request.
 fn default_limits(range: &mut Object) {
+    if tree::items(range, "spec.limits").is_empty() {
+        // As Go prints a list that is not there.
+        tree::set(range, "spec.limits", Value::Null);
+    }
     const LISTS: [&str; 5] = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"];
     for item in tree::items_mut(range, "spec.limits") {
         quantities::canonical_at(item, &LISTS);

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use sampan_api::field::{Error, Errors, Path};
-use sampan_api::{Object, names as api, quantity::Quantity};
+use sampan_api::quantity::{Format, Quantity};
+use sampan_api::{Object, names as api};
 use serde_json::{Map, Value};
 
 use crate::apps::validate::{lasting_template, status};
@@ -134,13 +135,16 @@ fn docker_config(data: Option<&Map<String, Value>>, key: &str, errors: &mut Erro
     let decoded = base64::engine::general_purpose::STANDARD
         .decode(text)
         .unwrap_or_default();
-    if let Err(error) = serde_json::from_slice::<Map<String, Value>>(&decoded) {
-        errors.push(Error::invalid(
-            &Path::new("data").key(key),
-            "<secret contents redacted>",
-            error.to_string(),
-        ));
-    }
+    let why = match sampan_api::codec::json::decode(&decoded) {
+        Ok(parsed) if parsed.object.is_object() || parsed.object.is_null() => return,
+        Ok(parsed) => format!(
+            "json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+            sampan_api::codec::check::json_kind(&parsed.object)
+        ),
+        Err(error) => error.to_string(),
+    };
+    let path = Path::new("data").key(key);
+    errors.push(Error::invalid(&path, "<secret contents redacted>", why));
 }
 
 pub(super) fn secret_update(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
@@ -322,14 +326,7 @@ pub(super) fn pod_template(object: &Object, errors: &mut Errors) {
 fn amounts(object: &Object, dotted: &str, errors: &mut Errors) {
     let path = dotted.split('.').fold(Path::default(), |path, name| path.child(name));
     if let Some(list) = tree::map(object, dotted) {
-        resources::list(list, &path, quota_name, errors);
-    }
-}
-
-fn quota_name(name: &str, path: &Path, errors: &mut Errors) {
-    // `count/deployments.apps` and the like are counted by their own name.
-    if !name.starts_with("count/") {
-        resources::any_name(name, path, errors);
+        resources::list(list, &path, resources::quota_name, errors);
     }
 }
 
@@ -398,7 +395,7 @@ pub(super) fn resource_quota_update(part: Part<'_>, new: &Object, old: &Object, 
             if scopes(new) != scopes(old) {
                 errors.push(Error::invalid(
                     &Path::new("spec").child("scopes"),
-                    tree::items(new, "spec.scopes").to_vec(),
+                    tree::get(new, "spec.scopes").cloned().unwrap_or_default(),
                     checks::IMMUTABLE,
                 ));
             }
@@ -499,7 +496,7 @@ fn limit_order(limit: &Value, path: &Path, errors: &mut Errors) {
             .and_then(|list| list.get(name))
             .and_then(|value| Quantity::from_value(value).ok())
     };
-    let names: BTreeSet<&String> = ["max", "min", "default", "defaultRequest"]
+    let names: BTreeSet<&String> = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"]
         .iter()
         .filter_map(|list| tree::map(limit, list))
         .flat_map(Map::keys)
@@ -520,6 +517,53 @@ fn limit_order(limit: &Value, path: &Path, errors: &mut Errors) {
                 ));
             }
         }
+        if let Some(ratio) = of("maxLimitRequestRatio", name) {
+            let at = path.child("maxLimitRequestRatio").key(name);
+            limit_ratio(&ratio, of("min", name), of("max", name), &at, errors);
+        }
+        let is_pod = tree::text(limit, "type") == "Pod";
+        if let (Some(default), Some(request)) = (of("default", name), of("defaultRequest", name))
+            && !is_pod
+            && !resources::may_overcommit(name)
+            && !default.sub(&request).is_zero()
+        {
+            let why = format!("default value {default} must equal to defaultRequest value {request} in {name}");
+            let at = path.child("defaultRequest").key(name);
+            errors.push(Error::invalid(&at, request.to_string(), why));
+        }
+    }
+}
+
+/// How much more may be used than is asked for: at least as much, and no more than the bounds allow anyway.
+fn limit_ratio(ratio: &Quantity, min: Option<Quantity>, max: Option<Quantity>, path: &Path, errors: &mut Errors) {
+    // Beyond this many, thousandths do not fit into 64 bits.
+    const MOST: i64 = i64::MAX / 1000;
+    if ratio.sub(&Quantity::new(1, Format::DecimalSi)).sign() < 0 {
+        let why = format!("ratio {ratio} is less than 1");
+        errors.push(Error::invalid(path, ratio.to_string(), why));
+    }
+    let (Some(min), Some(max)) = (min, max) else {
+        return;
+    };
+    let fine = [ratio, &min, &max].iter().all(|one| one.value() < MOST);
+    let (asked, low, high) = if fine {
+        (
+            ratio.milli_value() as f64 / 1000.0,
+            min.milli_value(),
+            max.milli_value(),
+        )
+    } else {
+        (ratio.value() as f64, min.value(), max.value())
+    };
+    let bound = high as f64 / low as f64;
+    if asked > bound {
+        let shown = if bound.is_infinite() {
+            (if bound > 0.0 { "+Inf" } else { "-Inf" }).to_owned()
+        } else {
+            format!("{bound:.6}")
+        };
+        let why = format!("ratio {ratio} is greater than max/min = {shown}");
+        errors.push(Error::invalid(path, ratio.to_string(), why));
     }
 }
 
@@ -591,10 +635,26 @@ mod tests {
                 ],
             ),
             (
+                &strategies::LIMIT_RANGE,
+                json!({"spec": {"limits": [{"type": "Pod", "min": {"cpu": "2"}, "max": {"cpu": "4"}, "maxLimitRequestRatio": {"cpu": "3", "memory": "500m"}}]}}),
+                vec![
+                    "spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"3\": ratio 3 is greater than max/min = 2.000000",
+                    "spec.limits[0].maxLimitRequestRatio[memory]: Invalid value: \"500m\": ratio 500m is less than 1",
+                ],
+            ),
+            (
+                &strategies::SECRET,
+                json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "aQ=="}}),
+                vec![
+                    "data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": invalid character 'i' looking for beginning of value",
+                ],
+            ),
+            (
                 &strategies::RESOURCE_QUOTA,
                 json!({"spec": {"hard": {"pods": "-1", "nothing": "1", "count/x.y": "2"}, "scopes": ["Terminating", "NotTerminating"]}}),
                 vec![
                     "spec.hard[nothing]: Invalid value: \"nothing\": must be a standard resource type or fully qualified",
+                    "spec.hard[nothing]: Invalid value: \"nothing\": must be a standard resource for quota",
                     "spec.hard[pods]: Invalid value: \"-1\": must be greater than or equal to 0",
                     "spec.scopes: Invalid value: [\"Terminating\",\"NotTerminating\"]: conflicting scopes",
                 ],

@@ -131,7 +131,7 @@ fn ephemeral(spec: &Value, path: &Path, volumes: &Volumes<'_>, errors: &mut Erro
             errors.push(Error::not_found(&path.child("targetContainerName"), target));
         }
         for (field, value) in container.as_object().into_iter().flatten() {
-            let empty = tree::same(Some(value), None);
+            let empty = tree::is_empty(value);
             if !empty && !EPHEMERAL_FIELDS.contains(&field.as_str()) {
                 errors.push(Error::forbidden(&path.child(field), WHY));
             }
@@ -431,7 +431,7 @@ fn mounts(container: &Value, path: &Path, volumes: &Volumes<'_>, errors: &mut Er
         checks::run_at(
             &[(
                 "mountPropagation",
-                Rule::OneOf(&["Bidirectional", "HostToContainer", "None"]),
+                Rule::GivenOneOf(&["Bidirectional", "HostToContainer", "None"]),
             )],
             mount,
             path,
@@ -555,7 +555,7 @@ fn resize_policy(spec: &Value, container: &Value, path: &Path, errors: &mut Erro
 }
 
 const RESTART: &[Check] = &[
-    ("restartPolicy", Rule::OneOf(&["Always", "Never", "OnFailure"])),
+    ("restartPolicy", Rule::GivenOneOf(&["Always", "Never", "OnFailure"])),
     ("restartPolicyRules[].action", Rule::RequiredOneOf(&["Restart"])),
     ("restartPolicyRules[].exitCodes", Rule::Required("must be specified")),
     (
@@ -566,7 +566,7 @@ const RESTART: &[Check] = &[
 
 fn restart_rules(container: &Value, path: &Path, errors: &mut Errors) {
     let rules = tree::items(container, "restartPolicyRules");
-    if !rules.is_empty() && tree::text(container, "restartPolicy").is_empty() {
+    if !rules.is_empty() && tree::get(container, "restartPolicy").is_none() {
         errors.push(Error::required(
             &path.child("restartPolicy"),
             "must specify restartPolicy when restart rules are used",

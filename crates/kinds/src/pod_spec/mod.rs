@@ -10,6 +10,7 @@ mod security;
 pub(crate) mod validate;
 mod volumes;
 pub(crate) mod warnings;
+mod windows;
 
 pub(crate) use containers::image_spaces;
 pub(crate) use defaults::default;

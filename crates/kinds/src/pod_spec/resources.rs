@@ -53,7 +53,7 @@ fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
-fn is_native(name: &str) -> bool {
+pub(crate) fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
@@ -66,7 +66,7 @@ fn is_integer(name: &str) -> bool {
 }
 
 /// Whether more of it may be promised than there is.
-fn may_overcommit(name: &str) -> bool {
+pub(crate) fn may_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
 }
 
@@ -84,6 +84,16 @@ pub(crate) fn any_name(name: &str, path: &Path, errors: &mut Errors) {
             name,
             "must be a standard resource type or fully qualified",
         ));
+    }
+}
+
+/// A resource a quota may speak of.
+pub(crate) fn quota_name(name: &str, path: &Path, errors: &mut Errors) {
+    any_name(name, path, errors);
+    let known = STANDARD.contains(&name) && name != "storage";
+    let huge_page = is_huge_page(name) || name.starts_with("requests.hugepages-");
+    if !name.contains('/') && !known && !huge_page {
+        errors.push(Error::invalid(path, name, "must be a standard resource for quota"));
     }
 }
 
@@ -133,6 +143,21 @@ pub(crate) fn amount(name: &str, value: &Value, path: &Path, errors: &mut Errors
     }
 }
 
+/// Huge pages come whole: an amount is a multiple of the size in its name.
+fn whole_pages(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
+    let (Some(size), Ok(amount)) = (name.strip_prefix("hugepages-"), Quantity::from_value(value)) else {
+        return;
+    };
+    let size = size.parse::<Quantity>().map_or(0, |size| match size.milli_value() {
+        milli if milli > 0 && milli % 1000 == 0 => size.value(),
+        _ => 0,
+    });
+    if size == 0 || amount.value() % size != 0 {
+        let why = format!("{amount} is not positive integer multiple of {name}");
+        errors.push(Error::invalid(path, amount.to_string(), why));
+    }
+}
+
 /// Names and amounts of a list.
 pub(crate) fn list(list: &Map<String, Value>, path: &Path, name_check: NameCheck, errors: &mut Errors) {
     for (name, value) in list {
@@ -154,8 +179,11 @@ fn requirements_at(requirements: &Value, name_check: NameCheck, path: &Path, err
     let (requests_path, limits_path) = (path.child("requests"), path.child("limits"));
     let limits = tree::map(requirements, "limits");
     let requests = tree::map(requirements, "requests");
-    if let Some(limits) = limits {
-        list(limits, &limits_path, name_check, errors);
+    for (name, value) in limits.into_iter().flatten() {
+        let at = limits_path.key(name);
+        name_check(name, &at, errors);
+        amount(name, value, &at, errors);
+        whole_pages(name, value, &at, errors);
     }
     for (name, value) in requests.into_iter().flatten() {
         let at = requests_path.key(name);
@@ -184,6 +212,7 @@ fn requirements_at(requirements: &Value, name_check: NameCheck, path: &Path, err
             )),
             None => {}
         }
+        whole_pages(name, value, &at, errors);
     }
     let names: BTreeSet<_> = [requests, limits]
         .into_iter()

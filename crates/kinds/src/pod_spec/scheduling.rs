@@ -1,7 +1,5 @@
 //! Validation of what a Pod wants of its node: affinity, tolerations, spreading.
 
-use std::collections::BTreeSet;
-
 use sampan_api::names as api;
 use serde_json::Value;
 
@@ -129,7 +127,7 @@ fn node_selector_term(term: &Value, strict: bool, path: &Path, errors: &mut Erro
         let key = tree::text(requirement, "key");
         if key == "metadata.name" {
             checks::run_at(
-                &[("values[]", Rule::Named(names::whole_subdomain))],
+                &[("values[]", Rule::GivenNamed(names::whole_subdomain))],
                 requirement,
                 &path,
                 None,
@@ -191,7 +189,6 @@ fn label_keys(owner: &Value, path: &Path, errors: &mut Errors) {
 
 pub(super) fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
     let constraints = tree::items(spec, "topologySpreadConstraints");
-    let mut seen = BTreeSet::new();
     for (index, constraint) in constraints.iter().enumerate() {
         let path = path.index(index);
         let skew = tree::int(constraint, "maxSkew");
@@ -213,7 +210,9 @@ pub(super) fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
         if !ACTIONS.contains(&action) {
             errors.push(Error::not_supported(&path.child("whenUnsatisfiable"), action, &ACTIONS));
         }
-        if !seen.insert((key, action)) {
+        let same =
+            |other: &Value| tree::text(other, "topologyKey") == key && tree::text(other, "whenUnsatisfiable") == action;
+        if constraints.iter().skip(index + 1).any(same) {
             errors.push(Error::duplicate(
                 &path.child("{topologyKey, whenUnsatisfiable}"),
                 format!("{{{key}, {action}}}"),
@@ -231,8 +230,8 @@ pub(super) fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
         }
         checks::run_at(
             &[
-                ("nodeAffinityPolicy", Rule::OneOf(&["Honor", "Ignore"])),
-                ("nodeTaintsPolicy", Rule::OneOf(&["Honor", "Ignore"])),
+                ("nodeAffinityPolicy", Rule::GivenOneOf(&["Honor", "Ignore"])),
+                ("nodeTaintsPolicy", Rule::GivenOneOf(&["Honor", "Ignore"])),
             ],
             constraint,
             &path,

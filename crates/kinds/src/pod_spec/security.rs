@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::CONTAINER_LISTS;
 use super::validate::{Error, Errors, Path};
+use super::{CONTAINER_LISTS, windows};
 use crate::checks::{self, Check, Rule};
+use crate::internal;
 use crate::names;
 use crate::tree;
 
@@ -15,18 +16,20 @@ const POD: &[Check] = &[
     ("runAsUser", Rule::UnixId),
     ("runAsGroup", Rule::UnixId),
     ("supplementalGroups[]", Rule::UnixId),
-    ("fsGroupChangePolicy", Rule::OneOf(&["Always", "OnRootMismatch"])),
-    ("supplementalGroupsPolicy", Rule::OneOf(&["Merge", "Strict"])),
-    ("seLinuxChangePolicy", Rule::OneOf(&["MountOption", "Recursive"])),
+];
+
+const FILES: &[Check] = &[("fsGroupChangePolicy", Rule::GivenOneOf(&["Always", "OnRootMismatch"]))];
+
+const GROUPS: &[Check] = &[
+    ("supplementalGroupsPolicy", Rule::GivenOneOf(&["Merge", "Strict"])),
+    ("seLinuxChangePolicy", Rule::GivenOneOf(&["MountOption", "Recursive"])),
 ];
 
 pub(super) fn pod(spec: &Value, path: &Path, errors: &mut Errors) {
     let at = path.child("securityContext");
-    if let Some(context) = tree::get(spec, "securityContext") {
-        checks::run_at(POD, context, &at, None, errors);
-        sysctls(spec, context, &at.child("sysctls"), errors);
-        profiles(context, &at, errors);
-    }
+    let nothing = Value::Null;
+    let context = tree::get(spec, "securityContext").unwrap_or(&nothing);
+    checks::run_at(POD, context, &at, None, errors);
     if tree::flag(spec, "shareProcessNamespace") && tree::flag(spec, "hostPID") {
         errors.push(Error::invalid(
             &at.child("shareProcessNamespace"),
@@ -34,6 +37,16 @@ pub(super) fn pod(spec: &Value, path: &Path, errors: &mut Errors) {
             "ShareProcessNamespace and HostPID cannot both be enabled",
         ));
     }
+    sysctls(spec, context, &at.child("sysctls"), errors);
+    checks::run_at(FILES, context, &at, None, errors);
+    seccomp(context, &at, errors);
+    windows::options(context, &at, errors);
+    app_armor(context, &at, errors);
+    checks::run_at(GROUPS, context, &at, None, errors);
+}
+
+/// With users of its own a Pod cannot have the host's namespaces.
+pub(super) fn own_users(spec: &Value, path: &Path, errors: &mut Errors) {
     if has_own_users(spec) {
         host_namespaces(spec, path, errors);
     }
@@ -118,53 +131,72 @@ fn is_sysctl_name(name: &str) -> bool {
         })
 }
 
-/// Seccomp and AppArmor: the profile's kind, and its name where the kind wants one.
-fn profiles(context: &Value, path: &Path, errors: &mut Errors) {
-    for (field, called) in [("seccompProfile", "seccomp"), ("appArmorProfile", "AppArmor")] {
-        let Some(profile) = tree::get(context, field) else {
-            continue;
-        };
-        let path = path.child(field);
-        let local = tree::get(profile, "localhostProfile").and_then(Value::as_str);
-        let at = path.child("localhostProfile");
-        const KINDS: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
-        match (tree::text(profile, "type"), local) {
-            ("", _) => errors.push(Error::required(
-                &path.child("type"),
-                format!("type is required when {field} is set"),
-            )),
-            ("Localhost", None) => errors.push(Error::required(
-                &at,
-                format!("must be set when {called} type is Localhost"),
-            )),
-            ("Localhost", Some(name)) if field == "seccompProfile" => {
-                checks::named(&at, name, names::descending_path, errors);
-            }
-            ("Localhost", Some(name)) if name.trim() != name => {
+const PROFILES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
+
+fn seccomp(context: &Value, path: &Path, errors: &mut Errors) {
+    let Some(profile) = tree::get(context, "seccompProfile") else {
+        return;
+    };
+    let path = path.child("seccompProfile");
+    let at = path.child("localhostProfile");
+    let kind = tree::text(profile, "type");
+    if kind.is_empty() {
+        errors.push(Error::required(
+            &path.child("type"),
+            "type is required when seccompProfile is set",
+        ));
+    } else if !PROFILES.contains(&kind) {
+        errors.push(Error::not_supported(&path.child("type"), kind, &PROFILES));
+    }
+    match (kind, tree::get(profile, "localhostProfile").and_then(Value::as_str)) {
+        ("Localhost", None) => errors.push(Error::required(&at, "must be set when seccomp type is Localhost")),
+        ("Localhost", Some(name)) => checks::named(&at, name, names::descending_path, errors),
+        (_, Some(_)) => {
+            let shown = internal::object(internal::PROFILE, Some(profile));
+            let why = "can only be set when seccomp type is Localhost";
+            errors.push(Error::invalid(&at, Value::Null, why).showing(shown));
+        }
+        (_, None) => {}
+    }
+}
+
+fn app_armor(context: &Value, path: &Path, errors: &mut Errors) {
+    const LONGEST: usize = 4095;
+    let Some(profile) = tree::get(context, "appArmorProfile") else {
+        return;
+    };
+    let path = path.child("appArmorProfile");
+    let at = path.child("localhostProfile");
+    let local = tree::get(profile, "localhostProfile").and_then(Value::as_str);
+    match (tree::text(profile, "type"), local) {
+        ("", _) => errors.push(Error::required(
+            &path.child("type"),
+            "type is required when appArmorProfile is set",
+        )),
+        ("Localhost", name) => {
+            let name = name.unwrap_or_default();
+            if name.trim() != name {
                 errors.push(Error::invalid(&at, name, "must not be padded with whitespace"));
+            } else if name.is_empty() {
+                errors.push(Error::required(&at, "must be set when AppArmor type is Localhost"));
             }
-            ("Localhost", Some("")) => errors.push(Error::required(
-                &at,
-                format!("must be set when {called} type is Localhost"),
-            )),
-            ("Localhost", Some(_)) => {}
-            (kind, local) => {
-                if !KINDS.contains(&kind) {
-                    errors.push(Error::not_supported(&path.child("type"), kind, &KINDS));
-                }
-                if let Some(name) = local {
-                    let why = format!("can only be set when {called} type is Localhost");
-                    errors.push(Error::invalid(&at, name, why));
-                }
+            if name.len() > LONGEST {
+                errors.push(Error::too_long(&at, LONGEST));
             }
         }
+        ("RuntimeDefault" | "Unconfined", Some(name)) => {
+            let why = "can only be set when AppArmor type is Localhost";
+            errors.push(Error::invalid(&at, name, why));
+        }
+        ("RuntimeDefault" | "Unconfined", None) => {}
+        (kind, _) => errors.push(Error::not_supported(&path.child("type"), kind, &PROFILES)),
     }
 }
 
 const CONTAINER: &[Check] = &[
     ("runAsUser", Rule::UnixId),
     ("runAsGroup", Rule::UnixId),
-    ("procMount", Rule::OneOf(&["Default", "Unmasked"])),
+    ("procMount", Rule::GivenOneOf(&["Default", "Unmasked"])),
 ];
 
 pub(super) fn container(spec: &Value, container: &Value, path: &Path, errors: &mut Errors) {
@@ -179,24 +211,21 @@ pub(super) fn container(spec: &Value, container: &Value, path: &Path, errors: &m
             "`hostUsers` must be false to use `Unmasked`",
         ));
     }
-    profiles(context, path, errors);
+    seccomp(context, path, errors);
+    let shown = || internal::object(internal::SECURITY_CONTEXT, Some(context));
     let no_escalation = tree::get(context, "allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false);
     if no_escalation && tree::flag(context, "privileged") {
-        errors.push(Error::invalid(
-            path,
-            context.clone(),
-            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
-        ));
+        let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+        errors.push(Error::invalid(path, Value::Null, why).showing(shown()));
     }
     if no_escalation
         && tree::items(context, "capabilities.add")
             .iter()
             .any(|cap| cap == "CAP_SYS_ADMIN")
     {
-        errors.push(Error::invalid(
-            path,
-            context.clone(),
-            "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
-        ));
+        let why = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
+        errors.push(Error::invalid(path, Value::Null, why).showing(shown()));
     }
+    windows::options(context, path, errors);
+    app_armor(context, path, errors);
 }

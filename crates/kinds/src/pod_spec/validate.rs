@@ -3,7 +3,7 @@
 use sampan_api::{field, names as api, selector::validate_label_selector};
 use serde_json::Value;
 
-use super::{containers, resources, scheduling, security, volumes};
+use super::{containers, resources, scheduling, security, volumes, windows};
 use crate::checks::{self, Check, Rule};
 use crate::names;
 use crate::tree;
@@ -25,25 +25,46 @@ pub(crate) const TEMPLATE: Owner<'static> = Owner {
     name: "",
 };
 
-const RULES: &[Check] = &[
+const POLICIES: &[Check] = &[
     ("restartPolicy", Rule::RequiredOneOf(&["Always", "OnFailure", "Never"])),
     (
         "dnsPolicy",
         Rule::RequiredOneOf(&["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]),
     ),
-    ("readinessGates[].conditionType", Rule::Named(api::qualified_name)),
+];
+
+const READINESS: &[Check] = &[("readinessGates[].conditionType", Rule::AlwaysNamed(api::qualified_name))];
+
+const PLACE: &[Check] = &[
     ("serviceAccountName", Rule::Named(names::whole_subdomain)),
     ("nodeName", Rule::Named(names::whole_subdomain)),
     ("activeDeadlineSeconds", Rule::Between(1, i32::MAX as i64)),
     ("hostname", Rule::Named(api::dns1123_label)),
     ("subdomain", Rule::Named(api::dns1123_label)),
-    ("hostAliases[].ip", Rule::Named(names::ip)),
-    ("hostAliases[].hostnames[]", Rule::Named(api::dns1123_subdomain)),
-    ("priorityClassName", Rule::Named(names::whole_subdomain)),
-    ("runtimeClassName", Rule::Named(names::whole_subdomain)),
-    ("preemptionPolicy", Rule::OneOf(&["PreemptLowerPriority", "Never"])),
-    ("os.name", Rule::RequiredOneOf(&["linux", "windows"])),
 ];
+
+const CLASSES: &[Check] = &[
+    ("priorityClassName", Rule::Named(names::whole_subdomain)),
+    ("runtimeClassName", Rule::GivenNamed(names::whole_subdomain)),
+];
+
+fn host_aliases(spec: &Value, path: &Path, errors: &mut Errors) {
+    for (index, alias) in tree::items(spec, "hostAliases").iter().enumerate() {
+        const ALIAS: &[Check] = &[
+            ("ip", Rule::AlwaysNamed(names::ip)),
+            ("hostnames[]", Rule::GivenNamed(api::dns1123_subdomain)),
+        ];
+        checks::run_at(ALIAS, alias, &path.index(index), None, errors);
+    }
+}
+
+fn preemption(spec: &Value, path: &Path, errors: &mut Errors) {
+    match tree::get(spec, "preemptionPolicy").and_then(Value::as_str) {
+        None | Some("PreemptLowerPriority" | "Never") => {}
+        Some("") => errors.push(Error::required(path, "")),
+        Some(other) => errors.push(Error::not_supported(path, other, &["PreemptLowerPriority", "Never"])),
+    }
+}
 
 /// Everything wrong with a PodSpec.
 pub(crate) fn spec(spec: &Value, path: &Path, owner: Owner<'_>, errors: &mut Errors) {
@@ -55,20 +76,28 @@ pub(crate) fn spec(spec: &Value, path: &Path, owner: Owner<'_>, errors: &mut Err
     containers::validate(spec, path, &volumes, errors);
     resources::pod_level(spec, path, errors);
     host_network(spec, path, owner, errors);
-    checks::run_at(RULES, spec, path, None, errors);
+    checks::run_at(POLICIES, spec, path, None, errors);
     if let Some(selector) = tree::get(spec, "nodeSelector") {
         errors.extend(api::validate_labels(selector, &path.child("nodeSelector")));
     }
     security::pod(spec, path, errors);
     scheduling::affinity(spec, &path.child("affinity"), errors);
     dns_config(spec, &path.child("dnsConfig"), errors);
+    checks::run_at(READINESS, spec, path, None, errors);
     scheduling_gates(spec, &path.child("schedulingGates"), errors);
     scheduling::topology_spread(spec, &path.child("topologySpreadConstraints"), errors);
+    windows::host_processes(spec, path, errors);
+    security::own_users(spec, path, errors);
     hostname_override(spec, path, errors);
+    checks::run_at(PLACE, spec, path, None, errors);
     scheduling::tolerations(tree::items(spec, "tolerations"), &path.child("tolerations"), errors);
+    host_aliases(spec, &path.child("hostAliases"), errors);
+    checks::run_at(CLASSES, spec, path, None, errors);
+    preemption(spec, &path.child("preemptionPolicy"), errors);
     if let Some(overhead) = tree::map(spec, "overhead") {
         resources::list(overhead, &path.child("overhead"), resources::container_name, errors);
     }
+    windows::system(spec, path, errors);
 }
 
 /// Everything wrong with a pod template, its metadata included.
@@ -193,7 +222,13 @@ fn dns_config(spec: &Value, path: &Path, errors: &mut Errors) {
             "must not have more than 3 nameservers",
         ));
     }
-    checks::run_at(&[("nameservers[]", Rule::Named(names::ip))], config, path, None, errors);
+    checks::run_at(
+        &[("nameservers[]", Rule::GivenNamed(names::ip))],
+        config,
+        path,
+        None,
+        errors,
+    );
     let searches = tree::items(config, "searches");
     if searches.len() > 32 {
         errors.push(Error::invalid(

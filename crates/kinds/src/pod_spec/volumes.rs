@@ -55,6 +55,7 @@ pub(super) fn validate<'a>(spec: &'a Value, path: &Path, owner: Owner<'_>, error
 
 fn source(volume: &Value, path: &Path, owner: Owner<'_>, errors: &mut Errors) {
     let place = Place::Pod(tree::text(volume, "name"));
+    let volume_path = path;
     let Some((kind, source, path)) = volume_sources::check(volume, path, place, errors) else {
         return;
     };
@@ -66,7 +67,7 @@ fn source(volume: &Value, path: &Path, owner: Owner<'_>, errors: &mut Errors) {
             }
         }
         "projected" => projected(source, &path, errors),
-        "ephemeral" => claim_template(volume, source, &path, owner, errors),
+        "ephemeral" => claim_template(volume, source, (volume_path, &path), owner, errors),
         "image" if owner.is_pod && tree::text(source, "reference").is_empty() => {
             errors.push(Error::required(&path.child("reference"), ""));
         }
@@ -86,17 +87,41 @@ fn size_limit(source: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// The claim an ephemeral volume makes, and the name it will have.
-fn claim_template(volume: &Value, source: &Value, path: &Path, owner: Owner<'_>, errors: &mut Errors) {
-    if let Some(spec) = tree::get(source, "volumeClaimTemplate.spec") {
-        let path = path.child("volumeClaimTemplate").child("spec");
-        crate::core::volume::claim_spec(spec, &path, errors);
+fn claim_template(
+    volume: &Value,
+    source: &Value,
+    (volume_path, path): (&Path, &Path),
+    owner: Owner<'_>,
+    errors: &mut Errors,
+) {
+    if let Some(template) = tree::get(source, "volumeClaimTemplate") {
+        let path = path.child("volumeClaimTemplate");
+        template_metadata(template, &path.child("metadata"), errors);
+        let spec = tree::get(template, "spec").unwrap_or(&Value::Null);
+        crate::core::volume::claim_spec(spec, &path.child("spec"), errors);
     }
     let name = tree::text(volume, "name");
     if !owner.name.is_empty() && !name.is_empty() {
         let claim = format!("{}-{name}", owner.name);
         for message in names::whole_subdomain(&claim) {
             let why = format!("PVC name \"{claim}\": {message}");
-            errors.push(Error::invalid(&path.child("name"), name, why));
+            errors.push(Error::invalid(&volume_path.child("name"), name, why));
+        }
+    }
+}
+
+/// A template has labels and annotations, and nothing else in its metadata.
+fn template_metadata(template: &Value, path: &Path, errors: &mut Errors) {
+    let metadata = tree::get(template, "metadata").unwrap_or(&Value::Null);
+    if let Some(annotations) = tree::get(metadata, "annotations") {
+        errors.extend(api::validate_annotations(annotations, &path.child("annotations")));
+    }
+    if let Some(labels) = tree::get(metadata, "labels") {
+        errors.extend(api::validate_labels(labels, &path.child("labels")));
+    }
+    for (field, _) in metadata.as_object().into_iter().flatten() {
+        if !matches!(field.as_str(), "annotations" | "labels") {
+            errors.push(Error::forbidden(&path.child(field), "cannot be set"));
         }
     }
 }

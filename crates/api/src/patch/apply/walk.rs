@@ -313,6 +313,19 @@ fn validate_at(node: Node<'_>, value: &Value, path: &mut Path, faults: &mut Vec<
     }
 }
 
+/// Whether some item of a list that is a map by key has no key: then nobody can own what is in that list.
+pub fn has_unkeyed(node: Node<'_>, value: &Value) -> bool {
+    match (node.view(value), value) {
+        (View::Items(list), Value::Array(items)) => items
+            .iter()
+            .any(|item| element_of(list, item).is_err() || has_unkeyed(Node::typed(&list.items), item)),
+        (View::Fields(fields), Value::Object(map)) => map
+            .iter()
+            .any(|(key, item)| fields.child(key).is_some_and(|child| has_unkeyed(child, item))),
+        _ => false,
+    }
+}
+
 /// The fields a tree states.
 pub fn fields_of(node: Node<'_>, value: &Value) -> FieldSet {
     let mut set = FieldSet::default();

@@ -7,8 +7,11 @@ use crate::pod_spec::quantities;
 use crate::tree;
 
 pub(super) fn default(pod: &mut Object) {
-    mirror_addresses(pod, "status.podIP", "status.podIPs");
-    mirror_addresses(pod, "status.hostIP", "status.hostIPs");
+    mirror_addresses(pod);
+    let host = tree::text(pod, "status.hostIP").to_owned();
+    if !host.is_empty() && tree::items(pod, "status.hostIPs").is_empty() {
+        tree::set(pod, "status.hostIPs", vec![Value::from_iter([("ip", host)])]);
+    }
     let Some(spec) = pod.get_mut("spec").filter(|spec| spec.is_object()) else {
         return;
     };
@@ -78,7 +81,8 @@ fn default_pod_resources(spec: &mut Value) {
 }
 
 /// The singular field and the first of the plural ones say the same; the singular wins, for old node agents.
-fn mirror_addresses(pod: &mut Object, one: &str, all: &str) {
+fn mirror_addresses(pod: &mut Object) {
+    let (one, all) = ("status.podIP", "status.podIPs");
     let single = tree::text(pod, one).to_owned();
     let first = tree::items(pod, all).first().map(|ip| tree::text(ip, "ip").to_owned());
     match first {

@@ -9,7 +9,7 @@ mod validate;
 use super::text_field;
 use crate::defaults::Fill;
 use crate::rules::{RULES as PLAIN, Rules};
-use crate::spec::{Part, SelectableField};
+use crate::spec::{MetadataCheck, Part, SelectableField};
 use crate::tree;
 use crate::warnings;
 
@@ -24,6 +24,7 @@ pub(crate) static RULES: Rules = Rules {
         (part == Part::View("status")).then_some(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"])
     },
     grace: change::grace,
+    metadata: &[MetadataCheck::Change, MetadataCheck::Whole],
     validate_create: validate::create,
     validate_update: validate::update,
     warnings: warnings::pod,

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::qos::qos_class;
 use crate::checks::{self, Rule};
+use crate::internal;
 use crate::names;
 use crate::pod_spec::{image_spaces, scheduling, validate};
 use crate::spec::Part;
@@ -120,6 +121,13 @@ fn spec_update(new: &Object, old: &Object, errors: &mut Errors) {
             ));
             return;
         }
+        for (index, container) in tree::items(new, &path).iter().enumerate() {
+            let at = spec_path().child(list).index(index);
+            if tree::text(container, "image").is_empty() {
+                errors.push(Error::required(&at.child("image"), ""));
+            }
+            image_spaces(container, &at, errors);
+        }
     }
     if !deadline_update(new, old, errors) {
         return;
@@ -233,7 +241,7 @@ fn gated_update(munged: &mut Value, old: &Value, errors: &mut Errors) {
                 errors.push(Error::invalid(
                     &path,
                     tree::get(munged, "nodeSelector").cloned().unwrap_or_default(),
-                    "only additions are allowed (no mutations or deletions)",
+                    "only additions to spec.nodeSelector are allowed (no mutations or deletions)",
                 ));
                 break;
             }
@@ -245,20 +253,16 @@ fn gated_update(munged: &mut Value, old: &Value, errors: &mut Errors) {
         let (was, now) = (tree::items(old, TERMS), tree::items(munged, TERMS));
         let path = TERMS.split('.').fold(spec_path(), |path, name| path.child(name));
         if !was.is_empty() && was.len() != now.len() {
-            errors.push(Error::invalid(
-                &path,
-                now.to_vec(),
-                "no additions/deletions to non-empty NodeSelectorTerms list are allowed",
-            ));
+            let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+            let shown = internal::list(internal::NODE_SELECTOR_TERM, now);
+            errors.push(Error::invalid(&path, Value::Null, why).showing(shown));
         } else {
             for (index, (was, now)) in was.iter().zip(now).enumerate() {
                 let grew = |list: &str| tree::items(now, list).starts_with(tree::items(was, list));
                 if !grew("matchExpressions") || !grew("matchFields") {
-                    errors.push(Error::invalid(
-                        &path.index(index),
-                        now.clone(),
-                        "only additions are allowed (no mutations or deletions)",
-                    ));
+                    let why = "only additions are allowed (no mutations or deletions)";
+                    let shown = internal::object(internal::NODE_SELECTOR_TERM, Some(now));
+                    errors.push(Error::invalid(&path.index(index), Value::Null, why).showing(shown));
                 }
             }
         }
@@ -273,6 +277,7 @@ fn gated_update(munged: &mut Value, old: &Value, errors: &mut Errors) {
 /// Containers that ended for good do not come back, and a Pod's class never changes.
 fn status_update(new: &Object, old: &Object, errors: &mut Errors) {
     let path = Path::new("status");
+    conditions(new, &path.child("conditions"), errors);
     let nominated = tree::text(new, "status.nominatedNodeName");
     if nominated != tree::text(old, "status.nominatedNodeName") && !nominated.is_empty() {
         let at = path.child("nominatedNodeName");
@@ -286,8 +291,35 @@ fn status_update(new: &Object, old: &Object, errors: &mut Errors) {
     }
     checks::immutable(new, old, &Path::default(), "status.qosClass", errors);
     container_transitions(new, old, &path, errors);
-    addresses(new, &path.child("podIPs"), "status.podIPs", errors);
-    addresses(new, &path.child("hostIPs"), "status.hostIPs", errors);
+    addresses((new, old), &path.child("podIPs"), "status.podIPs", errors);
+    let at = path.child("hostIPs");
+    if let Some(first) = tree::items(new, "status.hostIPs").first()
+        && tree::text(first, "ip") != tree::text(new, "status.hostIP")
+    {
+        let at = at.index(0).child("ip");
+        errors.push(Error::invalid(
+            &at,
+            tree::text(first, "ip"),
+            "must be equal to `hostIP`",
+        ));
+    }
+    addresses((new, old), &at, "status.hostIPs", errors);
+}
+
+/// Names of conditions other than the system's own are qualified names.
+fn conditions(pod: &Object, path: &Path, errors: &mut Errors) {
+    for (index, condition) in tree::items(pod, "status.conditions").iter().enumerate() {
+        let at = path.index(index);
+        let generation = tree::int(condition, "observedGeneration");
+        if generation < 0 {
+            let why = "must be a non-negative integer";
+            errors.push(Error::invalid(&at.child("observedGeneration"), generation, why));
+        }
+        let kind = tree::text(condition, "type");
+        if !matches!(kind, "PodScheduled" | "Ready" | "Initialized") {
+            checks::named(&at.child("Type"), kind, sampan_api::names::qualified_name, errors);
+        }
+    }
 }
 
 fn container_transitions(new: &Object, old: &Object, path: &Path, errors: &mut Errors) {
@@ -337,19 +369,17 @@ fn may_restart(pod: &Object, container: Option<&Value>, list: &str, code: i64) -
     }
 }
 
-/// At most one address of each family.
-fn addresses(pod: &Object, path: &Path, list: &str, errors: &mut Errors) {
+/// At most one address of each family; those that were there before may stay.
+fn addresses((pod, old): (&Object, &Object), path: &Path, list: &str, errors: &mut Errors) {
     let all = tree::items(pod, list);
-    for (index, one) in all.iter().enumerate() {
+    let known = tree::items(old, list);
+    for (index, one) in all.iter().enumerate().filter(|(_, one)| !known.contains(one)) {
         checks::named(&path.index(index), tree::text(one, "ip"), names::ip, errors);
     }
     let sixes = all.iter().filter(|one| tree::text(one, "ip").contains(':')).count();
     if all.len() > 1 && (all.len() > 2 || sixes != 1) {
-        errors.push(Error::invalid(
-            path,
-            all.to_vec(),
-            "may specify no more than one IP for each IP family",
-        ));
+        let why = "may specify no more than one IP for each IP family";
+        errors.push(Error::invalid(path, Value::Null, why).showing(internal::list(internal::IP, all)));
     }
 }
 
@@ -593,7 +623,7 @@ mod tests {
                     json!({"privileged": true, "allowPrivilegeEscalation": false}),
                 )],
                 vec![
-                    "spec.containers[0].securityContext: Invalid value: {\"allowPrivilegeEscalation\":false,\"privileged\":true}: cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+                    "spec.containers[0].securityContext: Invalid value: {\"Capabilities\":null,\"Privileged\":true,\"SELinuxOptions\":null,\"WindowsOptions\":null,\"RunAsUser\":null,\"RunAsGroup\":null,\"RunAsNonRoot\":null,\"ReadOnlyRootFilesystem\":null,\"AllowPrivilegeEscalation\":false,\"ProcMount\":null,\"SeccompProfile\":null,\"AppArmorProfile\":null}: cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
                 ],
             ),
             (

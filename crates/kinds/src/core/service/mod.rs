@@ -1,14 +1,16 @@
 //! Services: what is allocated for them and what follows from what.
 //!
-//! Addresses and node ports are the engine's to allocate: between `prepare_*` and validation it asks
-//! [`needs_cluster_ip`], [`needs_node_port`] and [`needs_health_check_node_port`], writes what it allocated with
-//! [`set_cluster_ips`] (and `spec.ports[].nodePort`, `spec.healthCheckNodePort`), and releases what an old object had
-//! and the new one has no more.
+//! Addresses and node ports are the engine's to allocate: between `prepare_*` and validation it has the families settled
+//! ([`settle_families`]), asks [`needs_cluster_ip`], [`needs_node_port`] and [`needs_health_check_node_port`], writes
+//! what it allocated, and releases what an old object had and the new one has no more.
 
 mod change;
+mod families;
 pub(crate) mod print;
 mod validate;
 mod warnings;
+
+pub use families::settle_families;
 
 use sampan_api::Object;
 use serde_json::{Value, json};
@@ -108,25 +110,6 @@ pub fn needs_health_check_node_port(service: &Object) -> bool {
 /// Whether it is headless: an address is neither wanted nor there.
 pub fn is_headless(service: &Object) -> bool {
     tree::text(service, "spec.clusterIP") == "None"
-}
-
-/// Writes the cluster addresses (or `None`), with the families and policy that go with them.
-pub fn set_cluster_ips(service: &mut Object, addresses: &[&str], families: &[&str]) {
-    if let Some(first) = addresses.first() {
-        tree::set(service, "spec.clusterIP", *first);
-        tree::set(service, "spec.clusterIPs", addresses);
-    }
-    if tree::items(service, "spec.ipFamilies").is_empty() && !families.is_empty() {
-        tree::set(service, "spec.ipFamilies", families);
-    }
-    if tree::text(service, "spec.ipFamilyPolicy").is_empty() {
-        let policy = if families.len() > 1 {
-            "RequireDualStack"
-        } else {
-            "SingleStack"
-        };
-        tree::set(service, "spec.ipFamilyPolicy", policy);
-    }
 }
 
 /// Whether the service answers outside the cluster.

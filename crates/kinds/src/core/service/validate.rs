@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{is_externally_accessible, needs_health_check_node_port};
 use crate::checks::{self, Check, Rule};
 use crate::core::validate::endpoint_ip;
+use crate::internal;
 use crate::names;
 use crate::spec::Part;
 use crate::tree;
@@ -68,7 +69,7 @@ pub(super) fn service(service: &Object, errors: &mut Errors) {
     }
     session_affinity(spec, &path.child("sessionAffinityConfig"), errors);
     if kind(service) != "ExternalName" {
-        addresses(service, &path, errors);
+        addresses(service, &[], &path, errors);
     }
     for (index, ip) in tree::items(spec, "externalIPs").iter().enumerate() {
         endpoint_ip(
@@ -154,7 +155,8 @@ fn session_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// The single and the listed addresses agree, are addresses, and are of the families asked for.
-fn addresses(service: &Object, path: &Path, errors: &mut Errors) {
+/// `known`: addresses it had before, which stay good.
+pub(super) fn addresses(service: &Object, known: &[Value], path: &Path, errors: &mut Errors) {
     let single = tree::text(service, "spec.clusterIP");
     let listed = tree::items(service, "spec.clusterIPs");
     let shown = || listed.to_vec();
@@ -194,6 +196,7 @@ fn addresses(service: &Object, path: &Path, errors: &mut Errors) {
     );
     let before = errors.len();
     for (index, ip) in listed.iter().enumerate() {
+        let is_known = known.contains(ip);
         let ip = ip.as_str().unwrap_or_default();
         if index == 0 && ip == "None" {
             if listed.len() > 1 {
@@ -201,16 +204,19 @@ fn addresses(service: &Object, path: &Path, errors: &mut Errors) {
             }
             continue;
         }
-        checks::named(&at.index(index), ip, names::ip, errors);
+        if !is_known {
+            checks::named(&at.index(index), ip, names::ip, errors);
+        }
     }
+    let malformed = errors.len() > before;
     if listed.len() > 2 {
         errors.push(Error::invalid(&at, shown(), "may only hold up to 2 values"));
     }
-    if errors.len() > before {
+    if malformed {
         return;
     }
     let is_six = |ip: &Value| ip.as_str().is_some_and(|ip| ip.contains(':'));
-    if listed.len() > 1 && listed.iter().filter(|ip| is_six(ip)).count() != 1 {
+    if listed.len() > 1 && (listed.iter().all(is_six) || !listed.iter().any(is_six)) {
         errors.push(Error::invalid(
             &at,
             shown(),
@@ -249,19 +255,22 @@ fn port_numbers(service: &Object, path: &Path, errors: &mut Errors) {
             }
         }
         if !inside.insert((protocol, number)) {
-            errors.push(Error::duplicate(&path, json!({"protocol": protocol, "port": number})));
+            let key = json!({"protocol": protocol, "port": number});
+            let shown = internal::object(internal::SERVICE_PORT, Some(&key));
+            errors.push(Error::duplicate(&path, Value::Null).showing(shown));
         }
     }
 }
 
+const ONLY_BALANCED: &str = "may only be used when `type` is 'LoadBalancer'";
+
 fn balancer(service: &Object, path: &Path, errors: &mut Errors) {
-    const ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
     let balanced = kind(service) == "LoadBalancer";
     let ranges = tree::items(service, "spec.loadBalancerSourceRanges");
     if !ranges.is_empty() {
         let path = path.child("LoadBalancerSourceRanges");
         if !balanced {
-            errors.push(Error::forbidden(&path, ONLY));
+            errors.push(Error::forbidden(&path, ONLY_BALANCED));
         }
         for (index, range) in ranges.iter().enumerate() {
             let text = range.as_str().unwrap_or_default().trim();
@@ -270,17 +279,24 @@ fn balancer(service: &Object, path: &Path, errors: &mut Errors) {
     }
     let allocate = tree::get(service, "spec.allocateLoadBalancerNodePorts");
     if allocate.is_some() && !balanced {
-        errors.push(Error::forbidden(&path.child("allocateLoadBalancerNodePorts"), ONLY));
+        errors.push(Error::forbidden(
+            &path.child("allocateLoadBalancerNodePorts"),
+            ONLY_BALANCED,
+        ));
     }
     if allocate.is_none() && balanced {
         errors.push(Error::required(&Path::new("allocateLoadBalancerNodePorts"), ""));
     }
+    balancer_class(service, path, errors);
+}
+
+fn balancer_class(service: &Object, path: &Path, errors: &mut Errors) {
     if let Some(class) = tree::get(service, "spec.loadBalancerClass").and_then(Value::as_str) {
         let path = path.child("loadBalancerClass");
-        if balanced {
+        if kind(service) == "LoadBalancer" {
             checks::named(&path, class, api::qualified_name, errors);
         } else {
-            errors.push(Error::forbidden(&path, ONLY));
+            errors.push(Error::forbidden(&path, ONLY_BALANCED));
         }
     }
 }
@@ -333,24 +349,10 @@ fn main_update(new: &Object, old: &Object, errors: &mut Errors) {
     let external = kind(new) == "ExternalName" || kind(old) == "ExternalName";
     let (headless, was_headless) = (is_headless(new), is_headless(old));
     if !(external || headless && was_headless) {
-        fixed_list(
-            new,
-            old,
-            "clusterIPs",
-            "primary clusterIP can not be unset",
-            "secondary clusterIP",
-            errors,
-        );
+        fixed_addresses(new, old, errors);
     }
     if !external && !headless && !was_headless {
-        fixed_list(
-            new,
-            old,
-            "ipFamilies",
-            "primary ipFamily can not be unset",
-            "secondary ipFamily",
-            errors,
-        );
+        fixed_families(new, old, errors);
     }
     let balanced = kind(new) == "LoadBalancer" && kind(old) == "LoadBalancer";
     if balanced && !tree::same_at(new, old, "spec.loadBalancerClass") {
@@ -360,6 +362,8 @@ fn main_update(new: &Object, old: &Object, errors: &mut Errors) {
             "may not change once set",
         ));
     }
+    // As upstream does, which looks at the class once as a change and once more with everything else.
+    balancer_class(new, &path, errors);
     if needs_health_check_node_port(new)
         && needs_health_check_node_port(old)
         && !tree::same_at(new, old, "spec.healthCheckNodePort")
@@ -368,29 +372,55 @@ fn main_update(new: &Object, old: &Object, errors: &mut Errors) {
     }
 }
 
-fn fixed_list(new: &Object, old: &Object, list: &str, unset: &str, second: &str, errors: &mut Errors) {
-    let dotted = format!("spec.{list}");
-    let (now, was) = (tree::items(new, &dotted), tree::items(old, &dotted));
-    let path = Path::new("spec").child(list);
+const FIXED: &str = "may not change once set";
+
+fn fixed_addresses(new: &Object, old: &Object, errors: &mut Errors) {
+    let path = Path::new("spec").child("clusterIPs");
+    let (now, was) = (tree::items(new, "spec.clusterIPs"), tree::items(old, "spec.clusterIPs"));
     let invalid = |index: usize, why: &str| Error::invalid(&path.index(index), now.to_vec(), why);
     if now.len() == was.len() {
-        for (index, (now, was)) in now.iter().zip(was).enumerate() {
-            if now != was {
-                errors.push(invalid(index, "may not change once set"));
-            }
-        }
+        let changed = now.iter().zip(was).enumerate().filter(|(_, (now, was))| now != was);
+        errors.extend(changed.map(|(index, _)| invalid(index, FIXED)));
         return;
     }
     if now.is_empty() {
-        errors.push(invalid(0, unset));
+        errors.push(invalid(0, "primary clusterIP can not be unset"));
     } else if was.first().is_some_and(|first| now.first() != Some(first)) {
-        errors.push(invalid(0, "may not change once set"));
+        errors.push(invalid(0, FIXED));
     }
-    if now.len() == 1 && was.len() > 1 && tree::text(new, "spec.ipFamilyPolicy") != "SingleStack" {
-        let policy = tree::get(new, "spec.ipFamilyPolicy").cloned().unwrap_or_default();
+    if was.len() > now.len() && now.len() == 1 {
+        still_two(new, "secondary clusterIP", errors);
+    }
+}
+
+/// Errors of the first family show the addresses where the number of families changed, as upstream has it.
+fn fixed_families(new: &Object, old: &Object, errors: &mut Errors) {
+    let path = Path::new("spec").child("ipFamilies").index(0);
+    let (now, was) = (tree::items(new, "spec.ipFamilies"), tree::items(old, "spec.ipFamilies"));
+    let addresses = tree::items(new, "spec.clusterIPs");
+    if now.len() == was.len() {
+        let changed = now.iter().zip(was).filter(|(now, was)| now != was);
+        errors.extend(changed.map(|_| Error::invalid(&path, now.to_vec(), FIXED)));
+        return;
+    }
+    if was.len() > now.len() && addresses.is_empty() {
+        errors.push(Error::invalid(&path, now.to_vec(), "primary ipFamily can not be unset"));
+    }
+    if let (Some(now), Some(was)) = (now.first(), was.first())
+        && now != was
+    {
+        errors.push(Error::invalid(&path, addresses.to_vec(), FIXED));
+    }
+    if was.len() > now.len() && now.len() == 1 {
+        still_two(new, "secondary ipFamily", errors);
+    }
+}
+
+fn still_two(service: &Object, second: &str, errors: &mut Errors) {
+    if tree::text(service, "spec.ipFamilyPolicy") != "SingleStack" {
         errors.push(Error::invalid(
             &Path::new("spec").child("ipFamilyPolicy"),
-            policy,
+            tree::get(service, "spec.ipFamilyPolicy").cloned().unwrap_or_default(),
             format!("must be set to 'SingleStack' when releasing the {second}"),
         ));
     }

@@ -12,7 +12,7 @@ use crate::defaults::Fill;
 use crate::pod_spec::quantities;
 use crate::print::{AGE, NAME, age, cell, cell_or, name, or, text};
 use crate::rules::{RULES as PLAIN, Rules};
-use crate::spec::{Column, Part};
+use crate::spec::{Column, MetadataCheck, Part};
 use crate::tree;
 use crate::warnings;
 
@@ -45,6 +45,7 @@ pub(crate) static RULES: Rules = Rules {
         }
     },
     default: |volume| quantities::canonical_at(volume, &["spec.capacity"]),
+    metadata: &[MetadataCheck::Whole, MetadataCheck::Whole],
     validate: validate::volume,
     validate_update: validate::volume_update,
     warnings: warnings::volume,
@@ -76,7 +77,8 @@ pub(crate) static CLAIM_RULES: Rules = Rules {
             normalize_sources(new, tree::get(old, "spec.dataSource").is_some());
         }
     },
-    validate: validate::claim,
+    metadata: &[MetadataCheck::Change, MetadataCheck::Whole],
+    validate_create: validate::claim,
     validate_update: validate::claim_update,
     warnings: warnings::claim,
     ..PLAIN

@@ -5,6 +5,7 @@ use sampan_api::{Object, names as api, quantity::Quantity};
 use serde_json::Value;
 
 use crate::checks::{self, Check, Rule};
+use crate::internal;
 use crate::pod_spec::{quantities, resources, scheduling, validate::selector};
 use crate::spec::Part;
 use crate::volume_sources::{self, Place};
@@ -45,6 +46,11 @@ const COMMON: &[Check] = &[
 
 /// A claim's spec, of its own or in a template.
 pub(crate) fn claim_spec(spec: &Value, path: &Path, errors: &mut Errors) {
+    checked_claim_spec(spec, path, true, errors);
+}
+
+/// `strict`: groups of data sources have to be possible ones.
+fn checked_claim_spec(spec: &Value, path: &Path, strict: bool, errors: &mut Errors) {
     if tree::items(spec, "accessModes").is_empty() {
         errors.push(Error::required(
             &path.child("accessModes"),
@@ -64,12 +70,18 @@ pub(crate) fn claim_spec(spec: &Value, path: &Path, errors: &mut Errors) {
             }
         }
     }
-    checks::run_at(COMMON, spec, path, None, errors);
+    checks::run_at(&COMMON[..2], spec, path, None, errors);
     for field in ["dataSource", "dataSourceRef"] {
         if let Some(source) = tree::get(spec, field) {
-            data_source(source, &path.child(field), errors);
+            data_source(source, &path.child(field), strict, errors);
         }
     }
+    agreeing_sources(spec, path, errors);
+    checks::run_at(&COMMON[2..], spec, path, None, errors);
+}
+
+/// Two fields for the source of a claim's data do not contradict each other.
+fn agreeing_sources(spec: &Value, path: &Path, errors: &mut Errors) {
     let (source, reference) = (tree::get(spec, "dataSource"), tree::get(spec, "dataSourceRef"));
     if let (Some(source), Some(reference)) = (source, reference) {
         let why = if !tree::text(reference, "namespace").is_empty() {
@@ -82,11 +94,12 @@ pub(crate) fn claim_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         } else {
             return;
         };
-        errors.push(Error::invalid(path, path.child("dataSource").as_str(), why));
+        // Upstream gives a path for the value, of which Go prints nothing.
+        errors.push(Error::invalid(path, Value::Null, why).showing("{}".to_owned()));
     }
 }
 
-fn data_source(source: &Value, path: &Path, errors: &mut Errors) {
+fn data_source(source: &Value, path: &Path, strict: bool, errors: &mut Errors) {
     checks::run_at(
         &[("name", Rule::Required("")), ("kind", Rule::Required(""))],
         source,
@@ -102,16 +115,12 @@ fn data_source(source: &Value, path: &Path, errors: &mut Errors) {
             "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
         ));
     }
-    checks::run_at(
-        &[
-            ("apiGroup", Rule::Named(api::dns1123_subdomain)),
-            ("namespace", Rule::Named(api::dns1123_label)),
-        ],
-        source,
-        path,
-        None,
-        errors,
-    );
+    if strict {
+        const GROUP: &[Check] = &[("apiGroup", Rule::Named(api::dns1123_subdomain))];
+        checks::run_at(GROUP, source, path, None, errors);
+    }
+    const NAMESPACE: &[Check] = &[("namespace", Rule::Named(api::dns1123_label))];
+    checks::run_at(NAMESPACE, source, path, None, errors);
 }
 
 pub(super) fn claim(claim: &Object, errors: &mut Errors) {
@@ -119,12 +128,78 @@ pub(super) fn claim(claim: &Object, errors: &mut Errors) {
     claim_spec(tree::get(claim, "spec").unwrap_or(&nothing), &Path::new("spec"), errors);
 }
 
+const STORAGE: [&str; 1] = ["storage"];
+const RESIZES: [&str; 5] = [
+    "ControllerResizeInProgress",
+    "ControllerResizeInfeasible",
+    "NodeResizeInProgress",
+    "NodeResizeInfeasible",
+    "NodeResizePending",
+];
+
+/// A resource a claim may be resized in.
+fn resized_resource(name: &str, path: &Path, errors: &mut Errors) -> bool {
+    let before = errors.len();
+    checks::named(path, name, api::qualified_name, errors);
+    if errors.len() == before && resources::is_native(name) && name != "storage" {
+        errors.push(Error::not_supported(path, name, &STORAGE));
+    }
+    errors.len() == before
+}
+
+/// Whether an amount is one at all; in upstream's words for it.
+fn basic_amount(value: &Value, path: &Path, errors: &mut Errors) -> bool {
+    let negative = Quantity::from_value(value)
+        .map(|amount| amount.value())
+        .ok()
+        .filter(|amount| *amount < 0);
+    if let Some(amount) = negative {
+        errors.push(Error::invalid(path, amount, "must be a valid resource quantity"));
+    }
+    negative.is_none()
+}
+
+fn claim_status(claim: &Object, errors: &mut Errors) {
+    if tree::items(claim, "spec.accessModes").is_empty() {
+        errors.push(Error::required(&Path::new("Spec").child("accessModes"), ""));
+    }
+    let status = Path::new("status");
+    for (name, amount) in tree::map(claim, "status.capacity").into_iter().flatten() {
+        basic_amount(amount, &status.child("capacity").key(name), errors);
+    }
+    let path = status.child("allocatedResourceStatuses");
+    for (name, state) in tree::map(claim, "status.allocatedResourceStatuses")
+        .into_iter()
+        .flatten()
+    {
+        resized_resource(name, &path, errors);
+        if !state.as_str().is_some_and(|state| RESIZES.contains(&state)) {
+            errors.push(Error::not_supported(&path, name.as_str(), &RESIZES));
+        }
+    }
+    let path = status.child("allocatedResources");
+    for (name, amount) in tree::map(claim, "status.allocatedResources").into_iter().flatten() {
+        let at = path.key(name);
+        if resized_resource(name, &path, errors) && basic_amount(amount, &at, errors) {
+            resources::amount("storage", amount, &at, errors);
+        }
+    }
+}
+
 /// A claim's spec is fixed but for its size and class once it is bound.
 pub(super) fn claim_update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    if part == Part::View("status") {
+        claim_status(new, errors);
+    }
     if part != Part::Main {
         return;
     }
     let nothing = Value::Null;
+    let grouped = ["spec.dataSource.apiGroup", "spec.dataSourceRef.apiGroup"]
+        .iter()
+        .any(|path| tree::get(old, path).is_some());
+    let spec = tree::get(new, "spec").unwrap_or(&nothing);
+    checked_claim_spec(spec, &Path::new("spec"), !grouped, errors);
     let mut now = tree::get(new, "spec").cloned().unwrap_or_default();
     let mut was = tree::get(old, "spec").unwrap_or(&nothing).clone();
     if tree::text(&was, "volumeName").is_empty() {
@@ -158,6 +233,19 @@ pub(super) fn claim_update(part: Part<'_>, new: &Object, old: &Object, errors: &
             .fold(Path::new("spec"), |path, name| path.child(name));
         errors.push(Error::forbidden(&path, "field can not be less than status.capacity"));
     }
+    checks::fixed(new, old, "spec.volumeMode", &Path::new("volumeMode"), errors);
+    let class = "spec.volumeAttributesClassName";
+    if tree::get(old, "status.currentVolumeAttributesClassName").is_some() && !tree::same_at(new, old, class) {
+        let why = match tree::get(new, class).and_then(Value::as_str) {
+            None => "update to nil is forbidden when status.currentVolumeAttributesClassName is not nil",
+            Some("") => "update to empty string is forbidden when status.currentVolumeAttributesClassName is not nil",
+            Some(_) => return,
+        };
+        errors.push(Error::forbidden(
+            &Path::new("spec").child("volumeAttributesClassName"),
+            why,
+        ));
+    }
 }
 
 pub(super) fn volume(volume: &Object, errors: &mut Errors) {
@@ -179,6 +267,7 @@ pub(super) fn volume(volume: &Object, errors: &mut Errors) {
                 errors.push(Error::not_supported(&capacity_path, capacity.clone(), &["storage"]));
             }
             for (name, amount) in capacity {
+                basic_amount(amount, &capacity_path.key(name), errors);
                 positive(amount, &capacity_path.key(name), errors);
             }
         }
@@ -254,12 +343,69 @@ pub(super) fn volume_update(part: Part<'_>, new: &Object, old: &Object, errors: 
             format!("spec.persistentvolumesource is immutable after creation\n{changes}\n"),
         ));
     }
-    if !tree::same_at(new, old, "spec.volumeMode") {
-        let mode = tree::text(new, "spec.volumeMode");
-        errors.push(Error::invalid(&Path::new("volumeMode"), mode, checks::IMMUTABLE));
+    checks::fixed(new, old, "spec.volumeMode", &Path::new("volumeMode"), errors);
+    affinity_update(new, old, errors);
+    let class = "spec.volumeAttributesClassName";
+    if tree::get(old, class).is_some() && tree::get(new, class).is_none() {
+        let path = Path::new("spec").child("volumeAttributesClassName");
+        errors.push(Error::forbidden(&path, "update from non-nil value to nil is forbidden"));
     }
-    if tree::get(old, "spec.nodeAffinity").is_some() && !tree::same_at(new, old, "spec.nodeAffinity") {
-        let affinity = tree::get(new, "spec.nodeAffinity").cloned().unwrap_or_default();
-        errors.push(Error::invalid(&Path::new("nodeAffinity"), affinity, checks::IMMUTABLE));
+}
+
+/// Labels of nodes that were renamed when they became stable.
+const RENAMED: &[(&str, &str)] = &[
+    ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
+    (
+        "failure-domain.beta.kubernetes.io/region",
+        "topology.kubernetes.io/region",
+    ),
+    ("beta.kubernetes.io/os", "kubernetes.io/os"),
+    ("beta.kubernetes.io/arch", "kubernetes.io/arch"),
+    ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
+];
+
+/// Where a volume may be used does not change, but for labels that got another name.
+fn affinity_update(new: &Object, old: &Object, errors: &mut Errors) {
+    let Some(was) = tree::get(old, "spec.nodeAffinity") else {
+        return;
+    };
+    let now = tree::get(new, "spec.nodeAffinity");
+    let mut was = was.clone();
+    let names: Vec<_> = keys(now.cloned().unwrap_or_default()).collect();
+    rename(&mut was, &mut names.into_iter());
+    if !tree::same(now, Some(&was)) {
+        let shown = now.map_or("null".to_owned(), |now| {
+            internal::object(internal::VOLUME_NODE_AFFINITY, Some(now))
+        });
+        let why = "field is immutable, except for updating from beta label to GA";
+        errors.push(Error::invalid(&Path::new("nodeAffinity"), Value::Null, why).showing(shown));
+    }
+}
+
+/// The keys of all requirements, in order.
+fn keys(affinity: Value) -> impl Iterator<Item = String> {
+    let terms = tree::items(&affinity, "required.nodeSelectorTerms").to_vec();
+    terms.into_iter().flat_map(|term| {
+        let all = ["matchExpressions", "matchFields"].map(|list| tree::items(&term, list).to_vec());
+        all.concat()
+            .into_iter()
+            .map(|requirement| tree::text(&requirement, "key").to_owned())
+    })
+}
+
+/// Gives old labels the names they have in `now`, where they only got another name.
+fn rename(affinity: &mut Value, now: &mut dyn Iterator<Item = String>) {
+    for term in tree::items_mut(affinity, "required.nodeSelectorTerms") {
+        for list in ["matchExpressions", "matchFields"] {
+            for requirement in tree::items_mut(term, list) {
+                let name = now.next().unwrap_or_default();
+                let key = tree::text(requirement, "key");
+                // To upstream's table no name at all is what a label not in it became.
+                let dropped = name.is_empty() && !key.is_empty() && RENAMED.iter().all(|(old, _)| *old != key);
+                if dropped || RENAMED.contains(&(key, &name)) {
+                    tree::set(requirement, "key", name);
+                }
+            }
+        }
     }
 }
