@@ -84,16 +84,6 @@ const ROWS: &[Row] = &[
         ],
         "each server names its own registry of kinds",
     ),
-    (
-        "",
-        [" = 7", " of type v1.", " of type string"],
-        "Go names the type of an enumeration, which no schema tells",
-    ),
-    (
-        "",
-        ["", " of type []v1.", " of type []string"],
-        "Go names the type of an enumeration, which no schema tells",
-    ),
 ];
 
 /// Why a difference is expected.

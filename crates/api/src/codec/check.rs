@@ -14,6 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Number, Value};
 
+use super::go_names;
 use crate::quantity::Quantity;
 use crate::schema::{self, Field, Struct, Type};
 use crate::{Object, time};
@@ -107,12 +108,22 @@ impl<'a> Walker<'a> {
             }
             _ => json_kind(value).to_owned(),
         };
-        let named = self.fields.last().and_then(|(owner, field)| {
-            let is = |(of, name, _): &&(&str, &str, &str)| of == owner && name == field;
-            NAMED_TYPES.iter().find(is).map(|(.., name)| (*name).to_owned())
-        });
-        let whole = matches!(ty, Type::String | Type::Map(_));
-        self.error(&what, &named.filter(|_| whole).unwrap_or_else(|| go_type(ty)))
+        let named = self.fields.last().and_then(|(owner, field)| go_names::of(owner, field));
+        let name = match (named, ty) {
+            (Some(name), Type::String) => name.to_owned(),
+            (Some(name), Type::List(list)) if list.items == Type::String => format!("[]{name}"),
+            (Some(name), Type::Map(map)) if map.values == Type::String => {
+                // The one map whose keys have a type of their own too.
+                let key = if name == "v1.ClaimResourceStatus" {
+                    "v1.ResourceName"
+                } else {
+                    "string"
+                };
+                format!("map[{key}]{name}")
+            }
+            _ => go_type(ty),
+        };
+        self.error(&what, &name)
     }
 
     fn enter_key(&mut self, key: &str) -> usize {
@@ -467,21 +478,6 @@ fn base64_fault(text: &str, error: base64::DecodeError) -> String {
 
 /// Optional fields that Go prints whether they are set or not.
 const ALWAYS_PRINTED: &[(&str, &str)] = &[("StatefulSetSpec", "serviceName")];
-
-/// Fields whose type has a name of its own in Go.
-const NAMED_TYPES: &[(&str, &str, &str)] = &[
-    ("BoundObjectReference", "uid", "types.UID"),
-    ("ObjectMeta", "uid", "types.UID"),
-    ("ObjectReference", "uid", "types.UID"),
-    ("OwnerReference", "uid", "types.UID"),
-    (
-        "PersistentVolumeClaimStatus",
-        "allocatedResourceStatuses",
-        "map[v1.ResourceName]v1.ClaimResourceStatus",
-    ),
-    ("Preconditions", "uid", "types.UID"),
-    ("ResourceClaimConsumerReference", "uid", "types.UID"),
-];
 
 /// Required fields that are pointers in Go: one that is not given stays away.
 const REQUIRED_POINTERS: &[(&str, &str)] = &[("HTTPIngressPath", "pathType")];

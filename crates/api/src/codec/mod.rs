@@ -15,6 +15,7 @@
 #![allow(clippy::result_large_err)]
 
 pub mod check;
+mod go_names;
 pub mod json;
 pub mod protobuf;
 pub mod yaml;

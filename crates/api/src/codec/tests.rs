@@ -130,6 +130,18 @@ fn refusals_read_as_upstream_words_them() {
             "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string",
         ),
         (
+            r#"{"spec":{"strategy":{"type":1}}}"#,
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field DeploymentStrategy.spec.strategy.type of type v1.DeploymentStrategyType",
+        ),
+        (
+            r#"{"spec":{"template":{"spec":{"containers":[{"securityContext":{"capabilities":{"add":1}}}]}}}}"#,
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field Capabilities.spec.template.spec.containers.securityContext.capabilities.add of type []v1.Capability",
+        ),
+        (
+            r#"{"metadata":{"uid":1}}"#,
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field ObjectMeta.metadata.uid of type types.UID",
+        ),
+        (
             r#"{"spec":5}"#,
             "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal number into Go struct field Deployment.spec of type v1.DeploymentSpec",
         ),

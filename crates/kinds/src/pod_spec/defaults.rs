@@ -38,7 +38,7 @@ const SPEC: &[Default] = &[
     ("volumes[].ephemeral.volumeClaimTemplate.spec.resources", Fill::Map),
     (
         "volumes[].ephemeral.volumeClaimTemplate.spec.volumeMode",
-        Fill::Text("Filesystem"),
+        Fill::Pointer("Filesystem"),
     ),
     ("volumes[].iscsi.iscsiInterface", Fill::Text("default")),
     ("volumes[].rbd.pool", Fill::Text("rbd")),
