@@ -50,6 +50,22 @@ pub fn decode(bytes: &[u8]) -> Result<Parsed, SyntaxError> {
     })
 }
 
+/// A JSON object without repeated keys, if that is what it is.
+pub(super) fn plain(bytes: &[u8]) -> Option<Object> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return None;
+    }
+    let repeated = Cell::new(false);
+    let seed = Tree {
+        repeated: &repeated,
+        trail: None,
+    };
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let object = seed.deserialize(&mut deserializer).ok()?;
+    deserializer.end().ok()?;
+    (!repeated.get()).then_some(object)
+}
+
 fn run(bytes: &[u8], seed: Tree<'_>) -> Result<Value, SyntaxError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     seed.deserialize(&mut deserializer)
@@ -124,8 +140,11 @@ impl Trail {
         before
     }
     fn word(&mut self, what: &str) {
+        if self.worded.len() >= Self::MOST {
+            return;
+        }
         let text = format!("{what} field {}", crate::field::quote(&self.path));
-        if self.worded.len() < Self::MOST && !self.worded.contains(&text) {
+        if !self.worded.contains(&text) {
             self.worded.push(text);
         }
     }
