@@ -27,15 +27,21 @@ pub fn serve(version: &str, view: &View<'_>, segments: &[&str], asked: &Asked<'_
             let mut index = v3::index(&api);
             if let Some(paths) = index.get_mut("paths").and_then(Value::as_object_mut) {
                 for remote in view.remotes.values() {
-                    let theirs = remote.documents().v3;
-                    paths.extend(theirs.iter().map(|(path, entry)| (path.clone(), entry.clone())));
+                    let theirs = remote.documents();
+                    paths.extend(theirs.v3.iter().map(|(path, entry)| (path.clone(), entry.clone())));
+                    paths.extend(theirs.converted.map(|made| (made.name.clone(), made.entry())));
                 }
             }
             Ok(json(&index))
         }
         ["openapi", "v3", name @ ..] => {
             let name = name.join("/");
-            let hash = v3::hash(&api, &name).ok_or_else(|| refuse(Status::no_such_path()))?;
+            let mut remotes = view.remotes.values();
+            let converted = remotes.find_map(|remote| remote.documents().converted.filter(|made| made.name == name));
+            let hash = match &converted {
+                Some(made) => made.hash.clone(),
+                None => v3::hash(&api, &name).ok_or_else(|| refuse(Status::no_such_path()))?,
+            };
             if let Some(stale) = asked.query.text("hash").filter(|stale| *stale != hash) {
                 tracing::debug!(stale, "a client asked for an older document");
                 let mut moved = response(301, "text/plain; charset=utf-8", Body::Empty);
@@ -47,8 +53,10 @@ pub fn serve(version: &str, view: &View<'_>, segments: &[&str], asked: &Asked<'_
             if let Some(unchanged) = unchanged(headers, &hash) {
                 return Ok(unchanged);
             }
-            let document = v3::document(&api, &name).ok_or_else(|| refuse(Status::no_such_path()))?;
-            let mut response = json(&document);
+            let mut response = match converted {
+                Some(made) => response(200, "application/json", made.document.clone()),
+                None => json(&v3::document(&api, &name).ok_or_else(|| refuse(Status::no_such_path()))?),
+            };
             if immutable {
                 response.headers_mut().insert(
                     CACHE_CONTROL,

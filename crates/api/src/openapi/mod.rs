@@ -12,6 +12,7 @@
 //! Left out on purpose: the deprecated `/watch/` paths, defaults, and descriptions of the options of exec, log
 //! and their relatives.
 
+mod convert;
 mod defaults;
 mod gnostic;
 mod paths;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+pub use convert::v3_of_v2;
 pub use paths::delete_answers_object;
 
 /// What is served.

@@ -1,6 +1,7 @@
 //! OpenAPI of extension servers, merged into ours.
 //!
 //! Version 3 has a document for every group version: the index names the remote's, which is asked for at the remote.
+//! Of a remote without version 3 we make the document ourselves, from what version 2 says of the group version.
 //! Version 2 is one document: the remote's own paths and the definitions they need are added to ours. A definition
 //! whose name we have with other content gets a new name (`NAME_v2`, …), as does every one that refers to it; a path
 //! we have stays ours.
@@ -8,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use sampan_api::openapi::v3_of_v2;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -15,20 +17,48 @@ use super::Remotes;
 
 const GVK: &str = "x-kubernetes-group-version-kind";
 /// Places for shared parts, and how they are referred to.
-const SHARED: [(&str, &str); 2] = [("definitions", "#/definitions/"), ("parameters", "#/parameters/")];
+const SHARED: [(&str, &str); 3] = [
+    ("definitions", "#/definitions/"),
+    ("parameters", "#/parameters/"),
+    ("responses", "#/responses/"),
+];
+/// What a document says about all of it.
+const ABOUT: [&str; 5] = ["info", "externalDocs", "securityDefinitions", "consumes", "produces"];
 
 /// A hash of bytes, as an entity tag.
 pub fn hash(bytes: &[u8]) -> String {
     format!("\"{}\"", hex::encode_upper(Sha256::digest(bytes)))
 }
 
+/// A document of version 3 that was made of version 2.
+pub struct Converted {
+    /// Its name, such as `apis/example.com/v1`.
+    pub name: String,
+    pub hash: String,
+    pub document: Bytes,
+}
+
+impl Converted {
+    /// From what [`own_part`] has left.
+    pub fn of(part: &[u8], root: &str) -> Option<Self> {
+        let document = v3_of_v2(&serde_json::from_slice(part).ok()?);
+        let document = Bytes::from(serde_json::to_vec(&document).ok()?);
+        Some(Converted {
+            name: root.trim_start_matches('/').to_owned(),
+            hash: hex::encode_upper(Sha256::digest(&document)),
+            document,
+        })
+    }
+
+    /// Its entry in the index.
+    pub fn entry(&self) -> Value {
+        json!({"serverRelativeURL": format!("/openapi/v3/{}?hash={}", self.name, self.hash)})
+    }
+}
+
 /// Of a remote's `/openapi/v3`, what belongs to its group version.
-pub fn v3_paths(body: &[u8], group: &str, version: &str) -> BTreeMap<String, Value> {
-    let own = if group.is_empty() {
-        format!("api/{version}")
-    } else {
-        format!("apis/{group}/{version}")
-    };
+pub fn v3_paths(body: &[u8], root: &str) -> BTreeMap<String, Value> {
+    let own = root.trim_start_matches('/').to_owned();
     let document: Value = serde_json::from_slice(body).unwrap_or_default();
     let entry = document.get("paths").and_then(|paths| paths.get(&own));
     let url = entry
@@ -68,6 +98,11 @@ pub fn own_part(body: &[u8], root: &str) -> Option<Bytes> {
         }
     }
     let mut part = json!({"paths": document["paths"].take()});
+    for field in ABOUT {
+        if let Some(found) = document.get_mut(field) {
+            part[field] = found.take();
+        }
+    }
     for (place, prefix) in SHARED {
         let mut kept = Map::new();
         for reference in &needed {
@@ -77,7 +112,9 @@ pub fn own_part(body: &[u8], root: &str) -> Option<Bytes> {
                 kept.insert(name.to_owned(), found.take());
             }
         }
-        part[place] = kept.into();
+        if !kept.is_empty() {
+            part[place] = kept.into();
+        }
     }
     serde_json::to_vec(&part).ok().map(Bytes::from)
 }
@@ -289,16 +326,29 @@ mod tests {
     fn only_the_own_paths_and_what_they_need_are_kept() {
         let refer = |name: &str| json!({"$ref": format!("#/definitions/{name}")});
         let document = json!({
+            "info": {"title": "x"},
             "paths": {"/apis/x/v1/foos": {"get": refer("Foo")}, "/apis/x/v1": {}, "/apis/y/v1/bars": {"get": refer("Bar")}},
             "definitions": {"Foo": {"items": refer("Meta")}, "Meta": {"self": refer("Meta"), "gone": refer("Gone")}, "Bar": {}},
             "parameters": {"p": {}},
         });
         let part: Value =
             serde_json::from_slice(&own_part(document.to_string().as_bytes(), "/apis/x/v1").unwrap()).unwrap();
-        let names = |place: &str| part[place].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let names = |place: &str| {
+            let named = part[place].as_object().into_iter().flatten();
+            named.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        };
         assert_eq!(names("paths"), ["/apis/x/v1/foos"]);
         assert_eq!(names("definitions"), ["Foo", "Meta"]);
         assert!(names("parameters").is_empty());
+        let converted = Converted::of(part.to_string().as_bytes(), "/apis/x/v1").unwrap();
+        let document: Value = serde_json::from_slice(&converted.document).unwrap();
+        assert_eq!(document["info"], json!({"title": "x"}));
+        assert_eq!(
+            document["components"]["schemas"]["Foo"]["items"],
+            json!({"$ref": "#/components/schemas/Meta"})
+        );
+        let url = format!("/openapi/v3/apis/x/v1?hash={}", converted.hash);
+        assert_eq!(converted.entry()["serverRelativeURL"], url);
         assert!(own_part(b"{}", "/apis/x/v1").is_none());
         assert!(own_part(b"[", "/apis/x/v1").is_none());
     }
@@ -331,9 +381,9 @@ mod tests {
     fn the_index_has_only_what_is_theirs() {
         let index = json!({"paths": {
             "apis/x/v1": {"serverRelativeURL": "/openapi/v3/apis/x/v1?hash=1"}, "version": {"serverRelativeURL": "/openapi/v3/version"}}});
-        let found = v3_paths(index.to_string().as_bytes(), "x", "v1");
+        let found = v3_paths(index.to_string().as_bytes(), "/apis/x/v1");
         assert_eq!(found.keys().collect::<Vec<_>>(), ["apis/x/v1"]);
         let elsewhere = json!({"paths": {"apis/x/v1": {"serverRelativeURL": "https://elsewhere/"}}});
-        assert!(v3_paths(elsewhere.to_string().as_bytes(), "x", "v1").is_empty());
+        assert!(v3_paths(elsewhere.to_string().as_bytes(), "/apis/x/v1").is_empty());
     }
 }

@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
 
 use super::local::{Verdict, condition, says, set_available};
+use super::openapi::Converted;
 use super::priority::Priority;
 use super::{discovery, identity, openapi, text};
 use crate::control_plane::ControlPlane;
@@ -48,6 +49,8 @@ pub struct Documents {
     pub fresh: bool,
     /// OpenAPI v3: where each document is.
     pub v3: Arc<BTreeMap<String, Value>>,
+    /// The remote has no OpenAPI v3: this is made of its v2.
+    pub converted: Option<Arc<Converted>>,
     /// OpenAPI v2: its own paths and what they need, as JSON.
     pub v2: Option<Bytes>,
     pub v2_tag: String,
@@ -383,12 +386,21 @@ impl Remote {
             ..UserInfo::default()
         };
         let accept = || HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]);
+        let mut legacy = known.converted.is_some();
         match self.ask("/openapi/v3", &reader, accept(), MAX_OPENAPI).await {
             Ok(answer) if answer.status == StatusCode::OK => {
-                new.v3 = Arc::new(openapi::v3_paths(&answer.body, &self.group, &self.version));
+                new.v3 = Arc::new(openapi::v3_paths(&answer.body, &self.root()));
+                legacy = false;
             }
-            // It has none, or we may not see it.
-            Ok(_) => new.v3 = Arc::default(),
+            Ok(answer) if answer.status == StatusCode::NOT_FOUND => {
+                new.v3 = Arc::default();
+                legacy = true;
+            }
+            // We may not see it.
+            Ok(_) => {
+                new.v3 = Arc::default();
+                legacy = false;
+            }
             Err(why) => tracing::debug!(name = self.name, why, "an extension server's OpenAPI v3 cannot be read"),
         }
         let mut asking = accept();
@@ -408,6 +420,13 @@ impl Remote {
             Ok(answer) if answer.status == StatusCode::NOT_MODIFIED => {}
             Ok(_) => (new.v2, new.v2_tag) = (None, String::new()),
             Err(why) => tracing::debug!(name = self.name, why, "an extension server's OpenAPI v2 cannot be read"),
+        }
+        if !legacy {
+            new.converted = None;
+        } else if new.converted.is_none() || new.v2_tag != known.v2_tag {
+            let root = self.root();
+            let converted = new.v2.as_ref().and_then(|part| Converted::of(part, &root));
+            new.converted = converted.map(Arc::new);
         }
         *write(&self.documents) = new;
     }
