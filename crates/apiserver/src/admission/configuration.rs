@@ -5,6 +5,7 @@
 //! instead of being passed over.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use sampan_api::field::{Error, Errors, Path as Field};
 use sampan_api::{codec, names};
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use super::events::Limit;
 use super::pod_security::{self, Exemptions};
+use crate::outbound::Credentials;
 
 /// What plugins are told.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +23,9 @@ pub struct Configuration {
     pub pod_security: pod_security::Configuration,
     /// The limits of EventRateLimit.
     pub event_limits: Vec<Limit>,
+    /// As whom mutating and validating webhooks are called.
+    pub mutating_webhooks: Arc<Credentials>,
+    pub validating_webhooks: Arc<Credentials>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +89,19 @@ struct EventLimits {
     limits: Option<Vec<Limit>>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Webhooks {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    #[serde(default)]
+    kube_config_file: String,
+    #[serde(default)]
+    static_manifests_dir: String,
+}
+
 impl Configuration {
     pub fn read(path: &Path) -> Result<Configuration, ConfigurationError> {
         let text = read(path)?;
@@ -131,9 +149,31 @@ impl Configuration {
                 self.event_limits = own.limits.unwrap_or_default();
                 told(Limit::check(&self.event_limits))?;
             }
+            "MutatingAdmissionWebhook" => self.mutating_webhooks = Webhooks::credentials(own)?,
+            "ValidatingAdmissionWebhook" => self.validating_webhooks = Webhooks::credentials(own)?,
             _ => return Err("this server has nothing to configure in it".to_owned()),
         }
         Ok(())
+    }
+}
+
+impl Webhooks {
+    fn credentials(own: Value) -> Result<Arc<Credentials>, String> {
+        let own: Webhooks = typed(own, "WebhookAdmissionConfiguration", &["apiserver.config.k8s.io/v1"])?;
+        let path = own.kube_config_file;
+        if !own.static_manifests_dir.is_empty() {
+            let why = "manifests are not read: webhooks of this server are objects of its API";
+            let field = Field::new("staticManifestsDir");
+            return Err(Error::invalid(&field, own.static_manifests_dir, why).to_string());
+        }
+        if path.is_empty() {
+            return Ok(Arc::default());
+        }
+        if !Path::new(&path).is_absolute() {
+            let field = Field::new("kubeConfigFile");
+            return Err(Error::invalid(&field, path, "must be an absolute file path").to_string());
+        }
+        Credentials::read(Path::new(&path)).map(Arc::new)
     }
 }
 
@@ -257,6 +297,11 @@ mod tests {
                 "- name: EventRateLimit\n  configuration:\n    apiVersion: eventratelimit.admission.k8s.io/v1alpha1\n    kind: Configuration\n    limits: {limits}\n"
             )
         };
+        let webhooks = |kind: &str, own: &str| {
+            let head = "apiVersion: apiserver.config.k8s.io/v1, kind: WebhookAdmissionConfiguration";
+            let own = own.trim_start_matches('{');
+            format!("- name: {kind}AdmissionWebhook\n  configuration: {{{head}, {own}\n")
+        };
         for (file, why) in [
             (pod_security("    default: {}\n"), "unknown field `default`"),
             (
@@ -309,6 +354,22 @@ mod tests {
                 "no kind \"Other\" is registered for version \"v1\"",
             ),
             ("- nam: x\n".to_owned(), "unknown field `nam`"),
+            (
+                webhooks("Mutating", "{kubeConfigFile: here}"),
+                "kubeConfigFile: Invalid value: \"here\": must be an absolute file path",
+            ),
+            (
+                webhooks("Validating", "{kubeConfigFile: /no/such/file}"),
+                "/no/such/file",
+            ),
+            (
+                webhooks("Validating", "{kubeconfigFile: /a}"),
+                "unknown field `kubeconfigFile`",
+            ),
+            (
+                webhooks("Mutating", "{staticManifestsDir: /a}"),
+                "staticManifestsDir: Invalid value: \"/a\"",
+            ),
         ] {
             let found = parse(&file).unwrap_err();
             assert!(found.contains(why), "{found}\n{why}");

@@ -12,6 +12,7 @@
 //! endpoints; here also for aggregated APIs); redirects are never followed; if an endpoint refuses the
 //! connection, the next one is tried.
 
+mod credentials;
 mod error;
 pub mod kubeconfig;
 mod peer;
@@ -25,6 +26,7 @@ use rustls::RootCertStore;
 use sampan_pki::Identity;
 use sampan_tasks::Tasks;
 
+pub use credentials::{Credentials, User};
 pub use error::Error;
 pub use peer::{Answer, Exchange, Peer, Stream};
 

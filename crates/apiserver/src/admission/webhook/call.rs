@@ -87,7 +87,7 @@ async fn ask(
     let exchange = Exchange {
         method: Method::POST,
         path: &path,
-        headers: headers(),
+        headers: headers(hook.credentials()),
         body: Bytes::from(body),
         timeout: hook.timeout.max(Duration::from_secs(1)),
         limit: LIMIT,
@@ -126,8 +126,8 @@ async fn ask(
     Ok(Outcome { patch })
 }
 
-fn headers() -> HeaderMap {
-    let mut headers = HeaderMap::new();
+/// What every call says, besides who makes it.
+fn headers(mut headers: HeaderMap) -> HeaderMap {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*"));
     headers.insert(USER_AGENT, HeaderValue::from_static("kube-apiserver-admission"));

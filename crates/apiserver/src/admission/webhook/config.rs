@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use base64::Engine;
+use http::HeaderMap;
 use sampan_api::{Object, meta};
 use sampan_cel::policy::Compiler;
 use serde_json::Value;
 
 use super::super::matching::{Conditions, Criteria};
 use super::super::text;
-use crate::outbound::{Error, Outbound, Peer, Place, Spec, Trust};
+use crate::outbound::{Credentials, Error, Outbound, Peer, Place, Spec, Trust, User};
 use crate::sync::{lock, read, write};
 use crate::watch_cache::{ChangeType, Storage};
 
@@ -36,10 +37,17 @@ pub struct Hook {
     target: Result<(Place, String), Error>,
     bundle: Vec<u8>,
     outbound: Outbound,
+    /// As whom it is called, if not as nobody.
+    user: Option<Arc<User>>,
     peer: OnceLock<Result<Arc<Peer>, Error>>,
 }
 
 impl Hook {
+    /// What a call says of who makes it.
+    pub fn credentials(&self) -> HeaderMap {
+        self.user.as_ref().map(|user| user.headers()).unwrap_or_default()
+    }
+
     /// Whom to call, and the path.
     pub fn peer(&self) -> Result<(&Arc<Peer>, &str), Error> {
         let (place, path) = self.target.as_ref().map_err(Clone::clone)?;
@@ -47,7 +55,7 @@ impl Hook {
             self.outbound.peer(&Spec {
                 place: place.clone(),
                 trust: Trust::Bundle(self.bundle.clone()),
-                identity: None,
+                identity: self.user.as_ref().and_then(|user| user.identity().cloned()),
             })
         });
         match peer {
@@ -68,21 +76,23 @@ fn texts(value: &Value, field: &str) -> Vec<String> {
         .collect()
 }
 
-fn compile(configuration: &Object, outbound: &Outbound) -> Vec<Arc<Hook>> {
+fn compile(configuration: &Object, way: &Way) -> Vec<Arc<Hook>> {
     let named = meta::name(configuration);
     let hooks = configuration.get("webhooks").and_then(Value::as_array);
     hooks
         .into_iter()
         .flatten()
         .enumerate()
-        .map(|(index, hook)| Arc::new(compile_one(named, index, hook, outbound)))
+        .map(|(index, hook)| Arc::new(compile_one(named, index, hook, way)))
         .collect()
 }
 
-fn compile_one(configuration: &str, index: usize, hook: &Value, outbound: &Outbound) -> Hook {
+fn compile_one(configuration: &str, index: usize, hook: &Value, way: &Way) -> Hook {
     let name = text(hook, "/name");
     let bundle = text(hook, "/clientConfig/caBundle");
     let bundle = base64::engine::general_purpose::STANDARD.decode(bundle);
+    let target = target(hook);
+    let user = target.as_ref().ok().and_then(|(place, _)| way.credentials.of(place));
     let seconds = hook.get("timeoutSeconds").and_then(Value::as_u64).unwrap_or(10);
     Hook {
         configuration: configuration.to_owned(),
@@ -101,9 +111,10 @@ fn compile_one(configuration: &str, index: usize, hook: &Value, outbound: &Outbo
                 _ => None,
             }),
         conditions: Conditions::of(hook, &Compiler::new(None)),
-        target: target(hook),
+        target,
         bundle: bundle.unwrap_or_default().trim_ascii().to_vec(),
-        outbound: outbound.clone(),
+        outbound: way.outbound.clone(),
+        user,
         peer: OnceLock::new(),
     }
 }
@@ -130,17 +141,23 @@ fn target(hook: &Value) -> Result<(Place, String), Error> {
     }
 }
 
+/// How webhooks are reached, and as whom.
+struct Way {
+    outbound: Outbound,
+    credentials: Arc<Credentials>,
+}
+
 /// All webhooks of one kind, in the order they are called in.
 pub struct Source {
-    outbound: Outbound,
+    way: Way,
     configurations: Mutex<BTreeMap<String, Vec<Arc<Hook>>>>,
     hooks: RwLock<Arc<Vec<Arc<Hook>>>>,
 }
 
 impl Source {
-    pub fn new(outbound: Outbound) -> Arc<Self> {
+    pub fn new(outbound: Outbound, credentials: Arc<Credentials>) -> Arc<Self> {
         Arc::new(Source {
-            outbound,
+            way: Way { outbound, credentials },
             configurations: Mutex::default(),
             hooks: RwLock::default(),
         })
@@ -160,7 +177,7 @@ impl Source {
     fn set(&self, name: &str, configuration: Option<&Object>) {
         let mut configurations = lock(&self.configurations);
         match configuration {
-            Some(configuration) => configurations.insert(name.to_owned(), compile(configuration, &self.outbound)),
+            Some(configuration) => configurations.insert(name.to_owned(), compile(configuration, &self.way)),
             None => configurations.remove(name),
         };
         let all = configurations.values().flatten().cloned().collect();

@@ -69,7 +69,12 @@ struct Webhooks {
 
 impl Webhooks {
     fn new(wiring: &Wiring<'_>, prefix: &str, kind: &'static str) -> Self {
-        let source = Source::new(wiring.outbound.clone());
+        let configured = &wiring.selection.configuration;
+        let credentials = match kind {
+            "admit" => &configured.mutating_webhooks,
+            _ => &configured.validating_webhooks,
+        };
+        let source = Source::new(wiring.outbound.clone(), credentials.clone());
         match wiring.reader.storage(prefix) {
             Some(storage) => source.follow(&storage),
             None => tracing::error!(prefix, "webhooks have no storage to be read from"),
