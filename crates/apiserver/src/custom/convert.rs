@@ -16,7 +16,7 @@ use sampan_api::{Object, meta, names};
 use serde_json::{Map, Value, json};
 
 use super::go_type;
-use crate::outbound::{Exchange, Outbound, Peer, Place, Spec, Trust};
+use crate::outbound::{self, Exchange, Outbound, Peer, Place, Spec, Trust};
 use crate::{Refusal, refuse};
 
 /// How long a webhook may take.
@@ -173,6 +173,23 @@ impl Webhook {
             .collect()
     }
 
+    /// The timeout is the client's own here, not the request's, and Go's client says so.
+    fn unanswered(error: &outbound::Error, url: &str) -> String {
+        match error {
+            outbound::Error::Deadline => {
+                format!(
+                    "{} (Client.Timeout exceeded while awaiting headers)",
+                    error.during("Post", url)
+                )
+            }
+            outbound::Error::DeadlineReading => format!(
+                "unexpected error when reading response body. Please retry. Original error: {error} \
+                 (Client.Timeout or context cancellation while reading body)"
+            ),
+            other => other.during("Post", url),
+        }
+    }
+
     async fn ask(&self, body: String) -> Result<Value, String> {
         let peer = self.peer.as_ref().map_err(Clone::clone)?;
         let mut headers = HeaderMap::new();
@@ -190,7 +207,7 @@ impl Webhook {
         let answer = peer
             .call(&exchange)
             .await
-            .map_err(|error| error.during("Post", &peer.url(&path)))?;
+            .map_err(|error| Self::unanswered(&error, &peer.url(&path)))?;
         if !answer.status.is_success() {
             let text = String::from_utf8_lossy(&answer.body);
             if let Ok(status) = serde_json::from_slice::<Value>(&answer.body)

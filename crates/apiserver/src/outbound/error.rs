@@ -20,6 +20,9 @@ pub enum Error {
     Tls(String),
     #[error("context deadline exceeded")]
     Deadline,
+    /// The same, after the answer had begun.
+    #[error("context deadline exceeded")]
+    DeadlineReading,
     /// The connection ended before an answer did.
     #[error("{0}")]
     Broken(&'static str),

@@ -1,6 +1,7 @@
 //! One server on the other side, and the connections to it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -99,12 +100,15 @@ impl Peer {
 
     /// Sends a request and reads the whole answer.
     pub async fn call(&self, exchange: &Exchange<'_>) -> Result<Answer, Error> {
-        tokio::time::timeout(exchange.timeout, self.exchange(exchange))
-            .await
-            .unwrap_or(Err(Error::Deadline))
+        let begun = AtomicBool::new(false);
+        match tokio::time::timeout(exchange.timeout, self.exchange(exchange, &begun)).await {
+            Ok(answer) => answer,
+            Err(_) if begun.load(Ordering::Relaxed) => Err(Error::DeadlineReading),
+            Err(_) => Err(Error::Deadline),
+        }
     }
 
-    async fn exchange(&self, exchange: &Exchange<'_>) -> Result<Answer, Error> {
+    async fn exchange(&self, exchange: &Exchange<'_>, begun: &AtomicBool) -> Result<Answer, Error> {
         let request = || -> Result<Request<Body>, Error> {
             let mut request = Request::new(Body::from(exchange.body.clone()));
             *request.method_mut() = exchange.method.clone();
@@ -118,6 +122,7 @@ impl Peer {
             Err((Error::Broken(_), true)) => self.start(request()?, false).await.map_err(|(error, _)| error)?,
             other => other.map_err(|(error, _)| error)?,
         };
+        begun.store(true, Ordering::Relaxed);
         let (parts, body) = response.into_parts();
         let body = match Limited::new(body, exchange.limit).collect().await {
             Ok(collected) => collected.to_bytes(),

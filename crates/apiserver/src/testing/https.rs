@@ -12,6 +12,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use sampan_pki::tls::{self, ClientVerifier};
 use sampan_pki::{LeafSpec, Pki};
 use sampan_tasks::{OnExit, Tasks};
@@ -43,9 +45,26 @@ impl HttpsServer {
         names: &[&str],
         handler: Handler,
     ) -> Result<Self, AnyError> {
-        let names = names.iter().map(|name| (*name).to_owned());
-        let identity = pki.issue(&LeafSpec::server("test", names, [ip]))?;
+        let identity = pki.issue(&LeafSpec::server("test", owned(names), [ip]))?;
         let tls = tls::server_config(&identity, &ClientVerifier::new(pki.ca())?)?;
+        Self::serve(ip, tls, tasks, handler).await
+    }
+
+    /// Lets in nobody without a client certificate of `clients`.
+    pub async fn start_strict(
+        clients: &CertificateDer<'static>,
+        pki: &Pki,
+        tasks: &Tasks,
+        names: &[&str],
+        handler: Handler,
+    ) -> Result<Self, AnyError> {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let identity = pki.issue(&LeafSpec::server("test", owned(names), [ip]))?;
+        let tls = tls::strict_server_config(&identity, &ClientVerifier::new(clients)?)?;
+        Self::serve(ip, tls, tasks, handler).await
+    }
+
+    async fn serve(ip: IpAddr, tls: Arc<ServerConfig>, tasks: &Tasks, handler: Handler) -> Result<Self, AnyError> {
         let listener = TcpListener::bind((ip, 0)).await?;
         let address = listener.local_addr()?;
         let acceptor = TlsAcceptor::from(tls);
@@ -81,4 +100,8 @@ impl HttpsServer {
     pub fn url(&self, path: &str) -> String {
         format!("https://{}{path}", self.address)
     }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
