@@ -2,6 +2,10 @@
 
 #![allow(dead_code)]
 
+pub mod boats;
+
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -52,6 +56,18 @@ impl Api {
         let server = TestServer::start().await.expect("the server starts");
         let service = server.connect();
         Api { server, service }
+    }
+
+    /// The administrator's view of a server.
+    pub fn of(server: TestServer) -> Self {
+        let service = server.connect();
+        Api { server, service }
+    }
+
+    /// Ends the server so that another may start over its directory.
+    pub async fn stop(self) {
+        drop(self.service);
+        self.server.stop().await;
     }
 
     /// A cluster of another configuration.
@@ -138,14 +154,18 @@ pub struct Events {
 impl Events {
     /// The next event; `None` at the end.
     pub async fn next(&mut self) -> Option<Value> {
+        self.next_within(Duration::from_secs(10)).await
+    }
+    /// The same with another patience.
+    pub async fn next_within(&mut self, patience: Duration) -> Option<Value> {
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
                 return Some(serde_json::from_slice(&line).expect("an event"));
             }
-            let frame = tokio::time::timeout(std::time::Duration::from_secs(10), self.body.frame())
+            let frame = tokio::time::timeout(patience, self.body.frame())
                 .await
-                .expect("an event within ten seconds")?;
+                .expect("an event in time")?;
             self.rest
                 .extend_from_slice(&frame.expect("a frame").into_data().unwrap_or_default());
         }

@@ -1,13 +1,11 @@
 //! Calls to other people's servers: where they are found, whom we believe, and what failures read like.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::common::Api;
 use bytes::Bytes;
-use common::Api;
 use http::{HeaderMap, Method, Response};
 use sampan_apiserver::Body;
 use sampan_apiserver::outbound::{Error, Exchange, Place, Spec, Trust};

@@ -1,14 +1,12 @@
 //! Group versions that another API server answers: a second control plane behind the front proxy's headers, and
 //! extension servers that are broken, slow or hostile.
 
-mod common;
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::common::Api;
 use bytes::Bytes;
-use common::Api;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -38,6 +36,8 @@ enum Way {
     Echo,
     /// Never.
     Hang,
+    /// As a server of boats from before OpenAPI v3, which describes itself in v2 only.
+    Old(Arc<Mutex<Value>>),
 }
 
 /// An extension server that lets in nobody but the front proxy.
@@ -90,6 +90,20 @@ async fn answer(
 ) -> Result<Response<Body>, std::io::Error> {
     match way {
         Way::Hang => std::future::pending().await,
+        Way::Old(document) => {
+            let body = match request.uri().path() {
+                "/apis/old.example.com/v1" => json!({"kind": "APIResourceList", "apiVersion": "v1",
+                    "groupVersion": "old.example.com/v1", "resources": [{"name": "boats", "kind": "Boat",
+                        "singularName": "boat", "namespaced": true, "verbs": ["get", "list"]}]}),
+                "/openapi/v2" => document.lock().unwrap().clone(),
+                _ => {
+                    let answer = Response::builder().status(404).body(Body::from("404 page not found"));
+                    return Ok(answer.unwrap());
+                }
+            };
+            let answer = Response::builder().header("content-type", "application/json");
+            Ok(answer.body(Body::from(body.to_string())).unwrap())
+        }
         Way::Plane(plane) => {
             // As every API server does: whoever is known is authenticated.
             let user = UserInfo::new(
@@ -512,6 +526,87 @@ async fn a_broken_one_is_told_and_breaks_nothing_else() {
             && message.contains("deadline"),
         "{message}"
     );
+    api.server.stop().await;
+}
+
+/// The description of a boat by a server from before OpenAPI v3.
+fn swagger(description: &str) -> Value {
+    json!({"swagger": "2.0", "info": {"title": "Boats", "version": "v1"},
+        "paths": {"/apis/old.example.com/v1/namespaces/{namespace}/boats": {
+            "parameters": [{"name": "namespace", "in": "path", "type": "string", "required": true}],
+            "get": {"operationId": "listBoats", "produces": ["application/json"], "x-kubernetes-action": "list",
+                "responses": {"200": {"description": "OK", "schema": {"$ref": "#/definitions/Boat"}}}}},
+            "/apis/other.example.com/v1/things": {}},
+        "definitions": {"Boat": {"description": description, "type": "object",
+            "properties": {"metadata": {"description": "m", "$ref": "#/definitions/Meta"}},
+            "x-kubernetes-group-version-kind": [{"group": "old.example.com", "kind": "Boat", "version": "v1"}]},
+            "Meta": {"type": "object"}, "Unused": {}}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_described_in_version_2_only_is_described_in_version_3() {
+    let api = Api::start().await;
+    let document = Arc::new(Mutex::new(swagger("It floats.")));
+    let address = extension(&api, Way::Old(document.clone())).await;
+    register(&api, "old.example.com", address).await;
+    until(&api, "v1.old.example.com", "Passed").await;
+    let index = api.get("/openapi/v3").await.ok();
+    let url = index["paths"]["apis/old.example.com/v1"]["serverRelativeURL"]
+        .as_str()
+        .unwrap();
+    let (path, hash) = url.split_once("?hash=").unwrap();
+    assert_eq!(path, "/openapi/v3/apis/old.example.com/v1");
+    let answer = api.get(url).await;
+    assert!(answer.headers["cache-control"].to_str().unwrap().contains("immutable"));
+    assert_eq!(answer.headers["etag"], format!("\"{hash}\""));
+    let found = answer.ok();
+    let refer = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    assert_eq!(
+        (&found["openapi"], &found["info"]["title"]),
+        (&json!("3.0.0"), &json!("Boats"))
+    );
+    let schemas = found["components"]["schemas"].as_object().unwrap();
+    assert_eq!(schemas.keys().collect::<Vec<_>>(), ["Boat", "Meta"]);
+    assert_eq!(
+        schemas["Boat"]["properties"]["metadata"],
+        json!({"description": "m", "allOf": [refer("Meta")]})
+    );
+    let paths = found["paths"].as_object().unwrap();
+    assert_eq!(paths.len(), 1);
+    let list = &paths["/apis/old.example.com/v1/namespaces/{namespace}/boats"]["get"];
+    assert_eq!(
+        list["responses"]["200"]["content"]["application/json"]["schema"],
+        refer("Boat")
+    );
+    assert_eq!(api.get(&url.replace("hash=", "hash=0")).await.code, 301);
+    assert_eq!(api.get(path).await.code, 200);
+    let whole = api.get("/openapi/v2").await.ok();
+    assert_eq!(whole["definitions"]["Boat"]["description"], "It floats.");
+
+    // What the server says anew is made anew; a change of its Service is a reason to look.
+    *document.lock().unwrap() = swagger("It sinks.");
+    let service = "/api/v1/namespaces/default/services/ext";
+    api.merge(service, json!({"metadata": {"labels": {"look": "again"}}}))
+        .await
+        .ok();
+    let mut description = Value::Null;
+    for _ in 0..500 {
+        description = api.get(path).await.body["components"]["schemas"]["Boat"]["description"].clone();
+        if description == "It sinks." {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(description, "It sinks.");
+    assert_eq!(api.get(url).await.code, 301);
+    api.delete(&format!("{SERVICES}/v1.old.example.com")).await.ok();
+    for _ in 0..500 {
+        if api.get(path).await.code == 404 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(api.get(path).await.code, 404);
     api.server.stop().await;
 }
 

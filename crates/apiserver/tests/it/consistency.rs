@@ -1,12 +1,10 @@
 //! Many writers at once: a list and the watch from its version must together tell exactly what happened.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Api, config_map};
+use crate::common::{Api, config_map};
 use futures::StreamExt;
 use rand::Rng;
 use serde_json::{Value, json};

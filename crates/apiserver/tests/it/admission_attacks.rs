@@ -3,16 +3,14 @@
 // The requests of a crowd run beside each other, each on a task of its own.
 #![allow(clippy::disallowed_methods)]
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::{Api, config_map};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use common::{Api, config_map};
 use http::Response;
 use http_body::Frame;
 use http_body_util::StreamBody;

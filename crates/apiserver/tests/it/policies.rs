@@ -1,8 +1,6 @@
 //! Admission policies in CEL, against a whole control plane.
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use serde_json::{Value, json};
 
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";

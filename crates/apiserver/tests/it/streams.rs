@@ -1,13 +1,11 @@
 //! Logs, exec and proxies through the API server to a node's server made here.
 
-mod common;
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use crate::common::{Api, pod};
 use bytes::Bytes;
-use common::{Api, pod};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;

@@ -1,13 +1,11 @@
 //! The proxy subresources against applications of all manners, and with real kubectl.
 
-mod common;
-
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Api, pod};
+use crate::common::{Api, pod};
 use sampan_pki::LeafSpec;
 use sampan_pki::tls::{self, ClientVerifier};
 use sampan_tasks::OnExit;

@@ -1,11 +1,9 @@
 //! kube-rs over both transports, and discovery compared with upstream's.
 
-mod common;
-
 use std::io::Read;
 use std::path::PathBuf;
 
-use common::Api;
+use crate::common::Api;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
@@ -238,7 +236,7 @@ async fn protobuf_both_ways() {
     let api = Api::start().await;
     let path = "/api/v1/namespaces/default/configmaps";
     let protobuf = "application/vnd.kubernetes.protobuf";
-    let body = sampan_api::codec::protobuf::encode(&common::config_map("pb")).unwrap();
+    let body = sampan_api::codec::protobuf::encode(&crate::common::config_map("pb")).unwrap();
     let ask = async |method: &str, path: &str, accept: &str, body: Vec<u8>| {
         let request = http::Request::builder()
             .method(method)

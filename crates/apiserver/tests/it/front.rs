@@ -1,12 +1,10 @@
 //! The front against clients that mean no good, or know no better: every one of them is bounded, and the next is served.
 
-mod common;
-
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use crate::common::Api;
 use bytes::Bytes;
-use common::Api;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};

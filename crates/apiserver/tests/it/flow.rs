@@ -1,13 +1,18 @@
 //! Priority and fairness, lists and watches, as a client meets them.
 
-mod common;
+// The requests of a crowd run beside each other, each on a task of its own.
+#![allow(clippy::disallowed_methods)]
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use crate::common::{Api, config_map};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use common::{Api, config_map};
 use http::Request;
 use http_body_util::Full;
+use sampan_apiserver::testing::https::{Handler, HttpsServer};
 use sampan_auth::UserInfo;
 use serde_json::{Value, json};
 use tower::Service;
@@ -119,6 +124,115 @@ async fn objects_decide_who_is_worked_for() {
         ),
         "{metrics}"
     );
+}
+
+/// What waits for a webhook that never answers keeps its seat. So a user with more of that than its level has seats waits
+/// for itself; a user of the same level comes before what that one has waiting, and other levels notice nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_webhook_is_in_nobodys_way_but_its_own() {
+    const HANGS: Duration = Duration::from_secs(2);
+    let api = Api::start().await;
+    let never: Handler = Arc::new(|_, _| Box::pin(std::future::pending()));
+    let https = HttpsServer::start(&api.server.pki, &api.server.tasks, &["localhost"], never)
+        .await
+        .unwrap();
+    // Three seats; every user has one queue, and room for four in it.
+    let mut small = level("small");
+    small["spec"]["limited"]["limitResponse"] =
+        json!({"type": "Queue", "queuing": {"queues": 64, "handSize": 1, "queueLengthLimit": 4}});
+    api.post(&format!("{FLOW}/prioritylevelconfigurations"), small)
+        .await
+        .ok();
+    let mut flows = schema("small", "small");
+    flows["spec"]["distinguisherMethod"] = json!({"type": "ByUser"});
+    flows["spec"]["rules"][0]["subjects"] =
+        json!([{"kind": "User", "user": {"name": "jane"}}, {"kind": "User", "user": {"name": "bob"}}]);
+    api.post(&format!("{FLOW}/flowschemas"), flows).await.ok();
+    let users = ["jane", "bob", "kate"].map(|name| json!({"kind": "User", "name": name}));
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "all"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"}, "subjects": users});
+    api.post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
+        .await
+        .ok();
+    let hook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": "never"}, "webhooks": [{"name": "never.example.com", "failurePolicy": "Ignore",
+            "timeoutSeconds": HANGS.as_secs(), "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "clientConfig": {"url": https.url("/"), "caBundle": STANDARD.encode(api.server.pki.ca_pem())},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]}]});
+    api.post(
+        "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+        hook,
+    )
+    .await
+    .ok();
+
+    let begun = Instant::now();
+    let ask = |user: &str, method: &'static str, body: String| {
+        let mut transport = api.transport(user, &["system:authenticated"]);
+        tokio::spawn(async move {
+            let request = Request::builder()
+                .method(method)
+                .uri(CM)
+                .header("content-type", "application/json");
+            let answer = transport
+                .call(request.body(Full::<Bytes>::from(body)).unwrap())
+                .await
+                .unwrap();
+            (answer.status().as_u16(), begun.elapsed())
+        })
+    };
+    let create = |name: String| ask("jane", "POST", config_map(&name).to_string());
+    let page = "/debug/api_priority_and_fairness/dump_priority_levels";
+    // Who runs and who waits, as the server says.
+    let occupied = async |executing: usize, waiting: usize| {
+        let mut seen = String::new();
+        for _ in 0..200 {
+            let answer = api.get(page).await.body;
+            seen = answer
+                .as_str()
+                .unwrap()
+                .lines()
+                .find(|line| line.starts_with("small,"))
+                .unwrap()
+                .to_owned();
+            let columns: Vec<&str> = seen.split(',').map(str::trim).collect();
+            if columns[4..6] == [waiting.to_string(), executing.to_string()] {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("never {executing} and {waiting}: {seen}");
+    };
+    let mut creates: Vec<_> = (0..3).map(|number| create(format!("c{number}"))).collect();
+    occupied(3, 0).await;
+    creates.extend((3..6).map(|number| create(format!("c{number}"))));
+    occupied(3, 3).await;
+    let janes = ask("jane", "GET", String::new());
+    occupied(3, 4).await;
+    let bobs = ask("bob", "GET", String::new());
+    // Jane's queue is full: that is said at once. Those of other levels are served at once.
+    let (code, at) = ask("jane", "GET", String::new()).await.unwrap();
+    assert_eq!(code, 429);
+    assert!(at < HANGS, "{at:?}");
+    for user in ["kate", "admin"] {
+        if user == "admin" {
+            api.get(CM).await.ok();
+        } else {
+            assert_eq!(ask(user, "GET", String::new()).await.unwrap().0, 200);
+        }
+    }
+    assert!(creates.iter().all(|one| !one.is_finished()) && !janes.is_finished());
+    let (janes, bobs) = (janes.await.unwrap(), bobs.await.unwrap());
+    assert_eq!((janes.0, bobs.0), (200, 200));
+    // Bob comes as soon as there is a seat; Jane after all she had asked for before.
+    assert!(bobs.1 < janes.1, "{bobs:?} {janes:?}");
+    assert!(janes.1 >= HANGS * 2, "{janes:?}");
+    for one in creates {
+        let (code, at) = one.await.unwrap();
+        assert_eq!(code, 201);
+        assert!(at >= HANGS);
+    }
+    api.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,6 @@
 //! Apply and patches through the whole server: who owns what, through which endpoint, and the words of refusals.
 
-mod common;
-
-use common::{Answer, Api, config_map};
+use crate::common::{Answer, Api, config_map};
 use serde_json::{Value, json};
 
 const CM: &str = "/api/v1/namespaces/default/configmaps";

@@ -1,9 +1,7 @@
 //! LimitRanges and ResourceQuotas at admission, on a whole control plane. No controllers run here, so the tests write the
 //! quotas' status themselves, as the controller would.
 
-mod common;
-
-use common::{Api, pod};
+use crate::common::{Api, pod};
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -70,12 +68,14 @@ async fn what_is_charged_and_what_is_not() {
     let none = json!({"configmaps": "0", "requests.cpu": "0", "services.nodeports": "0"});
     quota(&api, "q", hard, none).await;
     let maps = "/api/v1/namespaces/default/configmaps";
-    let dry = api.post(&format!("{maps}?dryRun=All"), common::config_map("a")).await;
+    let dry = api
+        .post(&format!("{maps}?dryRun=All"), crate::common::config_map("a"))
+        .await;
     assert_eq!(dry.code, 201);
     assert_eq!(used(&api, "q").await["configmaps"], "0");
-    api.post(maps, common::config_map("a")).await.ok();
+    api.post(maps, crate::common::config_map("a")).await.ok();
     for path in [maps.to_owned(), format!("{maps}?dryRun=All")] {
-        api.post(&path, common::config_map("b")).await.refused(
+        api.post(&path, crate::common::config_map("b")).await.refused(
             403,
             "Forbidden",
             "configmaps \"b\" is forbidden: exceeded quota: q, requested: configmaps=1, used: configmaps=1, limited: configmaps=1",

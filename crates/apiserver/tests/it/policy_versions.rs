@@ -1,25 +1,18 @@
 //! Admission policies and the versions of what they see: built-in kinds, custom ones that somebody converts,
 //! parameters; what is noted for the audit log.
 
-mod common;
-
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
-use base64::Engine;
+use crate::common::boats::{BOATS, Converter, converted, define};
+use crate::common::{Answer, Api};
 use bytes::Bytes;
-use common::{Answer, Api};
-use http::{Request, Response};
+use http::Request;
 use http_body_util::Full;
-use sampan_apiserver::Body;
 use sampan_apiserver::admission::Annotations;
-use sampan_apiserver::testing::https::{Handler, HttpsServer};
 use serde_json::{Value, json};
 
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
-const BOATS: &str = "/apis/example.com/v1/namespaces/default/boats";
 const EXEC: &str = "/api/v1/namespaces/default/pods/p/exec?command=ls&stdout=true";
 
 /// A policy of any kind and its binding, by the same name.
@@ -156,72 +149,15 @@ async fn built_in_kinds_are_seen_in_the_version_of_the_rule() {
     api.server.stop().await;
 }
 
-/// Knows `size` (v1) as `length` (v2); thirteen is none.
-fn converter() -> Handler {
-    Arc::new(move |_, body| {
-        Box::pin(async move {
-            let review: Value = serde_json::from_slice(&body)?;
-            let request = &review["request"];
-            let wanted = request["desiredAPIVersion"].as_str().unwrap_or_default();
-            let (from, to) = if wanted.ends_with("v2") {
-                ("size", "length")
-            } else {
-                ("length", "size")
-            };
-            let mut objects = request["objects"].as_array().cloned().unwrap_or_default();
-            let mut result = json!({"status": "Success"});
-            for object in &mut objects {
-                object["apiVersion"] = wanted.into();
-                if let Some(value) = object["spec"].as_object_mut().and_then(|spec| spec.remove(from)) {
-                    if value == 13 {
-                        result = json!({"status": "Failure", "message": "thirteen is not a size"});
-                    }
-                    object["spec"][to] = value;
-                }
-            }
-            let answer = json!({"apiVersion": review["apiVersion"], "kind": "ConversionReview",
-                "response": {"uid": request["uid"], "result": result, "convertedObjects": objects}});
-            Ok(Response::new(Body::from(answer.to_string())))
-        })
-    })
-}
-
 fn boat(version: &str, name: &str, spec: Value) -> Value {
     json!({"apiVersion": format!("example.com/{version}"), "kind": "Boat", "metadata": {"name": name}, "spec": spec})
-}
-
-/// Boats in two versions, of which the first is stored.
-async fn define(api: &Api) -> HttpsServer {
-    let https = HttpsServer::start(&api.server.pki, &api.server.tasks, &["localhost"], converter())
-        .await
-        .unwrap();
-    let bundle = base64::engine::general_purpose::STANDARD.encode(api.server.pki.ca_pem());
-    let version = |name: &str, field: &str| {
-        json!({"name": name, "served": true, "storage": name == "v1", "schema": {"openAPIV3Schema": {"type": "object",
-            "properties": {"spec": {"type": "object", "properties": {field: {"type": "integer"}}}}}}})
-    };
-    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": "boats.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
-        "names": {"plural": "boats", "singular": "boat", "kind": "Boat", "listKind": "BoatList"},
-        "versions": [version("v1", "size"), version("v2", "length")],
-        "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
-            "clientConfig": {"url": https.url("/convert"), "caBundle": bundle}}}}});
-    api.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
-        .await
-        .ok();
-    for _ in 0..200 {
-        if api.get(BOATS).await.code == 200 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    https
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn custom_kinds_are_converted_for_policies_and_back() {
     let api = Api::start().await;
-    let _https = define(&api).await;
+    let converter = Converter::start(&api.server.pki).await;
+    define(&api, converted(&converter)).await;
     let newer = BOATS.replace("/v1/", "/v2/");
     let spec = json!({"matchConstraints": only("example.com", "v2", "boats"), "validations": [
         {"expression": "request.operation == 'DELETE' || object.spec.length < 10",
@@ -389,9 +325,11 @@ async fn deletes_streams_and_the_exempt() {
     api.post("/api/v1/namespaces/default/serviceaccounts", account)
         .await
         .ok();
-    api.post("/api/v1/namespaces/default/pods", common::pod("p")).await.ok();
+    api.post("/api/v1/namespaces/default/pods", crate::common::pod("p"))
+        .await
+        .ok();
     for name in ["keep-1", "keep-2"] {
-        api.post(MAPS, common::config_map(name)).await.ok();
+        api.post(MAPS, crate::common::config_map(name)).await.ok();
     }
     let spec = json!({"matchConstraints": {"resourceRules": [
             {"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["CONNECT"], "resources": ["*/*"]},
@@ -425,7 +363,7 @@ async fn deletes_streams_and_the_exempt() {
     let everything = json!({"resourceRules": [rule("*", "*", "*/*")]});
     let spec = json!({"matchConstraints": everything, "validations": [{"expression": "false"}]});
     install(&api, VALIDATING, "wall", spec, json!({})).await;
-    assert_eq!(api.post(MAPS, common::config_map("c")).await.code, 422);
+    assert_eq!(api.post(MAPS, crate::common::config_map("c")).await.code, 422);
     let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}});
     api.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
@@ -442,7 +380,7 @@ async fn deletes_streams_and_the_exempt() {
         "failurePolicy": "Ignore", "mutations": [{"patchType": "JSONPatch", "jsonPatch":
             {"expression": "[JSONPatch{op: 'add', path: '/data', value: 7}]"}}]});
     install(&api, MUTATING, "m", spec, json!({})).await;
-    let answer = api.post(MAPS, common::config_map("c")).await;
+    let answer = api.post(MAPS, crate::common::config_map("c")).await;
     assert_eq!(
         (answer.code, answer.body["reason"].as_str()),
         (500, Some("InternalError")),

@@ -1,8 +1,6 @@
 //! In-process admission plugins on a whole control plane: Pod security, volumes in use, topology labels, certificates.
 
-mod common;
-
-use common::{Api, pod};
+use crate::common::{Api, pod};
 use serde_json::{Value, json};
 
 async fn namespace(api: &Api, name: &str, labels: Value) {
@@ -122,7 +120,7 @@ async fn grant(api: &Api, user: &str, rules: Value) {
 }
 
 /// Does something as somebody else.
-async fn as_user(api: &Api, user: &str, method: &str, path: &str, body: Value) -> common::Answer {
+async fn as_user(api: &Api, user: &str, method: &str, path: &str, body: Value) -> crate::common::Answer {
     let kind = if method == "PATCH" {
         "application/merge-patch+json"
     } else {
@@ -139,7 +137,7 @@ async fn as_user(api: &Api, user: &str, method: &str, path: &str, body: Value) -
         .unwrap();
     let (parts, body) = answer.into_parts();
     let bytes = http_body_util::BodyExt::collect(body).await.unwrap().to_bytes();
-    common::Answer {
+    crate::common::Answer {
         code: parts.status.as_u16(),
         headers: parts.headers,
         body: serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes))),
@@ -351,7 +349,7 @@ async fn owners_are_named_by_those_who_may() {
     .into_iter()
     .enumerate()
     {
-        let judge = |answer: common::Answer, name: &str, why: &str| {
+        let judge = |answer: crate::common::Answer, name: &str, why: &str| {
             let expected = format!("configmaps \"{name}\" is forbidden: {why}");
             match why {
                 "" => assert!(answer.code < 300, "{user} {index}: {}", answer.body),
@@ -363,10 +361,10 @@ async fn owners_are_named_by_those_who_may() {
             }
         };
         let (created, updated) = (format!("c-{index}"), format!("u-{index}"));
-        let mut map = common::config_map(&created);
+        let mut map = crate::common::config_map(&created);
         map["metadata"]["ownerReferences"] = owners.clone();
         judge(as_user(&api, user, "POST", maps, map).await, &created, on_create);
-        as_user(&api, user, "POST", maps, common::config_map(&updated))
+        as_user(&api, user, "POST", maps, crate::common::config_map(&updated))
             .await
             .ok();
         let patch = json!({"metadata": {"ownerReferences": owners}});
