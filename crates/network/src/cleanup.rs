@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crate::fabric;
 use crate::kernel::link::Links;
 use crate::kernel::netns;
 use crate::kernel::nft::{NftError, Transaction};
@@ -15,11 +16,13 @@ use crate::proxy;
 pub enum CleanupError {
     #[error("cannot remove the rules: {0}")]
     Rules(#[from] NftError),
+    #[error("cannot remove the ways to other nodes: {0}")]
+    Fabric(#[from] fabric::ApplyError),
     #[error("cannot remove {what}: {source}")]
     Io { what: String, source: io::Error },
 }
 
-/// Removes the rules, the bridge with its ports, the namespaces made here, and puts changed settings back. What is
+/// Removes the ways to other nodes, the rules, the bridge with its ports, the namespaces made here, and puts changed settings back. What is
 /// not there is no error. Blocking.
 pub fn cleanup(config: &PodNetworkConfig) -> Result<(), CleanupError> {
     let io = |what: &str| {
@@ -39,6 +42,7 @@ pub fn cleanup(config: &PodNetworkConfig) -> Result<(), CleanupError> {
 }
 
 fn remove_from_kernel(config: &PodNetworkConfig) -> Result<(), CleanupError> {
+    fabric::remove_all()?;
     for table in [proxy::TABLE, pods::TABLE] {
         let mut transaction = Transaction::new(table);
         transaction.drop_table();

@@ -78,18 +78,23 @@ impl World {
     }
 
     pub(crate) async fn pod(&self, uid: &str, host_ports: Vec<HostPort>) -> Pod {
-        let netns = netns::create(&self.config.netns_dir, uid).unwrap();
-        let setup = PodSetup {
-            uid: uid.to_owned(),
-            netns: netns.clone(),
-            host_ports,
-        };
-        let status = self.network.setup(setup).await.unwrap();
-        Pod {
-            uid: uid.to_owned(),
-            netns,
-            status,
-        }
+        pod(&self.network, uid, host_ports).await
+    }
+}
+
+/// A Pod on a node's network.
+pub(crate) async fn pod(network: &PodNetwork, uid: &str, host_ports: Vec<HostPort>) -> Pod {
+    let netns = netns::create(&network.config().netns_dir, uid).unwrap();
+    let setup = PodSetup {
+        uid: uid.to_owned(),
+        netns: netns.clone(),
+        host_ports,
+    };
+    let status = network.setup(setup).await.unwrap();
+    Pod {
+        uid: uid.to_owned(),
+        netns,
+        status,
     }
 }
 
@@ -144,6 +149,61 @@ pub(crate) fn serve(netns: &Path, name: &str, port: u16) {
             let _gone = write!(stream, "{name} {}", from.ip());
         }
     });
+}
+
+/// How much [`exchange`] sends each way: more than any buffer holds.
+const MUCH: usize = 1 << 20;
+
+/// Takes connections to a port and sends each as much back as it has taken, the same bytes.
+pub(crate) fn serve_echo(netns: &Path, port: u16) {
+    let listener = netns::within(netns, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut all = vec![0; MUCH];
+            // A client that has gone is no concern of the server's.
+            let _gone = stream.read_exact(&mut all).and_then(|()| stream.write_all(&all));
+        }
+    });
+}
+
+/// Sends a megabyte and gets it back.
+pub(crate) fn exchange(netns: &Path, to: (Ipv4Addr, u16)) -> Result<(), std::io::Error> {
+    netns::within(netns, || {
+        let patience = Duration::from_secs(30);
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::from(to), patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let sent: Vec<u8> = (0..MUCH).map(|at| (at % 251) as u8).collect();
+        stream.write_all(&sent)?;
+        let mut back = vec![0; MUCH];
+        stream.read_exact(&mut back)?;
+        assert!(sent == back, "what came back is not what was sent");
+        Ok(())
+    })
+    .unwrap()
+}
+
+/// Sends an echo request (ping) and says whether it was answered.
+pub(crate) fn ping(netns: &Path, to: Ipv4Addr) -> bool {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn};
+    use std::os::fd::AsRawFd;
+    netns::within(netns, || {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket =
+            nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, flags, SockProtocol::Icmp).unwrap();
+        let socket = UdpSocket::from(socket);
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let to = SockaddrIn::from(SocketAddrV4::new(to, 0));
+        let request = [8, 0, 0, 0, 0, 0, 0, 1, b'?'];
+        if nix::sys::socket::sendto(socket.as_raw_fd(), &request, &to, MsgFlags::empty()).is_err() {
+            return false;
+        }
+        let mut answer = [0; 64];
+        socket
+            .recv(&mut answer)
+            .is_ok_and(|length| length == request.len() && answer[0] == 0)
+    })
+    .unwrap()
 }
 
 /// Asks from inside a namespace: the answer's name and the source the server saw; or the error.

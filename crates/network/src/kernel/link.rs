@@ -8,17 +8,20 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 
-use super::netlink::{Attrs, CREATE, EXCL, Message, Socket, attr};
+use super::netlink::{Attrs, CREATE, DUMP, EXCL, Message, Socket, address_of, attr, u32_of};
+use super::vxlan::{self, Vxlan};
 
-const NEWLINK: u16 = 16;
-const DELLINK: u16 = 17;
+pub(super) const NEWLINK: u16 = 16;
+pub(super) const DELLINK: u16 = 17;
 const GETLINK: u16 = 18;
-const NEWADDR: u16 = 20;
-const NEWROUTE: u16 = 24;
-const GETROUTE: u16 = 26;
+pub(super) const NEWADDR: u16 = 20;
+pub(super) const DELADDR: u16 = 21;
+const GETADDR: u16 = 22;
+pub(super) const NEWROUTE: u16 = 24;
+pub(super) const GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
@@ -29,18 +32,22 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const BRPORT_HAIRPIN: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
-const IFF_UP: u32 = 1;
+const IFF_UP: u32 = 0x1;
+const IFF_BROADCAST: u32 = 0x2;
+const IFF_LOOPBACK: u32 = 0x8;
+const IFF_POINT_TO_POINT: u32 = 0x10;
+const IFF_NO_ARP: u32 = 0x80;
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
-const RTA_PREFSRC: u16 = 7;
+pub(super) const RTA_DST: u16 = 1;
+pub(super) const RTA_OIF: u16 = 4;
+pub(super) const RTA_GATEWAY: u16 = 5;
+pub(super) const RTA_PRIORITY: u16 = 6;
+pub(super) const RTA_PREFSRC: u16 = 7;
 
-const SCOPE_LINK: u8 = 253;
-const SCOPE_UNIVERSE: u8 = 0;
+pub(super) const SCOPE_LINK: u8 = 253;
+pub(super) const SCOPE_UNIVERSE: u8 = 0;
 
 pub type Mac = [u8; 6];
 
@@ -55,8 +62,57 @@ pub fn show_mac(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// A link as the kernel tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub mtu: u32,
+    pub up: bool,
+    /// Neighbours are asked for their hardware address: Ethernet and its like, no tunnel.
+    pub broadcast: bool,
+    pub loopback: bool,
+    pub mac: Option<Mac>,
+    pub kind: Option<String>,
+    /// What a VXLAN device is like.
+    pub vxlan: Option<Vxlan>,
+    pub addresses: Vec<Ipv4Net>,
+}
+
+fn parse_link(body: &[u8]) -> Option<Link> {
+    let (index, flags) = (u32_of(body.get(4..8))?, u32_of(body.get(8..12))?);
+    let attrs = body.get(16..)?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned();
+    let info = attr(attrs, IFLA_LINKINFO);
+    let kind = info.and_then(|info| attr(info, IFLA_INFO_KIND)).map(text);
+    let data = info.and_then(|info| attr(info, IFLA_INFO_DATA));
+    Some(Link {
+        index,
+        name: text(attr(attrs, IFLA_IFNAME)?),
+        mtu: u32_of(attr(attrs, IFLA_MTU)).unwrap_or_default(),
+        up: flags & IFF_UP != 0,
+        broadcast: flags & IFF_BROADCAST != 0 && flags & (IFF_POINT_TO_POINT | IFF_NO_ARP) == 0,
+        loopback: flags & IFF_LOOPBACK != 0,
+        mac: attr(attrs, IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()),
+        vxlan: data.filter(|_| kind.as_deref() == Some("vxlan")).and_then(vxlan::parse),
+        kind,
+        addresses: Vec::new(),
+    })
+}
+
+/// A link's index and one of its addresses.
+fn parse_address(body: &[u8]) -> Option<(u32, Ipv4Net)> {
+    let (family, length) = (*body.first()?, *body.get(1)?);
+    let attrs = body.get(8..)?;
+    // Where both ends of a link have an address, the second is the other end's.
+    let address = address_of(attr(attrs, IFA_LOCAL)).or(address_of(attr(attrs, IFA_ADDRESS)))?;
+    let own_network = address_of(attr(attrs, IFA_ADDRESS)).is_none_or(|network| network == address);
+    let net = Ipv4Net::new(address, if own_network { length } else { 32 }).ok()?;
+    (family == nix::libc::AF_INET as u8).then_some((u32_of(body.get(4..8))?, net))
+}
+
 /// Links of the calling thread's network namespace.
-pub struct Links(Socket);
+pub struct Links(pub(super) Socket);
 
 fn ifinfo(index: u32, up: bool) -> Vec<u8> {
     let flags = if up { IFF_UP } else { 0 };
@@ -128,6 +184,60 @@ impl Links {
         Ok(kind)
     }
 
+    /// All links with their IPv4 addresses.
+    pub fn list(&mut self) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        let message = Message::new(GETLINK, DUMP, &ifinfo(0, false), Attrs::new());
+        self.0
+            .exchange(&[message], |_, body| links.extend(parse_link(body)))
+            .map_err(|refused| refused.source)?;
+        let header = [nix::libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0];
+        let message = Message::new(GETADDR, DUMP, &header, Attrs::new());
+        let mut addresses = Vec::new();
+        self.0
+            .exchange(&[message], |_, body| addresses.extend(parse_address(body)))
+            .map_err(|refused| refused.source)?;
+        for link in &mut links {
+            let own = addresses.iter().filter(|(index, _)| *index == link.index);
+            link.addresses = own.map(|(_, address)| *address).collect();
+        }
+        Ok(links)
+    }
+
+    /// Makes a VXLAN device, down.
+    pub fn add_vxlan(&mut self, name: &str, mac: Mac, mtu: u32, device: &Vxlan) -> io::Result<()> {
+        let info = Attrs::new()
+            .text(IFLA_INFO_KIND, "vxlan")
+            .nest(IFLA_INFO_DATA, vxlan::attrs(device));
+        let attrs = Attrs::new()
+            .text(IFLA_IFNAME, name)
+            .bytes(IFLA_ADDRESS, &mac)
+            .u32(IFLA_MTU, mtu)
+            .nest(IFLA_LINKINFO, info);
+        self.0
+            .request(Message::new(NEWLINK, CREATE | EXCL, &ifinfo(0, false), attrs))
+    }
+
+    /// Says how long packets through a link may be.
+    pub fn set_mtu(&mut self, name: &str, mtu: u32) -> io::Result<()> {
+        let index = self.index(name)?;
+        let attrs = Attrs::new().u32(IFLA_MTU, mtu);
+        // Neither up nor down: no flag is changed.
+        self.0.request(Message::new(NEWLINK, 0, &ifinfo(index, false), attrs))
+    }
+
+    /// Takes an address from a link.
+    pub fn remove_address(&mut self, name: &str, address: Ipv4Net) -> io::Result<()> {
+        let index = self.index(name)?;
+        let header = [
+            &[nix::libc::AF_INET as u8, address.prefix_len(), 0, SCOPE_UNIVERSE][..],
+            &index.to_ne_bytes(),
+        ]
+        .concat();
+        let attrs = Attrs::new().bytes(IFA_LOCAL, &address.addr().octets());
+        self.0.request(Message::new(DELADDR, 0, &header, attrs))
+    }
+
     /// Makes a bridge unless it is there.
     pub fn add_bridge(&mut self, name: &str, mac: Mac) -> io::Result<()> {
         let attrs = Attrs::new()
@@ -197,6 +307,21 @@ impl Links {
         let index = self.index(name)?;
         self.0
             .request(Message::new(NEWLINK, 0, &ifinfo(index, true), Attrs::new()))
+    }
+
+    /// Puts a link up or down.
+    #[cfg(test)]
+    pub fn set_up(&mut self, name: &str, up: bool) -> io::Result<()> {
+        let index = self.index(name)?;
+        let flags = if up { IFF_UP } else { 0 };
+        let header = [
+            &[0; 4][..],
+            &index.to_ne_bytes(),
+            &flags.to_ne_bytes(),
+            &IFF_UP.to_ne_bytes(),
+        ]
+        .concat();
+        self.0.request(Message::new(NEWLINK, 0, &header, Attrs::new()))
     }
 
     /// Removes a link; none of that name is no error.

@@ -7,8 +7,11 @@
 
 pub mod conntrack;
 pub mod link;
+pub mod neighbour;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod route;
 pub mod sysctl;
+pub mod vxlan;
 pub mod watch;

@@ -1,6 +1,7 @@
 //! Netlink messages and sockets: just enough encoding for what this crate says to the kernel.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
@@ -14,6 +15,8 @@ pub const DUMP: u16 = 0x300;
 /// Create the object; with [`EXCL`], fail if it is there.
 pub const CREATE: u16 = 0x400;
 pub const EXCL: u16 = 0x200;
+/// Take the place of what is there.
+pub const REPLACE: u16 = 0x100;
 /// Put it last.
 pub const APPEND: u16 = 0x800;
 const NESTED: u16 = 0x8000;
@@ -215,6 +218,11 @@ impl<'a> Iterator for Parsed<'a> {
     }
 }
 
+/// The messages in a datagram: type and body.
+pub fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    Parsed(datagram).map(|(kind, _, body)| (kind, body))
+}
+
 /// The types of the messages in a datagram.
 pub fn kinds(datagram: &[u8]) -> impl Iterator<Item = u16> {
     Parsed(datagram).map(|(kind, ..)| kind)
@@ -240,6 +248,16 @@ pub fn attr(body: &[u8], kind: u16) -> Option<&[u8]> {
     ParsedAttrs(body)
         .find(|(have, _)| *have == kind)
         .map(|(_, payload)| payload)
+}
+
+/// A number in the machine's byte order, of as many bytes as a header or an attribute has.
+pub fn u32_of(bytes: Option<&[u8]>) -> Option<u32> {
+    bytes?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// An IPv4 address.
+pub fn address_of(bytes: Option<&[u8]>) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(bytes?).ok().map(Ipv4Addr::from)
 }
 
 #[cfg(test)]

@@ -255,6 +255,11 @@ impl Rule {
     pub fn in_set(self, set: &str) -> Self {
         self.expression("lookup", Attrs::new().text(1, set).be32(2, REG0))
     }
+    /// Goes on only when the registers' key is not in the set.
+    pub fn not_in_set(self, set: &str) -> Self {
+        let inverted = 1;
+        self.expression("lookup", Attrs::new().text(1, set).be32(2, REG0).be32(5, inverted))
+    }
     /// Takes the verdict a map has for the key, if it has one.
     pub fn verdict_of(self, map: &str) -> Self {
         self.expression("lookup", Attrs::new().text(1, map).be32(2, REG0).be32(3, REG_VERDICT))
@@ -345,6 +350,17 @@ impl Rule {
     /// Goes on only with packets of TCP.
     pub fn only_tcp(self) -> Self {
         self.load_protocol(0).compare(0, true, &[6])
+    }
+    /// Goes on only with VXLAN datagrams of the network to the port.
+    pub fn only_vxlan(self, port: u16, vni: u32) -> Self {
+        let [_, vni @ ..] = vni.to_be_bytes();
+        // Behind the header of UDP (8 bytes) and four bytes of VXLAN's.
+        self.load_protocol(0)
+            .compare(0, true, &[17])
+            .payload(0, 2, 2, 2)
+            .compare(0, true, &port.to_be_bytes())
+            .payload(0, 2, 12, 3)
+            .compare(0, true, &vni)
     }
     /// Answers with a reset of TCP. Unlike ICMP's answers the kernel does not ration these.
     pub fn reset(self) -> Self {

@@ -438,5 +438,11 @@ fn link_name(uid: &str) -> String {
     format!("sp{:012x}", hash >> 16)
 }
 
+/// Whether a link's name is one of those.
+pub(crate) fn is_link_name(name: &str) -> bool {
+    let digits = name.strip_prefix("sp").filter(|digits| digits.len() == 12);
+    digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 #[cfg(test)]
 mod tests;

@@ -44,12 +44,15 @@ pub(super) fn sync_all<'r>(
     t.add_base_chain("forged", "filter", HOOK_PREROUTING, -300);
     let loopback = ipnet::Ipv4Net::new_assert([127, 0, 0, 0].into(), 8);
     let bridge = config.bridge.as_str();
+    // Links packets of this machine's loopback may leave by accept some from there too; none from outside is meant.
+    let from_outside = || Rule::new().arrives_by("lo", false);
     t.add_rule(
         "forged",
-        Rule::new()
-            .arrives_by(bridge, true)
-            .destination_in(loopback, true)
-            .verdict(&Verdict::Drop),
+        from_outside().destination_in(loopback, true).verdict(&Verdict::Drop),
+    );
+    t.add_rule(
+        "forged",
+        from_outside().source_in(loopback, true).verdict(&Verdict::Drop),
     );
 
     // Just before the proxy's chains.

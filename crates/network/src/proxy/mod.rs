@@ -4,8 +4,8 @@
 //! of one Service is one small transaction. At start the table is built anew in one transaction, so that there is
 //! never a moment with half the rules; when a transaction is refused, the next one is again the whole table.
 //!
-//! Different from upstream: topology hints and `trafficDistribution` are not looked at yet; node ports also answer on
-//! loopback.
+//! Hints of endpoints (for which node, for which zone) are followed as upstream follows them: only where they leave
+//! somebody to answer. Different from upstream: node ports also answer on loopback.
 
 pub mod plan;
 mod table;
@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node as NodeObject, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use sampan_client::{Cached, Informer, Informers, Key};
+use sampan_client::{Cached, Change, Informer, Informers, Key};
 use sampan_tasks::Drain;
 use tokio::sync::Notify;
 
@@ -33,6 +33,7 @@ pub(crate) use table::TABLE;
 
 /// The label that says which Service a slice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// The index of slices by `namespace/service`.
 pub(crate) const BY_SERVICE: &str = "network/service";
 
@@ -90,7 +91,18 @@ pub struct Proxy {
     config: ProxyConfig,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    nodes: Informer<NodeObject>,
     dirty: Arc<Dirty>,
+}
+
+/// The zone a node says it is in.
+fn zone(node: &NodeObject) -> Option<String> {
+    node.metadata
+        .labels
+        .as_ref()?
+        .get(ZONE)
+        .filter(|zone| !zone.is_empty())
+        .cloned()
 }
 
 impl Proxy {
@@ -106,10 +118,20 @@ impl Proxy {
                 service_of(slice).into_iter().for_each(|key| touched.add(key));
             }
         });
+        let nodes = informers.of::<NodeObject>();
+        let (touched, own, all) = (Arc::clone(&dirty), config.node.clone(), services.clone());
+        nodes.on_change(move |change| {
+            let now = Some(change.object()).filter(|_| !matches!(change, Change::Deleted(_)));
+            let moved = now.and_then(|node| zone(node)) != change.old().and_then(|node| zone(node));
+            if change.object().name() == own && moved {
+                all.list().iter().for_each(|service| touched.add(Key::of(&**service)));
+            }
+        });
         Proxy {
             config,
             services,
             slices,
+            nodes,
             dirty,
         }
     }
@@ -117,6 +139,7 @@ impl Proxy {
     fn node(&self) -> Node {
         Node {
             name: self.config.node.clone(),
+            zone: self.nodes.get("", &self.config.node).and_then(|node| zone(&node)),
             pods: self.config.cluster_cidr,
         }
     }

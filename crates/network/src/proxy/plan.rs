@@ -18,7 +18,8 @@ use crate::pods::Protocol;
 pub enum Step {
     /// The source is to be this node's.
     Mark,
-    /// The same, for packets that come neither from a Pod nor from this machine.
+    /// The same, for packets that do not come from a Pod. This machine's own too: their source was chosen for the way
+    /// to the Service's address, and the way to the endpoint may be another.
     MarkOutside,
     /// Packets from this network go on in the chain.
     FromGoto(Ipv4Net, String),
@@ -76,6 +77,8 @@ pub type UdpPort = (Option<Ipv4Addr>, u16);
 #[derive(Clone, Debug)]
 pub struct Node {
     pub name: String,
+    /// The node's `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
     /// Addresses of Pods, on any node.
     pub pods: Ipv4Net,
 }
@@ -149,6 +152,40 @@ fn usable<'e>(endpoints: impl Iterator<Item = (&'e Endpoint, u16)> + Clone) -> V
     }
 }
 
+/// The endpoints meant for this node, or else for its zone: where every ready one says for whom it is and one of them
+/// for us. Otherwise all, so hints never leave a node without.
+fn nearest<'e>(endpoints: Vec<(&'e Endpoint, u16)>, node: &Node) -> Vec<(&'e Endpoint, u16)> {
+    let near = [
+        (nodes_of as fn(&Endpoint) -> Vec<&str>, Some(&node.name)),
+        (zones_of, node.zone.as_ref()),
+    ];
+    for (meant_for, us) in near {
+        let mut ready = endpoints
+            .iter()
+            .filter(|(endpoint, _)| is_ready(endpoint))
+            .map(|(endpoint, _)| endpoint);
+        let Some(us) = us.filter(|_| ready.clone().all(|endpoint| !meant_for(endpoint).is_empty())) else {
+            continue;
+        };
+        let is_ours = |endpoint: &Endpoint| meant_for(endpoint).contains(&us.as_str());
+        if ready.any(|endpoint| is_ours(endpoint)) {
+            let is_near = |(endpoint, _): &(&Endpoint, u16)| is_ready(endpoint) && is_ours(endpoint);
+            return endpoints.into_iter().filter(is_near).collect();
+        }
+    }
+    endpoints
+}
+
+fn nodes_of(endpoint: &Endpoint) -> Vec<&str> {
+    let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_nodes.as_ref());
+    hints.into_iter().flatten().map(|node| node.name.as_str()).collect()
+}
+
+fn zones_of(endpoint: &Endpoint) -> Vec<&str> {
+    let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
+    hints.into_iter().flatten().map(|zone| zone.name.as_str()).collect()
+}
+
 pub fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint
         .conditions
@@ -197,7 +234,7 @@ impl PortPlan<'_> {
         let here = all
             .clone()
             .filter(|(endpoint, _)| endpoint.node_name.as_deref() == Some(&self.node.name));
-        let (everywhere, here) = (usable(all), usable(here));
+        let (everywhere, here) = (usable(nearest(all.collect(), self.node).into_iter()), usable(here));
 
         let external_local = self.policy_is_local(spec.external_traffic_policy.as_ref());
         let internal_local = self.policy_is_local(spec.internal_traffic_policy.as_ref());
@@ -273,7 +310,7 @@ impl PortPlan<'_> {
         }
 
         if self.protocol == Protocol::Udp {
-            let endpoints: BTreeSet<_> = everywhere.iter().map(|endpoint| *endpoint.ip()).collect();
+            let endpoints: BTreeSet<_> = everywhere.iter().chain(&here).map(|endpoint| *endpoint.ip()).collect();
             let ports = std::iter::once((Some(cluster_ip), self.number))
                 .chain(outside.iter().map(|(address, _)| (Some(*address), self.number)))
                 .chain(node_port.map(|port| (None, port)));

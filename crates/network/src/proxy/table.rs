@@ -277,7 +277,7 @@ impl Table {
         let goto = |chain: &String| Verdict::Goto(chain.clone());
         let rule = match step {
             Step::Mark => rule.set_mark(MARK),
-            Step::MarkOutside => rule.source_in(self.pods, false).source_is_local(false).set_mark(MARK),
+            Step::MarkOutside => rule.source_in(self.pods, false).set_mark(MARK),
             Step::FromGoto(network, chain) => rule.source_in(*network, true).verdict(&goto(chain)),
             Step::FromHostGoto(chain) => rule.source_is_local(true).set_mark(MARK).verdict(&goto(chain)),
             Step::Goto(chain) => rule.verdict(&goto(chain)),

@@ -15,6 +15,7 @@ use crate::testing::{MACHINE, OUTSIDE, Pod, World, answers, ask, is_root, servic
 fn node() -> Node {
     Node {
         name: "here".into(),
+        zone: Some("east".into()),
         pods: "10.244.0.0/16".parse().unwrap(),
     }
 }
@@ -131,6 +132,85 @@ fn policies_choose_among_endpoints() {
     };
     assert_eq!(last(&elsewhere), Some(Step::Drop));
     assert_eq!(last(&both), Some(Step::Goto("local/default/web/http".into())));
+}
+
+#[test]
+fn hints_choose_the_nearest_unless_nobody_is_left() {
+    let service = service(
+        "web",
+        json!({"clusterIP": "10.96.0.9", "ports": [{"name": "http", "port": 80}]}),
+    );
+    let endpoint = |nodes: &[&str], zones: &[&str], ready: bool| {
+        let named = |names: &[&str]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
+        let conditions = json!({"ready": ready, "serving": true, "terminating": !ready});
+        json!({"hints": {"forNodes": named(nodes), "forZones": named(zones)}, "conditions": conditions})
+    };
+    let both = |first, second| [first, second];
+    for (what, endpoints, wanted) in [
+        (
+            "for the node",
+            both(endpoint(&["here"], &[], true), endpoint(&["there"], &[], true)),
+            "2",
+        ),
+        (
+            "one has no hint",
+            both(endpoint(&["here"], &[], true), endpoint(&[], &[], true)),
+            "2 3",
+        ),
+        (
+            "none for the node",
+            both(endpoint(&["there"], &[], true), endpoint(&["else"], &[], true)),
+            "2 3",
+        ),
+        (
+            "the node's is not ready",
+            both(endpoint(&["here"], &[], false), endpoint(&["there"], &[], true)),
+            "3",
+        ),
+        (
+            "only the node's is left, ending",
+            both(endpoint(&["here"], &[], false), endpoint(&["there"], &[], false)),
+            "2 3",
+        ),
+        (
+            "for the zone",
+            both(endpoint(&[], &["west"], true), endpoint(&[], &["east", "west"], true)),
+            "3",
+        ),
+        (
+            "the node before the zone",
+            both(
+                endpoint(&["here"], &["west"], true),
+                endpoint(&["there"], &["east"], true),
+            ),
+            "2",
+        ),
+        (
+            "the zone if not the node",
+            both(
+                endpoint(&["else"], &["west"], true),
+                endpoint(&["there"], &["east"], true),
+            ),
+            "3",
+        ),
+        (
+            "no zone of ours",
+            both(endpoint(&[], &["west"], true), endpoint(&[], &["north"], true)),
+            "2 3",
+        ),
+    ] {
+        let [first, second] = endpoints;
+        let slice = slice("web", http(), &[(ip("10.244.0.2"), first), (ip("10.244.0.3"), second)]);
+        let rules = desired(&service, [&slice], &node());
+        let Some(Step::Balance(chosen)) = rules.chains["svc/default/web/http"].last() else {
+            panic!("{what}: no endpoints");
+        };
+        let chosen: Vec<_> = chosen
+            .iter()
+            .map(|endpoint| endpoint.ip().octets()[3].to_string())
+            .collect();
+        assert_eq!(chosen.join(" "), wanted, "{what}");
+    }
 }
 
 #[test]
