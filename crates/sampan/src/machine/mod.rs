@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sampan_client::Informers;
-use sampan_network::{Dns, DnsConfig, Host, PodNetwork, PodNetworkConfig, Proxy, ProxyConfig};
+use sampan_network::{Dns, DnsConfig, Fabric, FabricConfig, Host, PodNetwork, PodNetworkConfig, Proxy, ProxyConfig};
 use sampan_node::{ClusterDns, Node, NodeConfig, ServerTls};
 use sampan_runtime::embedded::{Config as RuntimeConfig, Embedded};
 use sampan_tasks::{OnExit, Tasks};
@@ -30,7 +30,7 @@ pub struct Machine {
     pub node_informers: Informers,
     /// Reads as the service proxy: Services, their endpoints, nodes.
     pub network_informers: Informers,
-    /// Writes where the cluster's DNS answers; `None`: others do.
+    /// Writes where the cluster's DNS answers, on all nodes; `None`: others do.
     pub dns: Option<kube::Client>,
 }
 
@@ -39,6 +39,10 @@ impl Machine {
     pub async fn start(&self, tls: ServerTls) -> Result<()> {
         if self.settings.runs(Role::Node) {
             self.start_node(tls).await?;
+        }
+        if let Some(client) = &self.dns {
+            let address = self.settings.dns_service();
+            dns::publish(client.clone(), &self.network_informers, &self.tasks, address);
         }
         if self.settings.runs(Role::Proxy) {
             let config = proxy_config(&self.settings);
@@ -117,7 +121,8 @@ fn proxy_config(settings: &Settings) -> ProxyConfig {
     }
 }
 
-/// Waits for the node's Pod range, then brings up the pod network and, where enabled, DNS on its bridge.
+/// Waits for the node's Pod range, then brings up the pod network, the ways to other nodes' and, where enabled, DNS on
+/// its bridge.
 async fn network_parts(machine: Machine, ready: watch::Sender<Option<PodNetwork>>) {
     let (settings, tasks) = (&machine.settings, &machine.tasks);
     let range = network::pod_range(&machine.node_informers, &settings.node_name).await;
@@ -129,6 +134,9 @@ async fn network_parts(machine: Machine, ready: watch::Sender<Option<PodNetwork>
         }
     };
     let gateway = network.gateway();
+    let fabric = FabricConfig::new(&settings.node_name, network.config());
+    let fabric = Fabric::new(fabric, &machine.network_informers);
+    tasks.spawn("pod-network-fabric", OnExit::Critical, fabric.run(tasks.drain()));
     let (guarded, drain) = (network.clone(), tasks.drain());
     tasks.spawn("pod-network-rules", OnExit::Expected, async move {
         if let Err(error) = guarded.guard(drain).await {
@@ -138,7 +146,7 @@ async fn network_parts(machine: Machine, ready: watch::Sender<Option<PodNetwork>
     tracing::info!(%range, "pod network ready");
     ready.send_replace(Some(network));
     if settings.runs(Role::Dns)
-        && let Err(error) = machine.start_dns(gateway).await
+        && let Err(error) = machine.start_dns(gateway)
     {
         tracing::error!(
             error,
@@ -150,7 +158,7 @@ async fn network_parts(machine: Machine, ready: watch::Sender<Option<PodNetwork>
 }
 
 impl Machine {
-    async fn start_dns(&self, gateway: std::net::Ipv4Addr) -> std::result::Result<(), String> {
+    fn start_dns(&self, gateway: std::net::Ipv4Addr) -> std::result::Result<(), String> {
         let settings = &self.settings;
         let mut config = DnsConfig::new(
             settings.cluster_domain.clone(),
@@ -160,10 +168,7 @@ impl Machine {
         let dns = Dns::bind(&config, &self.network_informers).map_err(|error| error.to_string())?;
         self.tasks
             .spawn("cluster-dns", OnExit::Critical, dns.run(self.tasks.drain()));
-        let Some(client) = &self.dns else { return Ok(()) };
-        dns::publish(client, &settings.node_name, settings.dns_service(), gateway)
-            .await
-            .map_err(|error| error.to_string())
+        Ok(())
     }
 }
 
