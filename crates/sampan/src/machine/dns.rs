@@ -19,13 +19,12 @@ use k8s_openapi::api::discovery::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, PostParams};
 use sampan_client::{
     Change, Informer, Informers, Selection, WorkQueue, is_already_exists, is_not_found, or_absent, retry_on_conflict,
     run_controller,
 };
 use sampan_tasks::{OnExit, Tasks};
-use serde_json::json;
 
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "kube-dns";
@@ -125,8 +124,12 @@ impl Publisher {
             return Ok(false);
         }
         if spec.traffic_distribution.is_none() {
-            let patch = Patch::Merge(json!({"spec": {"trafficDistribution": SAME_NODE}}));
-            api.patch(NAME, &PatchParams::default(), &patch).await?;
+            retry_on_conflict(|| async {
+                let mut service = api.get(NAME).await?;
+                service.spec.get_or_insert_default().traffic_distribution = Some(SAME_NODE.into());
+                api.replace(NAME, &PostParams::default(), &service).await.map(|_| ())
+            })
+            .await?;
         }
         Ok(true)
     }
@@ -279,6 +282,7 @@ mod tests {
     use std::time::Duration;
 
     use sampan_client::testing::{FakeApi, eventually};
+    use serde_json::json;
 
     use super::*;
 
