@@ -12,9 +12,11 @@ use futures::FutureExt;
 use http::request::Parts;
 use http::{Request, Response};
 use ipnet::Ipv4Net;
+use sampan_api::selector::{FieldSelector, LabelSelector, Operator};
 use sampan_api::status::Status;
 use sampan_auth::{
-    Attributes, Authenticator, Authorizer, Found, Impersonation, LookupKind, ObjectLookup, UserInfo, impersonation,
+    Attributes, Authenticator, Authorizer, Found, Impersonation, LookupKind, ObjectLookup, Requirement, Selectors,
+    UserInfo, authentication as auth, impersonation,
 };
 use sampan_pki::Pki;
 use sampan_pki::tls::ClientVerifier;
@@ -24,6 +26,8 @@ use sampan_tasks::{OnExit, Tasks};
 use crate::admission::{Chain, Reader, Selection, SelectionError, Wiring};
 use crate::allocate::{NODE_PORTS, Services};
 use crate::audit::{self, Audit, Record};
+use crate::authentication::{self, Tracker};
+use crate::authorization;
 use crate::body::Body;
 use crate::bootstrap;
 use crate::dispatch;
@@ -66,6 +70,8 @@ pub struct Config {
     pub admission: Selection,
     /// What is recorded of requests, and where.
     pub audit: audit::Options,
+    pub authentication: authentication::Options,
+    pub authorization: authorization::Options,
 }
 
 impl Config {
@@ -84,6 +90,8 @@ impl Config {
             compaction_interval: Some(HISTORY),
             admission: Selection::default(),
             audit: audit::Options::default(),
+            authentication: authentication::Options::default(),
+            authorization: authorization::Options::default(),
         }
     }
 }
@@ -103,6 +111,10 @@ pub enum StartError {
     Admission(#[from] SelectionError),
     #[error(transparent)]
     Audit(#[from] audit::AuditError),
+    #[error(transparent)]
+    Authentication(#[from] authentication::SetupError),
+    #[error(transparent)]
+    Authorization(#[from] authorization::SetupError),
     #[error("the cluster's own objects cannot be made: {0}")]
     Bootstrap(String),
 }
@@ -126,7 +138,9 @@ async fn compact(store: Arc<dyn Store>, interval: Duration) {
 pub struct ControlPlane {
     pub(crate) config: Config,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) authenticator: Authenticator,
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) authentication: authentication::Setup,
+    pub(crate) authorization: authorization::Setup,
     pub(crate) authorizer: Authorizer,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
@@ -162,6 +176,8 @@ impl ControlPlane {
         let flow = Flow::new(config.in_flight.0 + config.in_flight.1);
         flow.start(tasks);
         follow(&rows, &authorizer, &services, &flow);
+        let authorization = authorization::setup(&config.authorization, &authorizer, &outbound, tasks)?;
+        let authentication = authentication::setup(&config, &reader, &outbound, tasks)?;
         let registry = Arc::new(Registry {
             admission: Chain::standard(&Wiring {
                 reader: &reader,
@@ -178,11 +194,6 @@ impl ControlPlane {
             rows,
             services,
         });
-        let verifier = ClientVerifier::new(config.pki.ca())?;
-        let mut authenticator = Authenticator::new(Some(verifier), config.pki.tokens(), Arc::new(BoundObjects(reader)));
-        for (token, user) in &config.fixed_tokens {
-            authenticator = authenticator.with_fixed_token(token, user.clone());
-        }
         let audit = Audit::start(&config.audit, &farewell, tasks)?;
         let plane = Arc::new(ControlPlane {
             flow,
@@ -194,7 +205,9 @@ impl ControlPlane {
             peers: crate::peers::Peers::new(config.advertise),
             config,
             registry,
-            authenticator,
+            authenticator: authentication.authenticator.clone(),
+            authentication,
+            authorization,
             authorizer,
             metrics: Metrics::default(),
             tasks: tasks.clone(),
@@ -210,6 +223,7 @@ impl ControlPlane {
         crate::aggregation::start(&plane);
         crate::aggregator::start(&plane);
         crate::flow::keeper::start(&plane);
+        plane.authentication.tracker.start(&plane, tasks);
         plane.ready.store(true, Ordering::Release);
         let drain = tasks.drain();
         let kept = cache.clone();
@@ -246,6 +260,15 @@ impl ControlPlane {
     }
     pub fn authenticator(&self) -> &Authenticator {
         &self.authenticator
+    }
+    /// Which certificates clients are asked for: of the cluster's authority, and of the front proxy's.
+    pub fn client_verifier(&self) -> Result<ClientVerifier, StartError> {
+        let cluster = ClientVerifier::new(self.config.pki.ca())?;
+        let proxy = self.config.authentication.request_header.front_proxy(&self.config.pki);
+        Ok(match proxy.map_err(authentication::SetupError::FrontProxy)? {
+            Some(proxy) => cluster.asking_also_for(&proxy.verifier),
+            None => cluster,
+        })
     }
     pub fn config(&self) -> &Config {
         &self.config
@@ -367,7 +390,7 @@ impl ControlPlane {
             .or_else(|| parts.extensions.remove::<UserInfo>().map(Arc::new))
             .ok_or_else(|| refuse(Status::unauthorized()))?;
         let record = parts.extensions.get::<Arc<Record>>().cloned();
-        let user = self.impersonated(&requestor, &mut parts)?;
+        let user = self.impersonated(&requestor, &mut parts).await?;
         if let Some(record) = record.as_ref().filter(|_| !Arc::ptr_eq(&user, &requestor)) {
             record.impersonated(&user);
         }
@@ -391,7 +414,7 @@ impl ControlPlane {
                 }
             }
         }
-        self.authorize(&user, &info, &query, &parts)?;
+        self.authorize(&user, &info, &query, &parts).await?;
         let response = dispatch::run(
             self,
             dispatch::Incoming {
@@ -410,7 +433,7 @@ impl ControlPlane {
     }
 
     /// Whom the request wants to act as, if it may.
-    fn impersonated(&self, requestor: &Arc<UserInfo>, parts: &mut Parts) -> Result<Arc<UserInfo>, Refusal> {
+    async fn impersonated(&self, requestor: &Arc<UserInfo>, parts: &mut Parts) -> Result<Arc<UserInfo>, Refusal> {
         let asked = Impersonation::from_headers(&parts.headers)
             .map_err(|error| refuse(Status::bad_request(error.to_string())))?;
         let Some(asked) = asked else {
@@ -418,20 +441,27 @@ impl ControlPlane {
         };
         for check in asked.checks(requestor) {
             self.authorizer
-                .check(&check)
+                .permit(&check)
+                .await
                 .map_err(|why| refuse(Status::forbidden(check.group, check.resource, check.name, &why)))?;
         }
         impersonation::remove_headers(&mut parts.headers);
         Ok(Arc::new(asked.user))
     }
 
-    fn authorize(&self, user: &UserInfo, info: &RequestInfo, query: &Query, parts: &Parts) -> Result<(), Refusal> {
+    async fn authorize(
+        &self,
+        user: &UserInfo,
+        info: &RequestInfo,
+        query: &Query,
+        parts: &Parts,
+    ) -> Result<(), Refusal> {
         let selector;
         let mut fields: Vec<(&str, &str)> = Vec::new();
         if user.is_node()
             && let Some(text) = query.text("fieldSelector")
         {
-            selector = sampan_api::selector::FieldSelector::parse(text).unwrap_or_default();
+            selector = FieldSelector::parse(text).unwrap_or_default();
             fields = selector
                 .requirements()
                 .iter()
@@ -446,8 +476,10 @@ impl ControlPlane {
         } else {
             info.verb.as_str()
         };
+        let selectors = self.authorizer.has("Webhook").then(|| selectors(info, query)).flatten();
         let request = if info.is_resource {
             Attributes {
+                selectors: selectors.as_ref(),
                 version: &info.version,
                 subresource: &info.subresource,
                 namespace: &info.namespace,
@@ -459,16 +491,18 @@ impl ControlPlane {
         } else {
             Attributes::path(user, verb, &info.path)
         };
-        let checked = self.authorizer.check(&request);
+        let decision = self.authorizer.decide(&request).await;
         if let Some(record) = parts.extensions.get::<Arc<Record>>() {
-            let decided = if checked.is_ok() { "allow" } else { "forbid" };
+            let decided = if decision.allowed { "allow" } else { "forbid" };
             record.annotate("authorization.k8s.io/decision", decided);
-            record.annotate(
-                "authorization.k8s.io/reason",
-                self.authorizer.authorize(&request).reason,
-            );
+            let reason = match decision.allowed && decision.reason.is_empty() {
+                // The quick way does not say why.
+                true => self.authorizer.explain(&request),
+                false => decision.reason.clone(),
+            };
+            record.annotate("authorization.k8s.io/reason", reason);
         }
-        checked.map_err(|why| {
+        decision.into_permission(&request).map_err(|why| {
             refuse(if info.is_resource {
                 Status::forbidden(&info.group, &info.resource, &info.name, &why)
             } else {
@@ -476,6 +510,50 @@ impl ControlPlane {
             })
         })
     }
+}
+
+/// What a request for many objects demands of them.
+fn selectors(info: &RequestInfo, query: &Query) -> Option<Selectors> {
+    if !info.is_resource || !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+        return None;
+    }
+    Some(Selectors {
+        fields: field_demands(query.text("fieldSelector").unwrap_or_default()),
+        labels: label_demands(query.text("labelSelector").unwrap_or_default()),
+    })
+}
+
+/// What a field selector demands, as authorizers are told. What is malformed is left out: it narrows nothing.
+pub(crate) fn field_demands(text: &str) -> Vec<Requirement> {
+    let selector = FieldSelector::parse(text).unwrap_or_default();
+    let demands = selector.requirements().iter().map(|requirement| Requirement {
+        key: requirement.field.clone(),
+        operator: if requirement.negated { "NotIn" } else { "In" },
+        values: vec![requirement.value.clone()],
+    });
+    demands.collect()
+}
+
+/// The same of a label selector.
+pub(crate) fn label_demands(text: &str) -> Vec<Requirement> {
+    let Ok(selector) = LabelSelector::parse(text) else {
+        return Vec::new();
+    };
+    let demands = selector.requirements().iter().filter_map(|requirement| {
+        let operator = match requirement.operator() {
+            Operator::Equals | Operator::DoubleEquals | Operator::In => "In",
+            Operator::NotEquals | Operator::NotIn => "NotIn",
+            Operator::Exists => "Exists",
+            Operator::DoesNotExist => "DoesNotExist",
+            Operator::GreaterThan | Operator::LessThan => return None,
+        };
+        Some(Requirement {
+            key: requirement.key().to_owned(),
+            operator,
+            values: requirement.values().to_vec(),
+        })
+    });
+    demands.collect()
 }
 
 /// Feeds the in-memory indexes that must never be behind a reply.
@@ -542,7 +620,10 @@ fn asked_encoding(parts: &Parts) -> Encoding {
 }
 
 /// The objects tokens are bound to.
-struct BoundObjects(Reader);
+pub(crate) struct BoundObjects {
+    pub reader: Reader,
+    pub tracker: Tracker,
+}
 
 impl ObjectLookup for BoundObjects {
     fn find(&self, kind: LookupKind, namespace: &str, name: &str) -> Option<Found> {
@@ -552,7 +633,7 @@ impl ObjectLookup for BoundObjects {
             LookupKind::Secret => ("secrets", format!("{namespace}/{name}")),
             LookupKind::Node => ("minions", name.to_owned()),
         };
-        let entry = self.0.get(prefix, &path)?;
+        let entry = self.reader.get(prefix, &path)?;
         let object = match kind {
             LookupKind::Secret => entry.object(),
             // Every request of a Pod's token comes here: its metadata is enough.
@@ -570,6 +651,18 @@ impl ObjectLookup for BoundObjects {
             uid: sampan_api::meta::uid(&object).to_owned(),
             deleted_at,
             token: token.flatten(),
+            invalid_since: sampan_api::meta::label(&object, auth::INVALID_SINCE)
+                .filter(|since| !since.is_empty())
+                .map(str::to_owned),
         })
+    }
+
+    fn used(&self, namespace: &str, secret: &str) {
+        let entry = self.reader.get("secrets", &format!("{namespace}/{secret}"));
+        let object = entry
+            .map(|entry| serde_json::json!({"metadata": entry.metadata()}))
+            .unwrap_or_default();
+        self.tracker
+            .used(namespace, secret, sampan_api::meta::label(&object, auth::LAST_USED));
     }
 }

@@ -180,6 +180,8 @@ impl Metrics {
             audit.metrics().text(&mut out);
         }
         crate::flow::metrics(&plane.flow, &mut out);
+        plane.authentication.text(&mut out);
+        plane.authorization.text(&plane.authorizer, &mut out);
         process(&mut out);
         out
     }

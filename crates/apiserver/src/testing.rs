@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sampan_auth::UserInfo;
-use sampan_pki::tls::{self, ClientVerifier};
+use sampan_pki::tls;
 use sampan_pki::{Identity, Kubeconfig, LeafSpec, Params, Pki, UserCredential};
 use sampan_store::Store;
 use sampan_store::embedded::{Embedded, Options};
@@ -87,7 +87,7 @@ impl TestServer {
         let mut config = Config::new(pki.clone(), advertise);
         change(&mut config);
         let plane = ControlPlane::start(config, store, &tasks).await?;
-        let tls = tls::server_config(pki.serving(), &ClientVerifier::new(pki.ca())?)?;
+        let tls = tls::server_config(pki.serving(), &plane.client_verifier()?)?;
         tasks.spawn(
             "front",
             OnExit::Critical,

@@ -20,6 +20,24 @@ pub struct Attributes<'a> {
     pub resource_request: bool,
     /// Requirements `field=value` of the request's field selector; nodes may list only what is theirs.
     pub field_equals: &'a [(&'a str, &'a str)],
+    /// All that the request's selectors demand, for webhooks.
+    pub selectors: Option<&'a Selectors>,
+}
+
+/// What the selectors of a list, a watch or a deletion of many demand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selectors {
+    pub fields: Vec<Requirement>,
+    pub labels: Vec<Requirement>,
+}
+
+/// One demand, as reviews say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    pub key: String,
+    /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
+    pub operator: &'static str,
+    pub values: Vec<String>,
 }
 
 impl<'a> Attributes<'a> {
@@ -37,6 +55,7 @@ impl<'a> Attributes<'a> {
             path: "",
             resource_request: true,
             field_equals: &[],
+            selectors: None,
         }
     }
     /// For a path that is no resource; `verb` is the method in lower case.
@@ -119,11 +138,15 @@ pub(crate) fn quoted_list<T: AsRef<str>>(items: &[T]) -> String {
 }
 
 /// Whether it may, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
     pub allowed: bool,
+    /// Refused in so many words: no authorizer after this one is asked.
+    pub denied: bool,
     /// Why it is allowed, or what kept it from being decided; often empty.
     pub reason: String,
+    /// What went wrong while deciding; often empty.
+    pub error: String,
 }
 
 impl Decision {
@@ -131,12 +154,36 @@ impl Decision {
         Decision {
             allowed: true,
             reason: reason.into(),
+            ..Decision::default()
         }
     }
+    /// No opinion: the next authorizer is asked, and without one it is not allowed.
     pub fn deny(reason: impl Into<String>) -> Self {
         Decision {
-            allowed: false,
             reason: reason.into(),
+            ..Decision::default()
+        }
+    }
+    /// The `why` of a Forbidden status if it is not allowed.
+    pub fn into_permission(self, request: &Attributes<'_>) -> Result<(), String> {
+        if self.allowed {
+            return Ok(());
+        }
+        if !self.error.is_empty() {
+            tracing::warn!(
+                user = request.user.name,
+                error = self.error,
+                "an authorizer could not decide"
+            );
+        }
+        Err(request.forbidden(&self.reason))
+    }
+    /// Not allowed, whatever others would say.
+    pub fn forbid(reason: impl Into<String>) -> Self {
+        Decision {
+            denied: true,
+            reason: reason.into(),
+            ..Decision::default()
         }
     }
 }

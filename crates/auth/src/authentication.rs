@@ -1,17 +1,21 @@
 //! Turning certificates and headers into users.
 //!
-//! Order as upstream: the connection's client certificate, then a bearer token, then the anonymous user. A bad
-//! credential beside a good one is overlooked; a bad one alone is refused.
+//! Order as upstream: what the front proxy says, the connection's client certificate, then a bearer token, then the
+//! anonymous user. Of tokens: those of the static file, service accounts', then the other [`TokenSource`]s in their
+//! order (bootstrap tokens, outside issuers, a webhook). A bad credential beside a good one is overlooked; a bad one
+//! alone is refused.
 //!
 //! A service-account token is believed when its signature, times and audience are right *and* the objects it is
 //! bound to still exist. The first part is remembered (bounded, until the token ends), the second is looked up
-//! every time: deleting a Pod ends its tokens at once.
+//! every time, in memory: deleting a Pod ends its tokens at once. Upstream remembers the whole answer for ten seconds.
 //!
 //! Deliberate difference: the anonymous user exists only for a few paths unless configured otherwise; elsewhere a
 //! request without credentials is 401. Upstream lets it through to RBAC everywhere by default.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -22,9 +26,15 @@ use sampan_pki::tls::ClientVerifier;
 use sampan_pki::token::{Claims, KubernetesClaims, LegacyClaims, TokenError, TokenKeys, Verified};
 use sha2::{Digest, Sha256};
 
+use crate::front_proxy::FrontProxy;
+use crate::token_file;
 use crate::user::{self, UserInfo};
 
 const LEEWAY_SECONDS: i64 = 60;
+/// Marks a Secret whose token nobody used for long.
+pub const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+/// Says of a Secret when its token was used last, to the day.
+pub const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 /// Tokens whose verification is remembered.
 const CACHE_SIZE: usize = 4096;
 /// The WebSocket subprotocol that carries a token, since browsers cannot set headers.
@@ -47,12 +57,42 @@ pub struct Found {
     pub deleted_at: Option<i64>,
     /// Of a Secret: its `data.token`, decoded.
     pub token: Option<Vec<u8>>,
+    /// Of a Secret: since when its token is not to be used any more, by its label.
+    pub invalid_since: Option<String>,
 }
 
 /// Finds the objects tokens are bound to, in the API server's cache: quick, without waiting.
 pub trait ObjectLookup: Send + Sync {
     /// `namespace` is empty for a Node.
     fn find(&self, kind: LookupKind, namespace: &str, name: &str) -> Option<Found>;
+    /// The token of a Secret was shown and is its own: whoever keeps track of that may do so.
+    fn used(&self, _namespace: &str, _secret: &str) {}
+}
+
+/// Whom another source of tokens knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sourced {
+    pub user: Arc<UserInfo>,
+    /// Whom the token is for; `None`: it does not say, so for the API server.
+    pub audiences: Option<Vec<String>>,
+}
+
+/// The answer of a [`TokenSource`], when it comes.
+pub type Asked<'a> = Pin<Box<dyn Future<Output = Result<Option<Sourced>, AuthenticationError>> + Send + 'a>>;
+
+/// Tokens that others made. May wait for them.
+pub trait TokenSource: Send + Sync {
+    /// `Ok(None)`: not a token of this source; the next one is asked. `audiences` is never empty.
+    fn find<'a>(&'a self, token: &'a str, audiences: &'a [String]) -> Asked<'a>;
+}
+
+/// What a connection says of the client, found out once when it is made.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// By its certificate.
+    pub user: Result<Option<Arc<UserInfo>>, AuthenticationError>,
+    /// Whether it is the front proxy, whose requests say on whose behalf they are.
+    pub is_front_proxy: bool,
 }
 
 /// Why there is no user. The client learns only `Unauthorized`; the log gets the text.
@@ -62,10 +102,16 @@ pub enum AuthenticationError {
     NoCredentials,
     #[error("x509: {0}")]
     Certificate(String),
-    #[error("invalid bearer token: {0}")]
+    #[error("[invalid bearer token, {0}]")]
     Token(#[from] TokenError),
-    #[error("invalid bearer token: {0}")]
+    #[error("[invalid bearer token, {0}]")]
     Bound(String),
+    /// Another source knows the token, and will not have it.
+    #[error("{0}")]
+    Source(String),
+    /// Nobody knows the token.
+    #[error("invalid bearer token")]
+    Unknown,
 }
 
 /// A user known by a token.
@@ -82,6 +128,8 @@ pub enum Anonymous {
     Never,
     /// These paths, and those below the ones that end in `/`.
     Paths(Vec<String>),
+    /// These paths and no others.
+    Exactly(Vec<String>),
     Everywhere,
 }
 
@@ -107,6 +155,7 @@ impl Anonymous {
         match self {
             Anonymous::Never => false,
             Anonymous::Everywhere => true,
+            Anonymous::Exactly(paths) => paths.iter().any(|own| own == path),
             Anonymous::Paths(paths) => paths
                 .iter()
                 .any(|own| own == path || (own.ends_with('/') && path.starts_with(own.as_str()))),
@@ -125,7 +174,9 @@ pub struct Authenticator {
     certificates: Option<ClientVerifier>,
     tokens: Arc<TokenKeys>,
     objects: Arc<dyn ObjectLookup>,
-    anonymous: Anonymous,
+    anonymous: RwLock<Arc<Anonymous>>,
+    front_proxy: Option<FrontProxy>,
+    others: Vec<Arc<dyn TokenSource>>,
     /// By the digest of the token, so that a search by value tells nothing about it.
     fixed: HashMap<[u8; 32], Arc<UserInfo>>,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
@@ -144,13 +195,28 @@ impl Authenticator {
             certificates,
             tokens,
             objects,
-            anonymous: Anonymous::default(),
+            anonymous: RwLock::default(),
+            front_proxy: None,
+            others: Vec::new(),
             fixed: HashMap::new(),
             remembered: Mutex::default(),
         }
     }
-    pub fn with_anonymous(mut self, anonymous: Anonymous) -> Self {
-        self.anonymous = anonymous;
+    pub fn with_anonymous(self, anonymous: Anonymous) -> Self {
+        self.set_anonymous(anonymous);
+        self
+    }
+    /// Where requests without credentials are let through from now on.
+    pub fn set_anonymous(&self, anonymous: Anonymous) {
+        *self.anonymous.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(anonymous);
+    }
+    pub fn with_front_proxy(mut self, front_proxy: Option<FrontProxy>) -> Self {
+        self.front_proxy = front_proxy;
+        self
+    }
+    /// Adds a source of tokens, to be asked after those that are there.
+    pub fn with_source(mut self, source: Arc<dyn TokenSource>) -> Self {
+        self.others.push(source);
         self
     }
     /// Adds a token that names a user as long as the process runs.
@@ -158,30 +224,9 @@ impl Authenticator {
         self.fixed.insert(digest(token), Arc::new(user));
         self
     }
-    /// Adds the tokens of a file of lines `token,user,uid[,"group1,group2"]`, as upstream's `--token-auth-file`.
+    /// Adds the tokens of a file; see [`token_file`].
     pub fn with_token_file(mut self, content: &str) -> Result<Self, String> {
-        for (number, line) in content.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let user = |line: &str| -> Option<(String, UserInfo)> {
-                let mut parts = line.splitn(4, ',').map(str::trim);
-                let (token, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
-                let groups = parts.next().unwrap_or_default().trim_matches('"');
-                let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
-                let user = UserInfo {
-                    uid: uid.into(),
-                    ..UserInfo::new(name, groups)
-                };
-                (!token.is_empty() && !name.is_empty()).then(|| (token.to_owned(), user))
-            };
-            let (token, user) = user(line).ok_or_else(|| {
-                format!(
-                    "line {} of the token file is not token,user,uid[,\"groups\"]",
-                    number + 1
-                )
-            })?;
+        for (token, user) in token_file::parse(content)? {
             self = self.with_fixed_token(&token, user);
         }
         Ok(self)
@@ -210,35 +255,100 @@ impl Authenticator {
         Ok(Some(Arc::new(user)))
     }
 
-    /// The user of one request: what [`Authenticator::certificate`] said of its connection, else its token, else nobody.
-    pub fn request(
+    /// What is known of a connection by its certificates (leaf first).
+    pub fn connection(&self, chain: &[CertificateDer<'_>]) -> Connection {
+        Connection {
+            user: self.certificate(chain),
+            is_front_proxy: self.front_proxy.as_ref().is_some_and(|proxy| proxy.is(chain)),
+        }
+    }
+
+    /// The user of one request: by the front proxy, its connection, its token, else nobody.
+    pub async fn request(
         &self,
-        connection: &Result<Option<Arc<UserInfo>>, AuthenticationError>,
+        connection: &Connection,
         headers: &HeaderMap,
         path: &str,
     ) -> Result<Arc<UserInfo>, AuthenticationError> {
-        if let Ok(Some(user)) = connection {
+        if connection.is_front_proxy
+            && let Some(user) = self.front_proxy.as_ref().and_then(|proxy| proxy.user(headers))
+        {
+            return Ok(user);
+        }
+        if let Ok(Some(user)) = &connection.user {
             return Ok(user.clone());
         }
         if let Some(token) = bearer_token(headers) {
-            return self.token(&token, &[]).map(|authenticated| authenticated.user);
+            return self.token(&token, &[]).await.map(|authenticated| authenticated.user);
         }
-        match connection {
+        let anonymous = || {
+            self.anonymous
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .allows(path)
+        };
+        match &connection.user {
+            // The front proxy's certificate is of another authority; without a name it speaks for nobody.
+            Err(_) if connection.is_front_proxy && anonymous() => Ok(Arc::new(UserInfo::anonymous())),
             Err(error) => Err(error.clone()),
-            Ok(_) if self.anonymous.allows(path) => Ok(Arc::new(UserInfo::anonymous())),
+            Ok(_) if anonymous() => Ok(Arc::new(UserInfo::anonymous())),
             Ok(_) => Err(AuthenticationError::NoCredentials),
         }
     }
 
+    /// Takes out of a request what proved who it is from, and what claims to.
+    pub fn remove_credentials(&self, headers: &mut HeaderMap) {
+        remove_credentials(headers);
+        if let Some(proxy) = &self.front_proxy {
+            proxy.headers.remove(headers);
+        }
+    }
+
     /// The user of a token that is meant for one of `audiences` (empty: this API server). TokenReview asks the same.
-    pub fn token(&self, token: &str, audiences: &[String]) -> Result<Authenticated, AuthenticationError> {
+    pub async fn token(&self, token: &str, audiences: &[String]) -> Result<Authenticated, AuthenticationError> {
+        let mut first = None;
+        match self.local_token(token, audiences) {
+            Ok(known) => return Ok(known),
+            Err(AuthenticationError::Unknown) => {}
+            Err(error) => first = Some(error),
+        }
+        let wanted = if audiences.is_empty() {
+            self.tokens.audiences()
+        } else {
+            audiences
+        };
+        for source in &self.others {
+            match source.find(token, wanted).await {
+                Ok(Some(found)) => {
+                    let own = found.audiences.as_deref().unwrap_or(self.tokens.audiences());
+                    let both: Vec<String> = wanted.iter().filter(|one| own.contains(one)).cloned().collect();
+                    if !both.is_empty() {
+                        return Ok(Authenticated {
+                            user: found.user,
+                            audiences: both,
+                        });
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(first.unwrap_or(AuthenticationError::Unknown))
+    }
+
+    /// What is known without asking others.
+    fn local_token(&self, token: &str, audiences: &[String]) -> Result<Authenticated, AuthenticationError> {
         let key = digest(token);
-        let own_audience = audiences.is_empty() || audiences.iter().any(|one| one == self.tokens.issuer());
-        if let (Some(user), true) = (self.fixed.get(&key), own_audience) {
-            return Ok(Authenticated {
-                user: user.clone(),
-                audiences: vec![self.tokens.issuer().into()],
-            });
+        if let Some(user) = self.fixed.get(&key) {
+            let own = self.tokens.audiences();
+            let meant = |one: &&String| audiences.is_empty() || audiences.contains(one);
+            let both: Vec<String> = own.iter().filter(meant).cloned().collect();
+            if !both.is_empty() {
+                return Ok(Authenticated {
+                    user: user.clone(),
+                    audiences: both,
+                });
+            }
         }
         let now = unix_now();
         let remembered = if audiences.is_empty() {
@@ -249,7 +359,10 @@ impl Authenticator {
         let (verified, user) = match remembered {
             Some(known) => known,
             None => {
-                let verified = Arc::new(self.tokens.verify(token, audiences)?);
+                let verified = match self.tokens.verify(token, audiences) {
+                    Err(TokenError::NotOurs) => return Err(AuthenticationError::Unknown),
+                    verified => Arc::new(verified?),
+                };
                 let user = Arc::new(user_of(&verified));
                 if audiences.is_empty() {
                     self.remember(key, verified.clone(), user.clone(), now);
@@ -357,6 +470,13 @@ impl Authenticator {
                 found.uid, account.uid
             ));
         }
+        self.objects.used(namespace, &claims.secret);
+        if secret.invalid_since.is_some() {
+            let (secret, account) = (&claims.secret, &account.name);
+            return Err(format!(
+                "the token in secret {namespace}/{secret} for service account {namespace}/{account} has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the '{INVALID_SINCE}' label from the secret to temporarily allow use of this token"
+            ));
+        }
         Ok(())
     }
 }
@@ -459,11 +579,20 @@ pub fn remove_credentials(headers: &mut HeaderMap) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use sampan_pki::token::{Bound, NewToken, ObjectRef};
     use sampan_pki::{LeafSpec, Params, Pki};
     use std::time::Duration;
+
+    /// What a future that need not wait comes to.
+    pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::pin!(future).poll(&mut context) {
+            std::task::Poll::Ready(ready) => ready,
+            std::task::Poll::Pending => panic!("it waits for something"),
+        }
+    }
 
     #[derive(Default)]
     struct Objects(Mutex<HashMap<(LookupKind, String, String), Found>>);
@@ -526,7 +655,7 @@ mod tests {
     fn a_token_lives_no_longer_than_its_pod_or_account() {
         let (objects, keys, authenticator) = setup();
         let token = token(&keys, pod_bound(), &[]);
-        let user = authenticator.token(&token, &[]).unwrap().user;
+        let user = now(authenticator.token(&token, &[])).unwrap().user;
         assert_eq!(user.name, "system:serviceaccount:web:robot");
         assert_eq!(user.uid, "sa-1");
         assert_eq!(user.extra["authentication.kubernetes.io/pod-name"], ["p"]);
@@ -534,7 +663,7 @@ mod tests {
         assert!(user.extra[user::CREDENTIAL_ID][0].starts_with("JTI="));
 
         let refused = |says: &str| {
-            let error = authenticator.token(&token, &[]).unwrap_err().to_string();
+            let error = now(authenticator.token(&token, &[])).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         };
         let deleting = |ago: i64| Found {
@@ -542,7 +671,7 @@ mod tests {
             ..found("pod-1")
         };
         objects.put(LookupKind::Pod, "web", "p", deleting(5));
-        assert!(authenticator.token(&token, &[]).is_ok());
+        assert!(now(authenticator.token(&token, &[])).is_ok());
         objects.put(LookupKind::Pod, "web", "p", deleting(120));
         refused("has been invalidated");
         objects.put(LookupKind::Pod, "web", "p", found("pod-2"));
@@ -550,7 +679,7 @@ mod tests {
         objects.remove(LookupKind::Pod, "web", "p");
         refused("has been invalidated");
         objects.put(LookupKind::Pod, "web", "p", found("pod-1"));
-        assert!(authenticator.token(&token, &[]).is_ok());
+        assert!(now(authenticator.token(&token, &[])).is_ok());
         objects.put(LookupKind::ServiceAccount, "web", "robot", found("sa-2"));
         refused("service account UID (sa-2) does not match claim (sa-1)");
         objects.remove(LookupKind::ServiceAccount, "web", "robot");
@@ -565,9 +694,9 @@ mod tests {
             (Bound::Node(ObjectRef::new("b", "u")), LookupKind::Node, ""),
         ] {
             let token = token(&keys, bound, &[]);
-            assert!(authenticator.token(&token, &[]).is_err());
+            assert!(now(authenticator.token(&token, &[])).is_err());
             objects.put(kind, namespace, "b", found("u"));
-            assert!(authenticator.token(&token, &[]).is_ok());
+            assert!(now(authenticator.token(&token, &[])).is_ok());
         }
     }
 
@@ -575,10 +704,10 @@ mod tests {
     fn audiences_decide_who_a_token_is_for() {
         let (_, keys, authenticator) = setup();
         let vault = token(&keys, Bound::default(), &["vault"]);
-        assert!(authenticator.token(&vault, &[]).is_err());
-        let ok = authenticator.token(&vault, &["vault".into(), "x".into()]).unwrap();
+        assert!(now(authenticator.token(&vault, &[])).is_err());
+        let ok = now(authenticator.token(&vault, &["vault".into(), "x".into()])).unwrap();
         assert_eq!(ok.audiences, ["vault"]);
-        assert!(authenticator.token(&vault, &[]).is_err());
+        assert!(now(authenticator.token(&vault, &[])).is_err());
     }
 
     #[test]
@@ -591,15 +720,22 @@ mod tests {
                 secret: "s".into(),
             })
             .unwrap();
-        assert!(authenticator.token(&token, &[]).is_err());
+        assert!(now(authenticator.token(&token, &[])).is_err());
         let holding = |content: &str| Found {
             token: Some(content.into()),
             ..found("s")
         };
         objects.put(LookupKind::Secret, "web", "s", holding(&token));
-        assert!(authenticator.token(&token, &[]).is_ok());
+        assert!(now(authenticator.token(&token, &[])).is_ok());
+        let marked = Found {
+            invalid_since: Some("2026-01-01".into()),
+            ..holding(&token)
+        };
+        objects.put(LookupKind::Secret, "web", "s", marked);
+        let error = now(authenticator.token(&token, &[])).unwrap_err().to_string();
+        assert!(error.contains("the token in secret web/s for service account web/robot has been marked invalid"));
         objects.put(LookupKind::Secret, "web", "s", holding("another"));
-        assert!(authenticator.token(&token, &[]).is_err());
+        assert!(now(authenticator.token(&token, &[])).is_err());
     }
 
     #[test]
@@ -632,10 +768,12 @@ mod tests {
         };
         let good = with_token(&token(&keys, Bound::default(), &[]));
         let none = HeaderMap::new();
-        let name = |connection: &Result<_, _>, headers: &HeaderMap, path: &str| {
-            authenticator
-                .request(connection, headers, path)
-                .map(|user| user.name.clone())
+        let name = |user: &Result<_, _>, headers: &HeaderMap, path: &str| {
+            let connection = Connection {
+                user: user.clone(),
+                is_front_proxy: false,
+            };
+            now(authenticator.request(&connection, headers, path)).map(|user| user.name.clone())
         };
         let robot = Ok("system:serviceaccount:web:robot".to_owned());
         assert_eq!(name(&Ok(Some(jane)), &good, "/api"), Ok("jane".to_owned()));
@@ -656,17 +794,102 @@ mod tests {
         let authenticator = authenticator
             .with_token_file("# people\n\nsecret,jane,7,\"devs, ops\"\nother,joe,8\n")
             .unwrap();
-        let jane = authenticator.token("secret", &[]).unwrap().user;
+        let jane = now(authenticator.token("secret", &[])).unwrap().user;
         assert_eq!(jane.groups, ["devs", "ops", "system:authenticated"]);
-        assert_eq!(authenticator.token("other", &[]).unwrap().user.uid, "8");
-        assert!(authenticator.token("secret", &["vault".into()]).is_err());
+        assert_eq!(now(authenticator.token("other", &[])).unwrap().user.uid, "8");
+        assert!(now(authenticator.token("secret", &["vault".into()])).is_err());
         let (_, _, authenticator) = setup();
         assert!(
             authenticator
                 .with_token_file("just-a-token")
-                .unwrap_err()
+                .err()
+                .unwrap()
                 .contains("line 1")
         );
+    }
+
+    struct Source(&'static str, Option<Vec<String>>);
+
+    impl TokenSource for Source {
+        fn find<'a>(&'a self, token: &'a str, audiences: &'a [String]) -> Asked<'a> {
+            assert!(!audiences.is_empty());
+            let found = (token == self.0).then(|| Sourced {
+                user: Arc::new(UserInfo::component("outsider")),
+                audiences: self.1.clone(),
+            });
+            let broken = token == "broken";
+            Box::pin(async move {
+                if broken {
+                    return Err(AuthenticationError::Source("out of order".into()));
+                }
+                Ok(found)
+            })
+        }
+    }
+
+    #[test]
+    fn other_sources_come_last_and_say_whom_their_tokens_are_for() {
+        let (_, keys, authenticator) = setup();
+        let authenticator = authenticator
+            .with_source(Arc::new(Source("plain", None)))
+            .with_source(Arc::new(Source("vaults", Some(vec!["vault".into()]))));
+        let ask = |token: &str, audiences: &[&str]| {
+            let audiences: Vec<String> = audiences.iter().map(ToString::to_string).collect();
+            now(authenticator.token(token, &audiences)).map(|known| known.audiences)
+        };
+        assert_eq!(ask("plain", &[]).unwrap(), keys.audiences());
+        assert_eq!(ask("plain", &["vault"]), Err(AuthenticationError::Unknown));
+        assert_eq!(ask("vaults", &[]), Err(AuthenticationError::Unknown));
+        assert_eq!(ask("vaults", &["x", "vault"]).unwrap(), ["vault"]);
+        assert_eq!(ask("nobody's", &[]), Err(AuthenticationError::Unknown));
+        assert_eq!(
+            ask("broken", &[]),
+            Err(AuthenticationError::Source("out of order".into()))
+        );
+    }
+
+    #[test]
+    fn only_the_front_proxy_speaks_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::load_or_create(dir.path(), Params::default()).unwrap();
+        let (_, _, authenticator) = setup();
+        let proxy = |names: &[&str]| FrontProxy {
+            verifier: ClientVerifier::of_bundle(pki.front_proxy_ca_pem().as_bytes()).unwrap(),
+            names: names.iter().map(ToString::to_string).collect(),
+            headers: Default::default(),
+        };
+        let authenticator = Authenticator {
+            certificates: Some(ClientVerifier::new(pki.ca()).unwrap()),
+            ..authenticator
+        }
+        .with_front_proxy(Some(proxy(&["front-proxy-client"])));
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-remote-user", "jane"),
+            ("x-remote-group", "devs"),
+            ("x-remote-group", "ops"),
+            ("x-remote-uid", "7"),
+            ("x-remote-extra-acme.com%2fkey", "v"),
+        ] {
+            headers.append(name, value.parse().unwrap());
+        }
+        let ask = |chain: &[CertificateDer<'_>]| {
+            now(authenticator.request(&authenticator.connection(chain), &headers, "/api"))
+        };
+        let jane = ask(&pki.front_proxy_client().chain()).unwrap();
+        assert_eq!((jane.name.as_str(), jane.uid.as_str()), ("jane", "7"));
+        assert_eq!(jane.groups, ["devs", "ops", "system:authenticated"]);
+        assert_eq!(jane.extra["acme.com/key"], ["v"]);
+        // Of the wrong authority though of the right name, of the right authority without a certificate of it, nobody.
+        let named = pki.issue(&LeafSpec::client("front-proxy-client", None)).unwrap();
+        assert_eq!(ask(&named.chain()).unwrap().name, "front-proxy-client");
+        assert!(ask(&[]).is_err());
+        assert!(!proxy(&["another"]).is(&pki.front_proxy_client().chain()));
+        assert!(proxy(&[]).is(&pki.front_proxy_client().chain()));
+        authenticator.remove_credentials(&mut headers.clone());
+        let mut left = headers.clone();
+        authenticator.remove_credentials(&mut left);
+        assert!(left.is_empty());
     }
 
     #[test]
@@ -691,6 +914,6 @@ mod tests {
             authenticator.remember(digest(&n.to_string()), verified.clone(), user.clone(), unix_now());
         }
         assert!(authenticator.remembered.lock().unwrap().len() <= CACHE_SIZE);
-        assert!(authenticator.token(&good, &[]).is_ok());
+        assert!(now(authenticator.token(&good, &[])).is_ok());
     }
 }

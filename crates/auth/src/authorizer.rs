@@ -1,6 +1,16 @@
-//! The authorizers in a row: the node rules, then RBAC. The first that allows decides.
+//! The authorizers in a row: by default the node rules, then RBAC. The first that allows or forbids decides.
+//!
+//! The row can be replaced while it is in use: a request sees the old one or the new one, whole. Members of
+//! `system:masters` are allowed before any of them is asked, as upstream has it.
+//!
+//! Most rows decide from memory. A row with a [`Remote`] in it has to wait: requests do so with
+//! [`Authorizer::decide`]; code that cannot wait (CEL's authorizer, escalation checks) asks [`Authorizer::authorize`],
+//! which blocks its thread where the remote one permits that.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use serde_json::Value;
 
@@ -10,11 +20,118 @@ use crate::rbac::Rbac;
 use crate::rule::{self, Rule};
 use crate::user::{MASTERS, UserInfo};
 
+/// An authorizer that is asked over a network.
+pub trait Remote: Send + Sync + std::fmt::Debug {
+    fn decide<'a>(&'a self, request: &'a Attributes<'a>) -> Pin<Box<dyn Future<Output = Decision> + Send + 'a>>;
+    /// The same from code that cannot wait. Where that is impossible the answer is no.
+    fn decide_now(&self, request: &Attributes<'_>) -> Decision;
+}
+
+/// What one authorizer of the row is.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Node,
+    Rbac,
+    AlwaysAllow,
+    AlwaysDeny,
+    Remote(Arc<dyn Remote>),
+}
+
+/// One authorizer of the row, and how often it decided.
+#[derive(Debug)]
+struct Stage {
+    name: String,
+    step: Step,
+    allowed: AtomicU64,
+    denied: AtomicU64,
+}
+
+impl Step {
+    /// As configurations and metrics call it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Step::Node => "Node",
+            Step::Rbac => "RBAC",
+            Step::AlwaysAllow => "AlwaysAllow",
+            Step::AlwaysDeny => "AlwaysDeny",
+            Step::Remote(_) => "Webhook",
+        }
+    }
+}
+
+impl Stage {
+    fn new(name: String, step: Step) -> Self {
+        Stage {
+            name,
+            step,
+            allowed: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
+        }
+    }
+    fn count(&self, decision: &Decision) {
+        if decision.allowed {
+            self.allowed.fetch_add(1, Ordering::Relaxed);
+        } else if decision.denied {
+            self.denied.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Decides whether a user may. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Authorizer {
     pub nodes: Arc<NodeGraph>,
     pub rbac: Arc<Rbac>,
+    row: Arc<RwLock<Arc<[Stage]>>>,
+}
+
+impl Default for Authorizer {
+    fn default() -> Self {
+        let stages = [
+            Stage::new("node".into(), Step::Node),
+            Stage::new("rbac".into(), Step::Rbac),
+        ];
+        Authorizer {
+            nodes: Arc::default(),
+            rbac: Arc::default(),
+            row: Arc::new(RwLock::new(Arc::new(stages))),
+        }
+    }
+}
+
+/// What the authorizers that did not decide had to say.
+#[derive(Default)]
+struct Said {
+    reasons: Vec<String>,
+    errors: Vec<String>,
+}
+
+impl Said {
+    /// The decision, if this one decides.
+    fn hear(&mut self, decision: Decision) -> Option<Decision> {
+        let keep = |list: &mut Vec<String>, text: String| {
+            if !text.is_empty() {
+                list.push(text);
+            }
+        };
+        if decision.allowed || decision.denied {
+            return Some(decision);
+        }
+        keep(&mut self.reasons, decision.reason);
+        keep(&mut self.errors, decision.error);
+        None
+    }
+    fn nobody_decided(self) -> Decision {
+        Decision {
+            reason: self.reasons.join("\n"),
+            error: match self.errors.as_slice() {
+                [] => String::new(),
+                [one] => one.clone(),
+                many => format!("[{}]", many.join(", ")),
+            },
+            ..Decision::default()
+        }
+    }
 }
 
 impl Authorizer {
@@ -22,37 +139,158 @@ impl Authorizer {
         Self::default()
     }
 
-    /// Whether it is allowed; for the way of every request.
-    pub fn allows(&self, request: &Attributes<'_>) -> bool {
-        request.user.in_group(MASTERS)
-            || (request.user.is_node() && self.nodes.authorize(request).allowed)
-            || self.rbac.allows(request)
+    /// Replaces the row of authorizers.
+    pub fn set(&self, steps: impl IntoIterator<Item = (String, Step)>) {
+        let stages: Arc<[Stage]> = steps.into_iter().map(|(name, step)| Stage::new(name, step)).collect();
+        *self.row.write().unwrap_or_else(PoisonError::into_inner) = stages;
     }
 
-    /// Whether it is allowed, and why or why not; for reviews and refusals.
+    fn row(&self) -> Arc<[Stage]> {
+        self.row.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether an authorizer of the row is of this kind.
+    pub fn has(&self, kind: &str) -> bool {
+        self.row().iter().any(|stage| stage.step.kind() == kind)
+    }
+
+    /// Type, name, and how often it allowed and forbade, of each authorizer.
+    pub fn counts(&self) -> Vec<(&'static str, String, u64, u64)> {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let row = self.row();
+        row.iter()
+            .map(|stage| {
+                (
+                    stage.step.kind(),
+                    stage.name.clone(),
+                    read(&stage.allowed),
+                    read(&stage.denied),
+                )
+            })
+            .collect()
+    }
+
+    /// What an authorizer says that need not wait; `None`: it must.
+    fn local(&self, step: &Step, request: &Attributes<'_>) -> Option<Decision> {
+        Some(match step {
+            Step::Node if request.user.is_node() => self.nodes.authorize(request),
+            Step::Node => Decision::default(),
+            Step::Rbac => self.rbac.authorize(request),
+            Step::AlwaysAllow => Decision::allow(""),
+            Step::AlwaysDeny => Decision::deny("Everything is forbidden."),
+            Step::Remote(_) => return None,
+        })
+    }
+
+    /// The quick yes of the authorizers before the first that must wait. Allocates nothing for RBAC.
+    fn quickly(&self, row: &[Stage], request: &Attributes<'_>) -> bool {
+        for stage in row {
+            let allowed = match &stage.step {
+                Step::Node => request.user.is_node() && self.nodes.authorize(request).allowed,
+                Step::Rbac => self.rbac.allows(request),
+                Step::AlwaysAllow => true,
+                Step::AlwaysDeny => false,
+                Step::Remote(_) => return false,
+            };
+            if allowed {
+                stage.allowed.fetch_add(1, Ordering::Relaxed);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether it is allowed, and why or why not; for reviews, refusals, and code that cannot wait.
     pub fn authorize(&self, request: &Attributes<'_>) -> Decision {
         if request.user.in_group(MASTERS) {
             return Decision::allow("");
         }
-        let by_node = self.nodes.authorize(request);
-        if by_node.allowed {
-            return by_node;
+        let mut said = Said::default();
+        for stage in self.row().iter() {
+            let decision = match &stage.step {
+                Step::Remote(remote) => remote.decide_now(request),
+                step => self.local(step, request).unwrap_or_default(),
+            };
+            stage.count(&decision);
+            if let Some(decision) = said.hear(decision) {
+                return decision;
+            }
         }
-        let by_rbac = self.rbac.authorize(request);
-        if by_rbac.allowed {
-            return by_rbac;
-        }
-        let reasons = [by_node.reason, by_rbac.reason];
-        let reasons: Vec<_> = reasons.into_iter().filter(|reason| !reason.is_empty()).collect();
-        Decision::deny(reasons.join("\n"))
+        said.nobody_decided()
     }
 
-    /// The `why` of a Forbidden status if it is not allowed.
+    /// Whether it is allowed, waiting for whom there is to wait for; for the way of every request.
+    pub async fn decide(&self, request: &Attributes<'_>) -> Decision {
+        if request.user.in_group(MASTERS) {
+            return Decision::allow("");
+        }
+        let row = self.row();
+        if self.quickly(&row, request) {
+            return Decision::allow("");
+        }
+        let mut said = Said::default();
+        for stage in row.iter() {
+            let decision = match &stage.step {
+                Step::Remote(remote) => remote.decide(request).await,
+                step => self.local(step, request).unwrap_or_default(),
+            };
+            stage.count(&decision);
+            if let Some(decision) = said.hear(decision) {
+                return decision;
+            }
+        }
+        said.nobody_decided()
+    }
+
+    /// Whether it is allowed, from code that cannot wait.
+    pub fn allows(&self, request: &Attributes<'_>) -> bool {
+        if request.user.in_group(MASTERS) {
+            return true;
+        }
+        let row = self.row();
+        self.quickly(&row, request)
+            || (row.iter().any(|stage| matches!(stage.step, Step::Remote(_))) && self.authorize(request).allowed)
+    }
+
+    /// The `why` of a Forbidden status if it is not allowed; from code that cannot wait.
     pub fn check(&self, request: &Attributes<'_>) -> Result<(), String> {
         if self.allows(request) {
             return Ok(());
         }
         Err(request.forbidden(&self.authorize(request).reason))
+    }
+
+    /// The `why` of a Forbidden status if it is not allowed.
+    pub async fn permit(&self, request: &Attributes<'_>) -> Result<(), String> {
+        self.decide(request).await.into_permission(request)
+    }
+
+    /// Why something is allowed, as far as that is known without asking others.
+    pub fn explain(&self, request: &Attributes<'_>) -> String {
+        let row = self.row();
+        let local = row.iter().filter_map(|stage| self.local(&stage.step, request));
+        local
+            .filter(|decision| decision.allowed)
+            .map(|decision| decision.reason)
+            .next()
+            .unwrap_or_default()
+    }
+
+    /// The rules of `user` in `namespace`, and why they are not all there are.
+    pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> (Vec<Rule>, Vec<String>) {
+        let (mut rules, mut missing) = (Vec::new(), Vec::new());
+        for stage in self.row().iter() {
+            match &stage.step {
+                Step::Node if user.is_node() => {
+                    missing.push("node authorizer does not support user rule resolution".to_owned());
+                }
+                Step::Node | Step::AlwaysDeny => {}
+                Step::Rbac => rules.extend(self.rbac.rules_for(user, namespace)),
+                Step::AlwaysAllow => rules.extend(Rule::everything()),
+                Step::Remote(_) => missing.push("webhook authorizer does not support user rule resolution".to_owned()),
+            }
+        }
+        (rules, missing)
     }
 
     /// Whether `user` may write this Role or ClusterRole: it has all its rules, or may `escalate` it. What an
@@ -66,21 +304,7 @@ impl Authorizer {
         if role.get("aggregationRule").is_none_or(Value::is_null) {
             return Ok(());
         }
-        let all = || vec!["*".to_owned()];
-        let everything = [
-            Rule {
-                verbs: all(),
-                api_groups: all(),
-                resources: all(),
-                ..Rule::default()
-            },
-            Rule {
-                verbs: all(),
-                non_resource_urls: all(),
-                ..Rule::default()
-            },
-        ];
-        self.may_define_role(user, plural, namespace, name, &everything)
+        self.may_define_role(user, plural, namespace, name, &Rule::everything())
             .map_err(|_| "must have cluster-admin privileges to use the aggregationRule".into())
     }
 
@@ -193,6 +417,67 @@ mod tests {
             .check(&Attributes::path(&nobody, "get", "/metrics"))
             .unwrap_err();
         assert_eq!(refused, r#"User "system:anonymous" cannot get path "/metrics""#);
+    }
+
+    /// Says one thing to everybody, at once or after having waited.
+    #[derive(Debug)]
+    struct Says(Decision);
+
+    impl Remote for Says {
+        fn decide<'a>(&'a self, _: &'a Attributes<'a>) -> Pin<Box<dyn Future<Output = Decision> + Send + 'a>> {
+            Box::pin(std::future::ready(self.0.clone()))
+        }
+        fn decide_now(&self, _: &Attributes<'_>) -> Decision {
+            self.0.clone()
+        }
+    }
+
+    #[test]
+    fn the_first_that_decides_decides() {
+        let cluster = cluster();
+        let remote = |decision: Decision| ("hook".to_owned(), Step::Remote(Arc::new(Says(decision))));
+        let step = |step: Step| (step.kind().to_lowercase(), step);
+        let jane = UserInfo::component("jane");
+        let asked = Attributes::resource(&jane, "list", "", "pods");
+        let may = Attributes::path(&jane, "get", "/version");
+        let ask = |request: &Attributes<'_>| {
+            let now = cluster.authorize(request);
+            let waited = crate::authentication::tests::now(cluster.decide(request));
+            assert_eq!((now.allowed, now.denied), (waited.allowed, waited.denied));
+            assert_eq!(now.allowed, cluster.allows(request));
+            waited
+        };
+        for (steps, pods, version) in [
+            (vec![step(Step::Node), step(Step::Rbac)], false, true),
+            (vec![step(Step::AlwaysAllow)], true, true),
+            (vec![step(Step::AlwaysDeny), step(Step::Rbac)], false, true),
+            (vec![remote(Decision::allow("so")), step(Step::Rbac)], true, true),
+            (
+                vec![remote(Decision::forbid("no")), step(Step::AlwaysAllow)],
+                false,
+                false,
+            ),
+            (vec![step(Step::Rbac), remote(Decision::forbid("no"))], false, true),
+            (vec![remote(Decision::deny("unsure")), step(Step::Rbac)], false, true),
+        ] {
+            cluster.set(steps);
+            assert_eq!(
+                (ask(&asked).allowed, ask(&may).allowed),
+                (pods, version),
+                "{:?}",
+                cluster.row()
+            );
+            let master = UserInfo::new("root", [MASTERS]);
+            assert!(ask(&Attributes::resource(&master, "x", "y", "z")).allowed);
+        }
+        assert_eq!(ask(&asked).reason, "unsure");
+        cluster.set([remote(Decision::forbid("never")), step(Step::AlwaysAllow)]);
+        assert!(cluster.check(&asked).unwrap_err().ends_with(": never"));
+        assert_eq!(
+            cluster.rules_for(&jane, "x").1,
+            ["webhook authorizer does not support user rule resolution"]
+        );
+        assert_eq!(cluster.counts()[0].3, 2);
     }
 
     #[test]

@@ -117,14 +117,7 @@ impl Impersonation {
         if !uid.is_empty() {
             checks.push(Check::authentication("uids", "", &uid));
         }
-        let implied = if name == user::ANONYMOUS {
-            user::UNAUTHENTICATED
-        } else {
-            user::AUTHENTICATED
-        };
-        if !user.in_group(user::UNAUTHENTICATED) && !user.in_group(implied) {
-            user.groups.push(implied.into());
-        }
+        user.imply_groups();
         Ok(Some(Impersonation { user, checks }))
     }
 
@@ -156,7 +149,7 @@ pub fn remove_headers(headers: &mut HeaderMap) {
 }
 
 /// Undoes percent-encoding; a key that is not properly encoded stays as it is.
-fn unescaped(key: &str) -> String {
+pub(crate) fn unescaped(key: &str) -> String {
     let digit = |byte: Option<&u8>| byte.and_then(|b| char::from(*b).to_digit(16));
     let bytes = key.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());

@@ -31,6 +31,23 @@ fn url_covers(own: &str, wanted: &str) -> bool {
 }
 
 impl Rule {
+    /// Every verb on every resource and every path.
+    pub fn everything() -> [Rule; 2] {
+        let all = || vec!["*".to_owned()];
+        let resources = Rule {
+            verbs: all(),
+            api_groups: all(),
+            resources: all(),
+            ..Rule::default()
+        };
+        let paths = Rule {
+            verbs: all(),
+            non_resource_urls: all(),
+            ..Rule::default()
+        };
+        [resources, paths]
+    }
+
     /// From `rules[i]` of a role; what is not a string is ignored, as validation never lets it be stored.
     pub fn from_value(value: &Value) -> Self {
         let list = |name: &str| -> Vec<String> {

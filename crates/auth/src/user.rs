@@ -78,6 +78,18 @@ impl UserInfo {
         }
     }
 
+    /// Adds the group that says whether the user proved who it is, where neither is there.
+    pub fn imply_groups(&mut self) {
+        let implied = if self.name == ANONYMOUS {
+            UNAUTHENTICATED
+        } else {
+            AUTHENTICATED
+        };
+        if !self.in_group(UNAUTHENTICATED) && !self.in_group(implied) {
+            self.groups.push(implied.into());
+        }
+    }
+
     pub fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|have| have == group)
     }

@@ -114,6 +114,20 @@ impl Program {
         self.expr.height
     }
 
+    /// Whether this field of the variable is read, or its presence asked for, anywhere.
+    pub fn selects(&self, variable: &str, field: &str) -> bool {
+        let mut found = false;
+        visit(&self.expr, &mut |expr| {
+            if let Kind::Select(select) = &expr.kind
+                && &*select.field == field
+                && matches!(&select.operand.kind, Kind::Ident(name) if &**name == variable)
+            {
+                found = true;
+            }
+        });
+        found
+    }
+
     /// Whether the variable is used anywhere; `oldSelf` makes a rule a transition rule.
     pub fn uses(&self, variable: &str) -> bool {
         uses(&self.expr, variable)
@@ -121,18 +135,28 @@ impl Program {
 }
 
 fn uses(expr: &Expr, name: &str) -> bool {
+    let mut found = false;
+    visit(expr, &mut |expr| {
+        found |= matches!(&expr.kind, Kind::Ident(ident) if &**ident == name);
+    });
+    found
+}
+
+/// Every part of an expression, the whole first.
+fn visit(expr: &Expr, see: &mut dyn FnMut(&Expr)) {
+    see(expr);
     match &expr.kind {
-        Kind::Literal(_) => false,
-        Kind::Ident(ident) => &**ident == name,
-        Kind::Select(select) => uses(&select.operand, name),
-        Kind::Call(call) => call.target.iter().chain(&call.args).any(|arg| uses(arg, name)),
-        Kind::List(elements) => elements.iter().any(|element| uses(&element.value, name)),
-        Kind::Map(entries) => entries
-            .iter()
-            .any(|entry| uses(&entry.key, name) || uses(&entry.value, name)),
-        Kind::Struct(made) => made.fields.iter().any(|field| uses(&field.value, name)),
+        Kind::Literal(_) | Kind::Ident(_) => {}
+        Kind::Select(select) => visit(&select.operand, see),
+        Kind::Call(call) => call.target.iter().chain(&call.args).for_each(|arg| visit(arg, see)),
+        Kind::List(elements) => elements.iter().for_each(|element| visit(&element.value, see)),
+        Kind::Map(entries) => entries.iter().for_each(|entry| {
+            visit(&entry.key, see);
+            visit(&entry.value, see);
+        }),
+        Kind::Struct(made) => made.fields.iter().for_each(|field| visit(&field.value, see)),
         Kind::Fold(fold) => [&fold.range, &fold.init, &fold.condition, &fold.step, &fold.result]
             .into_iter()
-            .any(|part| uses(part, name)),
+            .for_each(|part| visit(part, see)),
     }
 }

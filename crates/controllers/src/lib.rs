@@ -14,6 +14,8 @@ use ipnet::IpNet;
 use sampan_client::{Clock, Informers, Key, Recorder, SystemClock, WorkQueue, run_controller};
 use sampan_tasks::{Drain, OnExit, Tasks};
 
+mod accounttokens;
+mod bootstrap;
 mod certificates;
 mod clusterrole;
 mod cronjob;
@@ -42,14 +44,26 @@ mod tainteviction;
 mod testing;
 mod ttl;
 
+pub use accounttokens::{TokenSigner, WantedToken};
 pub use certificates::Signing;
 
 /// The controllers, in the order they start.
 pub const TABLE: &[Row] = &[
     row(
+        "serviceaccount-token-controller",
+        "system:kube-controller-manager",
+        accounttokens::start,
+    ),
+    row(
         "serviceaccount-controller",
         "service-account-controller",
         serviceaccount::start,
+    ),
+    row("token-cleaner-controller", "token-cleaner", bootstrap::start_cleaner),
+    row(
+        "bootstrap-signer-controller",
+        "bootstrap-signer",
+        bootstrap::start_signer,
     ),
     row("node-ipam-controller", "node-controller", nodeipam::start),
     row(
@@ -159,6 +173,8 @@ pub struct Config {
     pub root_ca: Option<String>,
     /// What approved certificate requests are signed with; without it they are not.
     pub signing: Option<Signing>,
+    /// Signs the tokens kept in Secrets; they get none without it.
+    pub account_tokens: Option<TokenSigner>,
     /// Where nodes get their Pod ranges from.
     pub cluster_cidr: IpNet,
     /// The prefix length of a node's range.
@@ -177,6 +193,7 @@ impl Default for Config {
             enabled: vec!["*".into()],
             root_ca: None,
             signing: None,
+            account_tokens: None,
             cluster_cidr: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
             node_mask: 24,
             node_grace: std::time::Duration::from_secs(40),
@@ -189,7 +206,7 @@ impl Default for Config {
 /// One controller: its name, the service account it acts as, and how it starts.
 pub struct Row {
     pub name: &'static str,
-    /// In `kube-system`.
+    /// In `kube-system`; the full name of a user where it is none.
     pub service_account: &'static str,
     start: fn(Context),
 }
@@ -231,7 +248,10 @@ impl Controllers {
         let config = Arc::new(config);
         let mut running = Vec::new();
         for row in enabled {
-            let client = client_for(&format!("system:serviceaccount:kube-system:{}", row.service_account));
+            let client = match row.service_account.starts_with("system:") {
+                true => client_for(row.service_account),
+                false => client_for(&format!("system:serviceaccount:kube-system:{}", row.service_account)),
+            };
             let recorder = Recorder::new(client.clone(), row.name, None, Arc::clone(&clock), tasks);
             (row.start)(Context {
                 name: row.name,

@@ -15,6 +15,7 @@
 
 mod cert;
 mod files;
+pub mod jws;
 mod kubeconfig;
 mod pki;
 pub mod request;

@@ -25,6 +25,10 @@ pub struct Params {
     pub service_address: Option<IpAddr>,
     /// Such as `cluster.local`.
     pub cluster_domain: String,
+    /// Who issues service-account tokens, in place of [`Params::issuer`]: the first signs, all are believed.
+    pub issuers: Vec<String>,
+    /// What the API server calls itself in tokens. Empty: as the issuers are called.
+    pub api_audiences: Vec<String>,
 }
 
 impl Default for Params {
@@ -35,6 +39,8 @@ impl Default for Params {
             extra_names: Vec::new(),
             service_address: None,
             cluster_domain: "cluster.local".into(),
+            issuers: Vec::new(),
+            api_audiences: Vec::new(),
         }
     }
 }
@@ -42,7 +48,10 @@ impl Default for Params {
 impl Params {
     /// `https://kubernetes.default.svc.cluster.local`: who issues service-account tokens, and their default audience.
     pub fn issuer(&self) -> String {
-        format!("https://kubernetes.default.svc.{}", self.cluster_domain)
+        match self.issuers.first() {
+            Some(issuer) => issuer.clone(),
+            None => format!("https://kubernetes.default.svc.{}", self.cluster_domain),
+        }
     }
 
     fn serving(&self) -> LeafSpec {
@@ -105,7 +114,10 @@ impl Pki {
             &LeafSpec::client("front-proxy-client", None),
             &front_proxy_authority,
         )?;
-        let tokens = Arc::new(load_tokens(dir, &params.issuer())?);
+        let tokens = load_tokens(dir, &params.issuer())?
+            .with_issuers(params.issuers.clone())
+            .with_audiences(params.api_audiences.clone());
+        let tokens = Arc::new(tokens);
         Ok(Pki {
             dir: dir.to_owned(),
             params,

@@ -15,6 +15,7 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 
@@ -44,15 +45,37 @@ fn roots(authority: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, TlsE
 
 /// Decides whether a client's certificate chain is to be believed.
 #[derive(Clone, Debug)]
-pub struct ClientVerifier(Arc<dyn ClientCertVerifier>);
+pub struct ClientVerifier(Arc<dyn ClientCertVerifier>, Arc<[DistinguishedName]>);
 
 impl ClientVerifier {
     /// Believes chains that end at `authority`.
     pub fn new(authority: &CertificateDer<'static>) -> Result<Self, TlsError> {
-        WebPkiClientVerifier::builder_with_provider(roots(authority)?, provider())
+        Self::of_roots(roots(authority)?)
+    }
+
+    /// Believes chains that end at one of the authorities of a PEM bundle.
+    pub fn of_bundle(pem: &[u8]) -> Result<Self, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let unusable = |error: &dyn std::fmt::Display| TlsError::Authority(error.to_string());
+            let certificate = certificate.map_err(|error| unusable(&error))?;
+            roots.add(certificate).map_err(|error| unusable(&error))?;
+        }
+        Self::of_roots(Arc::new(roots))
+    }
+
+    fn of_roots(roots: Arc<RootCertStore>) -> Result<Self, TlsError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
             .build()
-            .map(ClientVerifier)
-            .map_err(|error| TlsError::Authority(error.to_string()))
+            .map_err(|error| TlsError::Authority(error.to_string()))?;
+        let hints = verifier.root_hint_subjects().into();
+        Ok(ClientVerifier(verifier, hints))
+    }
+
+    /// In a handshake, asks also for certificates of another verifier's authorities. Whom this one believes stays as it is.
+    pub fn asking_also_for(mut self, other: &ClientVerifier) -> Self {
+        self.1 = self.1.iter().chain(other.1.iter()).cloned().collect();
+        self
     }
 
     /// Whom the chain (leaf first) names, if it is valid now and for a client.
@@ -74,7 +97,7 @@ impl ClientCertVerifier for AskOnly {
         false
     }
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.0.root_hint_subjects()
+        &self.0.1
     }
     fn verify_client_cert(
         &self,

@@ -209,6 +209,10 @@ struct Header {
 /// Signs tokens and verifies what it signed.
 pub struct TokenKeys {
     issuer: String,
+    /// Issuers whose tokens are believed besides: this cluster's own former names.
+    also: Vec<String>,
+    /// What the API server is called in tokens.
+    audiences: Vec<String>,
     key_id: String,
     pair: EcdsaKeyPair,
     public: ParsedPublicKey,
@@ -235,6 +239,8 @@ impl TokenKeys {
             .map_err(|error| error.to_string())?;
         Ok(TokenKeys {
             issuer: issuer.into(),
+            also: Vec::new(),
+            audiences: vec![issuer.into()],
             key_id: URL_SAFE_NO_PAD.encode(Sha256::digest(key.subject_public_key_info())),
             pair,
             public,
@@ -255,8 +261,33 @@ impl TokenKeys {
             })
     }
 
+    /// Believes tokens of all these issuers, and is meant by all these names; the one who signs is the first.
+    pub fn with_issuers(mut self, issuers: Vec<String>) -> Self {
+        if let Some((first, also)) = issuers.split_first() {
+            self.issuer.clone_from(first);
+            self.also = also.to_vec();
+            self.audiences.clone_from(&issuers);
+        }
+        self
+    }
+    /// What the API server calls itself, where that is not the issuers' names.
+    pub fn with_audiences(mut self, audiences: Vec<String>) -> Self {
+        if !audiences.is_empty() {
+            self.audiences = audiences;
+        }
+        self
+    }
+
     pub fn issuer(&self) -> &str {
         &self.issuer
+    }
+    /// Everybody whose tokens are ours.
+    pub fn issuers(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.issuer.as_str()).chain(self.also.iter().map(String::as_str))
+    }
+    /// What the API server calls itself; a token for it names one of these.
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
     }
     pub fn key_id(&self) -> &str {
         &self.key_id
@@ -284,7 +315,7 @@ impl TokenKeys {
             Bound::Node(bound) => node = Some(bound.clone()),
         }
         let audiences = if new.audiences.is_empty() {
-            vec![self.issuer.clone()]
+            self.audiences.clone()
         } else {
             new.audiences.clone()
         };
@@ -325,6 +356,11 @@ impl TokenKeys {
         }))
     }
 
+    /// Signs any claims. What they say is the caller's business: tests of outside issuers, which this one is not.
+    pub fn sign_claims(&self, claims: &Value) -> Result<String, TokenError> {
+        self.sign(claims)
+    }
+
     fn sign(&self, claims: &Value) -> Result<String, TokenError> {
         let header = json!({"alg": "ES256", "kid": self.key_id});
         let mut token = URL_SAFE_NO_PAD.encode(header.to_string());
@@ -356,8 +392,8 @@ impl TokenKeys {
         if seconds(claims.iat).is_some_and(|iat| now.saturating_add(LEEWAY) < iat) {
             return Err(TokenError::FromTheFuture);
         }
-        let own = [self.issuer.clone()];
-        let wanted = if audiences.is_empty() { &own } else { audiences };
+        let own = self.audiences.as_slice();
+        let wanted = if audiences.is_empty() { own } else { audiences };
         let mut meant = match claims.aud {
             Some(OneOrMany::One(one)) => vec![one],
             Some(OneOrMany::Many(many)) => many,
@@ -434,7 +470,7 @@ impl TokenKeys {
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::NotOurs);
         let payload = decode(payload)?;
         let issuer: Issuer = serde_json::from_slice(&payload).map_err(|_| TokenError::NotOurs)?;
-        if issuer.iss != self.issuer && issuer.iss != LEGACY_ISSUER {
+        if issuer.iss != LEGACY_ISSUER && !self.issuers().any(|known| known == issuer.iss) {
             return Err(TokenError::NotOurs);
         }
         let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::NotOurs)?;
@@ -551,6 +587,32 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(r#"token audiences ["vault", "{ISSUER}"] is invalid for the target audiences ["other"]"#)
+        );
+    }
+
+    #[test]
+    fn former_names_of_the_issuer_are_believed() {
+        let pem = crate::cert::new_key("test").unwrap().serialize_pem();
+        let issuers = |names: &[&str]| {
+            let keys = TokenKeys::from_pem(&pem, "unused").unwrap();
+            keys.with_issuers(names.iter().map(ToString::to_string).collect())
+        };
+        let (old, new) = (issuers(&["https://old"]), issuers(&["https://new", "https://old"]));
+        let from_old = old.issue(&self::new(Bound::default(), &[])).unwrap();
+        assert_eq!(part(&from_old.token, 1)["iss"], "https://old");
+        assert_eq!(new.verify(&from_old.token, &[]).unwrap().audiences, ["https://old"]);
+        let from_new = new.issue(&self::new(Bound::default(), &[])).unwrap();
+        assert_eq!(part(&from_new.token, 1)["iss"], "https://new");
+        assert_eq!(from_new.audiences, ["https://new", "https://old"]);
+        assert_eq!(old.verify(&from_new.token, &[]), Err(TokenError::NotOurs));
+        let named = issuers(&["https://new"]).with_audiences(vec!["api".into()]);
+        assert!(matches!(
+            named.verify(&from_new.token, &[]),
+            Err(TokenError::Audience { .. })
+        ));
+        assert_eq!(
+            named.issue(&self::new(Bound::default(), &[])).unwrap().audiences,
+            ["api"]
         );
     }
 

@@ -1,5 +1,6 @@
 //! The binary: command line, configuration, and the wiring of roles. Nothing else lives here.
 
+mod access;
 mod agent;
 mod alone;
 mod apply;

@@ -132,6 +132,9 @@ pub struct Options {
         default_missing_value = "true"
     )]
     pub enable_priority_and_fairness: Option<bool>,
+    /// Who is asking and who may
+    #[command(flatten)]
+    pub access: crate::access::Access,
     /// What to do with Pods and the Pod network when the server is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
@@ -206,13 +209,14 @@ pub struct Settings {
     pub disable_admission_plugins: Vec<String>,
     pub admission_control_config_file: Option<PathBuf>,
     pub priority_and_fairness: bool,
+    pub access: crate::access::Settled,
     pub on_exit: OnExit,
     pub audit: sampan_apiserver::audit::Options,
 }
 
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/sampan";
 
-fn invalid(option: &'static str, value: impl ToString, reason: impl Into<String>) -> OptionsError {
+pub(crate) fn invalid(option: &'static str, value: impl ToString, reason: impl Into<String>) -> OptionsError {
     OptionsError::Invalid {
         option,
         value: value.to_string(),
@@ -271,6 +275,7 @@ impl Options {
                 .admission_control_config_file
                 .or(file.admission_control_config_file),
             enable_priority_and_fairness: self.enable_priority_and_fairness.or(file.enable_priority_and_fairness),
+            access: self.access.over(file.access),
             on_exit: self.on_exit.or(file.on_exit),
             audit: self.audit.over(file.audit),
         }
@@ -405,6 +410,7 @@ impl Options {
                 .admission_control_config_file
                 .map(|path| machine.directory.join(path)),
             priority_and_fairness,
+            access: self.access.settle(&machine.directory)?,
             on_exit: self.on_exit.unwrap_or_default(),
             audit: self.audit.settle(&machine.directory)?,
         })

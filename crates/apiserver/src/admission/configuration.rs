@@ -216,7 +216,7 @@ fn each(list: &[String], field: &str, wrong: &dyn Fn(&str) -> Vec<String>, error
     }
 }
 
-fn told(errors: Errors) -> Result<(), String> {
+pub(crate) fn told(errors: Errors) -> Result<(), String> {
     let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
     match all.len() {
         0 => Ok(()),
@@ -233,12 +233,12 @@ fn read(path: &Path) -> Result<Vec<u8>, ConfigurationError> {
 }
 
 /// YAML, of which JSON is a part.
-fn tree(text: &[u8]) -> Result<Value, String> {
+pub(crate) fn tree(text: &[u8]) -> Result<Value, String> {
     let parsed = codec::yaml::decode(text).map_err(|error| error.to_string())?;
     parsed.complaint.map_or(Ok(parsed.object), Err)
 }
 
-fn typed<T: DeserializeOwned>(tree: Value, kind: &str, versions: &[&str]) -> Result<T, String> {
+pub(crate) fn typed<T: DeserializeOwned>(tree: Value, kind: &str, versions: &[&str]) -> Result<T, String> {
     let text = |field: &str| tree.get(field).and_then(Value::as_str).unwrap_or_default();
     let (found, version) = (text("kind"), text("apiVersion"));
     if found != kind || !versions.contains(&version) {

@@ -8,7 +8,7 @@
 
 mod certificates;
 mod claims;
-mod configuration;
+pub(crate) mod configuration;
 mod events;
 mod limits;
 mod matching;

@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use sampan_api::status::Status;
-use sampan_auth::{AuthenticationError, UserInfo, authentication};
+use sampan_auth::Connection;
 use sampan_tasks::{Drain, OnExit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -61,8 +61,6 @@ pub struct Peer(pub SocketAddr);
 /// The name of a request, its client's if it gave one.
 #[derive(Clone, Debug)]
 pub struct AuditId(pub HeaderValue);
-
-type Connection = Result<Option<Arc<UserInfo>>, AuthenticationError>;
 
 /// Serves the control plane until `drain`, then lets what is under way finish.
 pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, plane: Arc<ControlPlane>, drain: Drain) {
@@ -109,8 +107,10 @@ async fn connection(
         .map_err(|error| format!("TLS handshake: {error}"))?;
     // A connection whose certificate is not believed may still carry requests with a token.
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let user: Arc<Connection> = Arc::new(plane.authenticator.certificate(certificates));
-    if let Err(error) = &*user {
+    let user = Arc::new(plane.authenticator.connection(certificates));
+    if let Err(error) = &user.user
+        && !user.is_front_proxy
+    {
         tracing::debug!(%peer, %error, "client certificate");
     }
     let multiplexed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -205,10 +205,11 @@ async fn answer(
     let compression = compress::asked(request.headers(), peer);
     let user = plane
         .authenticator
-        .request(connection, request.headers(), request.uri().path());
+        .request(connection, request.headers(), request.uri().path())
+        .await;
     let mut response = match user {
         Ok(user) => {
-            authentication::remove_credentials(request.headers_mut());
+            plane.authenticator.remove_credentials(request.headers_mut());
             request.extensions_mut().insert(user);
             request.extensions_mut().insert(Peer(peer));
             if let Some(audit_id) = &audit_id {
@@ -225,7 +226,7 @@ async fn answer(
                     request.extensions_mut().insert(AuditId(audit_id.clone()));
                 }
                 let (parts, _body) = request.into_parts();
-                let certificate = !matches!(connection, Ok(None));
+                let certificate = !matches!(connection.user, Ok(None));
                 audit.unauthenticated(&parts, certificate, &refused).await;
             }
             refusal(&refused, Encoding::Json)

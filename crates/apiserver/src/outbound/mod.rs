@@ -14,6 +14,7 @@
 
 mod credentials;
 mod error;
+mod hook;
 pub mod kubeconfig;
 mod peer;
 mod resolve;
@@ -28,6 +29,8 @@ use sampan_tasks::Tasks;
 
 pub use credentials::{Credentials, User};
 pub use error::Error;
+pub use hook::{CallError, Hook};
+pub use kubeconfig::KubeconfigError;
 pub use peer::{Answer, Exchange, Peer, Stream};
 
 use crate::admission::{Reader, WeakReader};

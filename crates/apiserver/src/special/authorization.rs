@@ -3,15 +3,15 @@
 use sampan_api::selector::FieldSelector;
 use sampan_api::status::Status;
 use sampan_api::{Object, field};
-use sampan_auth::{Attributes, UserInfo};
+use sampan_auth::{Attributes, Requirement, Selectors, UserInfo};
 use serde_json::{Value, json};
 
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, field_demands, label_demands};
 use crate::registry::Call;
 use crate::registry::reply::Reply;
 use crate::{Refusal, refuse};
 
-pub fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<Reply, Refusal> {
+pub async fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<Reply, Refusal> {
     let kind = call.row.spec.kind;
     if call.row.spec.plural == "selfsubjectrulesreviews" {
         let namespace = review.pointer("/spec/namespace").and_then(Value::as_str);
@@ -104,23 +104,35 @@ pub fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<R
             let (plural, sub, namespace, name) = (get("resource"), get("subresource"), get("namespace"), get("name"));
             let fields = resource.map(stated_fields).unwrap_or_default();
             let fields: Vec<(&str, &str)> = fields.iter().map(|(field, value)| (&**field, &**value)).collect();
-            plane.authorizer.authorize(&Attributes {
+            let selectors = Selectors {
+                fields: requirements(resource, "fieldSelector"),
+                labels: requirements(resource, "labelSelector"),
+            };
+            let request = Attributes {
+                selectors: Some(&selectors),
                 version: &version,
                 field_equals: &fields,
                 subresource: &sub,
                 namespace: &namespace,
                 name: &name,
                 ..Attributes::resource(&subject, &verb, &group, &plural)
-            })
+            };
+            plane.authorizer.decide(&request).await
         }
         _ => {
             let (verb, path) = (text(path, "verb"), text(path, "path"));
-            plane.authorizer.authorize(&Attributes::path(&subject, &verb, &path))
+            plane.authorizer.decide(&Attributes::path(&subject, &verb, &path)).await
         }
     };
     let mut status = json!({"allowed": decision.allowed});
     if !decision.reason.is_empty() {
         status["reason"] = decision.reason.into();
+    }
+    if decision.denied {
+        status["denied"] = true.into();
+    }
+    if !decision.error.is_empty() {
+        status["evaluationError"] = decision.error.into();
     }
     review["status"] = status;
     Ok(Reply::Plain(201, review))
@@ -172,6 +184,37 @@ fn selector_errors(resource: &Value, errors: &mut field::Errors) {
             }
         }
     }
+}
+
+/// What a selector of a review demands. Operators that are not known are left out: without them the question is wider.
+fn requirements(resource: Option<&Value>, selector: &str) -> Vec<Requirement> {
+    let Some(stated) = resource.and_then(|resource| resource.get(selector)) else {
+        return Vec::new();
+    };
+    if let Some(raw) = stated.get("rawSelector").and_then(Value::as_str) {
+        return match selector {
+            "fieldSelector" => field_demands(raw),
+            _ => label_demands(raw),
+        };
+    }
+    let list = stated.get("requirements").and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .filter_map(|requirement| {
+            let operator = match requirement.get("operator").and_then(Value::as_str)? {
+                "In" => "In",
+                "NotIn" => "NotIn",
+                "Exists" => "Exists",
+                "DoesNotExist" => "DoesNotExist",
+                _ => return None,
+            };
+            Some(Requirement {
+                key: requirement.get("key").and_then(Value::as_str)?.to_owned(),
+                operator,
+                values: texts(requirement.get("values")),
+            })
+        })
+        .collect()
 }
 
 /// What the field selector of a review demands by equality; everything else says nothing to an authorizer.
@@ -243,13 +286,8 @@ fn rules(plane: &ControlPlane, call: &Call, mut review: Object) -> Value {
         .to_owned();
     let mut resource_rules = Vec::new();
     let mut path_rules = Vec::new();
-    let mut rules: Vec<Value> = plane
-        .authorizer
-        .rbac
-        .rules_for(&call.user, &namespace)
-        .iter()
-        .map(|rule| rule.to_value())
-        .collect();
+    let (rules, missing) = plane.authorizer.rules_for(&call.user, &namespace);
+    let mut rules: Vec<Value> = rules.iter().map(|rule| rule.to_value()).collect();
     // Masters need no role; where one is bound to them nevertheless its rules are not said twice.
     if call.user.in_group("system:masters") {
         let all = [
@@ -279,7 +317,11 @@ fn rules(plane: &ControlPlane, call: &Call, mut review: Object) -> Value {
             resource_rules.push(shown);
         }
     }
-    review["status"] = json!({"resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": false});
+    review["status"] = json!({
+        "resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": !missing.is_empty()});
+    if !missing.is_empty() {
+        review["status"]["evaluationError"] = missing.join(", ").into();
+    }
     review
 }
 

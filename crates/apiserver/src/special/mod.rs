@@ -31,9 +31,9 @@ pub async fn create_only(plane: &Arc<ControlPlane>, call: &mut Call, body: &[u8]
     admit(plane, call, &mut object, &options).await?;
     match (row.spec.group, row.spec.plural) {
         ("", "bindings") => binding::bind(plane, call, &object, &options).await,
-        ("authentication.k8s.io", "tokenreviews") => token::review(plane, object),
+        ("authentication.k8s.io", "tokenreviews") => token::review(plane, object).await,
         ("authentication.k8s.io", "selfsubjectreviews") => Ok(authorization::who_am_i(call, object)),
-        ("authorization.k8s.io", _) => authorization::review(plane, call, object),
+        ("authorization.k8s.io", _) => authorization::review(plane, call, object).await,
         _ => Err(call.not_supported()),
     }
 }

@@ -77,9 +77,14 @@ pub async fn request(
         .map(str::to_owned)
         .collect();
     let keys = plane.config.pki.tokens();
-    let own = audiences.is_empty() || audiences.iter().any(|audience| audience == keys.issuer());
-    let injected = seconds == INJECTED_SECONDS && matches!(bound, Bound::Pod { .. }) && own;
-    let asked = Duration::from_secs(seconds.unsigned_abs());
+    let own = audiences.is_empty() || audiences.iter().any(|audience| keys.audiences().contains(audience));
+    let limits = &plane.config.authentication;
+    let injected =
+        limits.extend_token_expiration && seconds == INJECTED_SECONDS && matches!(bound, Bound::Pod { .. }) && own;
+    // Longer ones are cut, not refused, as upstream does it.
+    let longest = limits.max_token_expiration.unwrap_or(Duration::MAX);
+    let asked = Duration::from_secs(seconds.unsigned_abs()).min(longest);
+    let seconds = i64::try_from(asked.as_secs()).unwrap_or(seconds);
     let issued = keys
         .issue(&NewToken {
             namespace: &call.info.namespace,
@@ -102,7 +107,7 @@ pub async fn request(
         jiff::Timestamp::from_second(issued.expires).unwrap_or(jiff::Timestamp::MAX)
     };
     let audiences = if audiences.is_empty() {
-        vec![keys.issuer().to_owned()]
+        keys.audiences().to_vec()
     } else {
         audiences
     };
@@ -188,7 +193,7 @@ fn bound(plane: &ControlPlane, call: &Call, request: &Object, account: &Object) 
     }
 }
 
-pub fn review(plane: &ControlPlane, mut review: Object) -> Result<Reply, Refusal> {
+pub async fn review(plane: &ControlPlane, mut review: Object) -> Result<Reply, Refusal> {
     let token = review
         .pointer("/spec/token")
         .and_then(Value::as_str)
@@ -207,7 +212,7 @@ pub fn review(plane: &ControlPlane, mut review: Object) -> Result<Reply, Refusal
         .filter_map(Value::as_str)
         .map(str::to_owned)
         .collect();
-    review["status"] = match plane.authenticator.token(&token, &audiences) {
+    review["status"] = match plane.authenticator.token(&token, &audiences).await {
         Ok(known) => {
             let user = &known.user;
             let mut shown = json!({"username": user.name, "groups": user.groups});

@@ -14,6 +14,7 @@ use sampan_apiserver::ControlPlane;
 use sampan_auth::UserInfo;
 use sampan_client::{Informers, Recorder, SystemClock};
 use sampan_node::ServerTls;
+use sampan_pki::token::{LegacyClaims, ObjectRef};
 use sampan_pki::{Kubeconfig, Params, Pki, UserCredential, tls};
 use sampan_store::Store;
 use sampan_store::embedded::{Embedded, Options as StoreOptions};
@@ -64,12 +65,14 @@ pub async fn run(settings: Settings) -> Result<()> {
     if let Some(path) = &settings.admission_control_config_file {
         config.admission.configuration = sampan_apiserver::admission::Configuration::read(path)?;
     }
+    config.authentication = settings.access.authentication.clone();
+    config.authorization = settings.access.authorization.clone();
     config.in_flight = settings.in_flight;
     config.compaction_interval = settings.compaction_interval;
     config.priority_and_fairness = settings.priority_and_fairness;
     config.audit = settings.audit.clone();
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
-    let verifier = tls::ClientVerifier::new(pki.ca())?;
+    let verifier = plane.client_verifier()?;
     let tls_config = tls::server_config_with_authority(pki.serving(), pki.ca(), &verifier)?;
     tasks.spawn(
         "api-server",
@@ -151,6 +154,7 @@ impl Server {
                     signer: self.pki.signer(),
                     duration: sampan_controllers::Signing::YEAR,
                 }),
+                account_tokens: Some(account_tokens(&self.pki)),
                 cluster_cidr: settings.cluster_cidr(),
                 ..sampan_controllers::Config::default()
             };
@@ -216,6 +220,19 @@ impl Server {
     }
 }
 
+/// Signs the tokens that are kept in Secrets.
+fn account_tokens(pki: &Pki) -> sampan_controllers::TokenSigner {
+    let keys = pki.tokens();
+    sampan_controllers::TokenSigner::new(move |wanted| {
+        let claims = LegacyClaims {
+            namespace: wanted.namespace.to_owned(),
+            service_account: ObjectRef::new(wanted.account, wanted.account_uid),
+            secret: wanted.secret.to_owned(),
+        };
+        keys.issue_legacy(&claims).map_err(|error| error.to_string())
+    })
+}
+
 /// A user by its full name; service accounts get their groups.
 fn named(name: &str) -> UserInfo {
     let account = name
@@ -242,6 +259,8 @@ fn params(settings: &Settings) -> Params {
         extra_names: names.into_iter().cloned().collect(),
         service_address: Some(settings.kubernetes_service()),
         cluster_domain: settings.cluster_domain.clone(),
+        issuers: settings.access.issuers.clone(),
+        api_audiences: settings.access.audiences.clone(),
     }
 }
 
