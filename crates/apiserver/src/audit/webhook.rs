@@ -67,7 +67,7 @@ impl Webhook {
     }
 
     async fn post(&self, body: Bytes) -> Result<(), String> {
-        let mut headers = self.remote.headers().map_err(|error| error.to_string())?;
+        let mut headers = self.remote.headers();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let exchange = Exchange {
             method: Method::POST,

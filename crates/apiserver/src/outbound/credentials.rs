@@ -90,9 +90,10 @@ struct Context {
     user: String,
 }
 
-#[derive(Default, Deserialize)]
+/// A user as it stands in the file.
+#[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
-struct Info {
+pub(super) struct Info {
     client_certificate: String,
     client_certificate_data: String,
     client_key: String,
@@ -160,7 +161,7 @@ impl Credentials {
 }
 
 impl User {
-    fn of(info: Info, beside: &Path) -> Result<Self, String> {
+    pub(super) fn of(info: Info, beside: &Path) -> Result<Self, String> {
         if info.exec.is_some_and(|exec| !exec.is_null()) {
             return Err("exec plugins are not supported".into());
         }
@@ -253,19 +254,28 @@ impl User {
     }
 }
 
-/// What stands there, else in the file.
-fn pem(data: &str, path: &str, beside: &Path) -> Result<Option<String>, String> {
-    let bytes = match (data, path) {
-        ("", "") => return Ok(None),
+/// What stands there in base64, else in the file.
+pub(super) fn content(data: &str, path: &str, beside: &Path) -> Result<Option<Vec<u8>>, String> {
+    match (data, path) {
+        ("", "") => Ok(None),
         ("", path) => {
             let path = beside.join(path);
-            std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?
+            let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Ok(Some(bytes))
         }
-        (data, _) => STANDARD
-            .decode(data)
-            .map_err(|error| format!("illegal base64 data: {error}"))?,
-    };
-    String::from_utf8(bytes).map(Some).map_err(|error| error.to_string())
+        (data, _) => {
+            let data: String = data.split_ascii_whitespace().collect();
+            let bytes = STANDARD
+                .decode(data)
+                .map_err(|error| format!("illegal base64 data: {error}"))?;
+            Ok(Some(bytes))
+        }
+    }
+}
+
+fn pem(data: &str, path: &str, beside: &Path) -> Result<Option<String>, String> {
+    let text = content(data, path, beside)?.map(String::from_utf8).transpose();
+    text.map_err(|error| error.to_string())
 }
 
 fn token_of(path: &Path) -> Result<HeaderValue, String> {
