@@ -66,7 +66,7 @@ impl Plugin for Priority {
 
     fn handles(&self, review: &Review<'_>) -> bool {
         let writes = matches!(review.operation, Operation::Create | Operation::Update);
-        writes && review.is_core("pods") || (writes && review.row.is("scheduling.k8s.io", "priorityclasses"))
+        writes && (review.is_core("pods") || review.row.is("scheduling.k8s.io", "priorityclasses"))
     }
 
     async fn mutate(&self, review: &Review<'_>, pod: &mut Object, _: &mut Notes) -> Result<(), Refusal> {

@@ -171,8 +171,12 @@ impl Policy {
     /// The policy, and the paths of fields nobody knows.
     pub fn parse(text: &[u8]) -> Result<(Policy, Vec<String>), String> {
         let parsed = codec::yaml::decode(text).map_err(|error| format!("failed decoding: {error}"))?;
-        let raw: RawPolicy =
-            serde_json::from_value(parsed.object).map_err(|error| format!("failed decoding: {error}"))?;
+        // Nothing is a policy that says nothing.
+        let object = match parsed.object {
+            serde_json::Value::Null => serde_json::json!({}),
+            object => object,
+        };
+        let raw: RawPolicy = serde_json::from_value(object).map_err(|error| format!("failed decoding: {error}"))?;
         if raw.api_version != "audit.k8s.io/v1" || raw.kind != "Policy" {
             return Err(format!(
                 "failed decoding: no kind {:?} is registered for version {:?}; it must be a Policy of audit.k8s.io/v1",

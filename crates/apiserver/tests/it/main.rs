@@ -9,6 +9,7 @@ mod common;
 mod admission_attacks;
 mod aggregation;
 mod api;
+mod audit;
 mod clients;
 mod consistency;
 mod conversion;

@@ -1,14 +1,12 @@
 //! The audit log as its readers find it: events of every stage and level, in a file and at a webhook, and what a webhook
 //! that is slow or gone costs.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::common::{Api, config_map};
 use bytes::Bytes;
-use common::{Api, config_map};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
