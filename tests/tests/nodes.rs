@@ -1,6 +1,9 @@
 //! Nodes and their own servers: who may ask what of a node, and machines that join a cluster.
 
-use sampan_e2e::{Cluster, output, ready};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use sampan_e2e::{Cluster, binary, images, must, output, ready};
 
 /// What the node's own server answers to curl with these arguments: the status code, `000` where there was no answer.
 fn ask(cluster: &Cluster, path: &str, arguments: &[&str]) -> String {
@@ -116,4 +119,263 @@ fn the_nodes_server_asks_who_and_whether() {
     let mut node = sampan_e2e::http::Http::new(&cluster);
     node.origin = format!("https://{}:10250", sampan_e2e::NODE);
     assert_eq!(node.get("/pods").code, 200);
+}
+
+/// A machine that runs `sampan agent`, beside a cluster's own.
+struct Joined<'a> {
+    cluster: &'a Cluster,
+    dir: tempfile::TempDir,
+    process: Option<Child>,
+}
+
+impl<'a> Joined<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        let joined = Joined {
+            cluster,
+            dir: tempfile::Builder::new()
+                .prefix("sampan-e2e-agent-")
+                .tempdir()
+                .expect("a directory"),
+            process: None,
+        };
+        let mut import = std::process::Command::new(binary());
+        must(
+            import
+                .args(["image", "--data-dir"])
+                .arg(joined.dir.path())
+                .arg("import")
+                .arg(images()),
+        );
+        joined
+    }
+
+    fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = self.cluster.lab.outside(binary());
+        command
+            .args(["agent", "--node-name", "node-2", "--data-dir"])
+            .arg(self.dir.path());
+        command.args(["--eviction-hard=memory.available<50Mi", "--image-gc-high-threshold=100"]);
+        command.args(arguments);
+        command
+    }
+
+    fn start(&mut self, arguments: &[&str]) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("agent.log"));
+        let log = log.expect("a log file");
+        let mut command = self.command(arguments);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a handle"))
+            .stderr(log);
+        self.process = Some(command.spawn().expect("the agent starts"));
+    }
+
+    fn kill(&mut self) {
+        let mut process = self.process.take().expect("a running agent");
+        process.kill().expect("kill");
+        process.wait().expect("wait");
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
+    }
+
+    /// Waits until `done`; panics with the agent's log.
+    fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while !done() {
+            assert!(Instant::now() < deadline, "never: {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn ready(&self) -> bool {
+        let path = "get node node-2 -o jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        self.cluster.try_kubectl(path).is_ok_and(|status| status == "True")
+    }
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            self.kill();
+        }
+        let removed = output(&mut self.command(&["--cleanup"]));
+        if !removed.status.success() {
+            eprintln!("the agent's cleanup: {}", String::from_utf8_lossy(&removed.stderr));
+        }
+    }
+}
+
+const REMOTE: &str = "
+apiVersion: v1
+kind: Secret
+metadata: {name: remote}
+stringData: {word: hidden}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: elsewhere}
+stringData: {word: unseen}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: remote, labels: {app: remote}}
+spec:
+  nodeName: node-2
+  containers:
+  - name: c
+    image: localhost/sampan/busybox:1.35
+    command: [sh, -c, 'echo begun; httpd -f -p 8080 -h /s']
+    volumeMounts: [{name: s, mountPath: /s}]
+  volumes: [{name: s, secret: {secretName: remote}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: remote}
+spec: {selector: {app: remote}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: local}
+spec:
+  nodeName: node-1
+  containers:
+  - name: c
+    image: localhost/sampan/busybox:1.35
+    command: [sleep, '100000']
+";
+
+/// A second machine: it joins with a token, runs Pods like any node, survives its agent's death, and may do no more than a node.
+#[test]
+fn a_machine_joins() {
+    if !ready("a_machine_joins") {
+        return;
+    }
+    let cluster = Cluster::start("join");
+    let sampan = |words: &[&str]| {
+        let mut command = cluster.lab.on_node(binary());
+        output(
+            command
+                .arg("token")
+                .args(words)
+                .arg("--kubeconfig")
+                .arg(cluster.kubeconfig()),
+        )
+    };
+    let created = sampan(&["create", "--description", "for the test"]);
+    let line = String::from_utf8_lossy(&created.stdout).trim().to_owned();
+    let words: Vec<&str> = line.split(' ').collect();
+    let ["sampan", "agent", "--server", server, "--token", token] = words[..] else {
+        panic!("{created:?}");
+    };
+    let mut node = Joined::new(&cluster);
+    // Without a token, and with one of another cluster, it does not get far.
+    let refused = output(&mut node.command(&["--server", server]));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("give --token"),
+        "{refused:?}"
+    );
+    let fingerprint = token.rsplit('.').next().unwrap_or_default();
+    let foreign = token.replace(fingerprint, &"0".repeat(64));
+    let refused = output(&mut node.command(&["--server", server, "--token", &foreign]));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("not the cluster of this token"),
+        "{refused:?}"
+    );
+    let unknown = format!("zzzzzz{}", &token[6..]);
+    let refused = output(&mut node.command(&["--server", server, "--token", &unknown]));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("does not know the token zzzzzz"),
+        "{refused:?}"
+    );
+
+    node.start(&["--server", server, "--token", token]);
+    node.wait("the node is Ready", || node.ready());
+    let id = token.split('.').next().unwrap_or_default();
+    assert!(String::from_utf8_lossy(&sampan(&["list"]).stdout).contains(id));
+    assert!(sampan(&["delete", id]).status.success());
+
+    cluster.apply(REMOTE);
+    cluster.kubectl("wait --for=condition=Ready pod/remote pod/local --timeout=90s");
+    node.wait("logs", || cluster.kubectl("logs remote").contains("begun"));
+    assert_eq!(cluster.kubectl("exec remote -- cat /s/word"), "hidden");
+    let get = |cluster: &Cluster, url: &str| {
+        cluster
+            .try_kubectl_args(&["exec", "local", "--", "wget", "-T", "5", "-q", "-O-", url])
+            .unwrap_or_default()
+    };
+    let address = cluster.kubectl("get pod remote -o jsonpath={.status.podIP}");
+    node.wait("a Pod reaches the other node's Pod", || {
+        get(&cluster, &format!("http://{address}:8080/word")) == "hidden"
+    });
+    let service = cluster.kubectl("get service remote -o jsonpath={.spec.clusterIP}");
+    node.wait("a Pod reaches it by its Service", || {
+        get(&cluster, &format!("http://{service}/word")) == "hidden"
+    });
+    node.wait("names resolve on both nodes", || {
+        get(&cluster, "http://remote.default.svc.cluster.local/word") == "hidden"
+            && cluster
+                .try_kubectl("exec remote -- wget -T 5 -q -O- http://remote.default.svc.cluster.local/word")
+                .is_ok_and(|page| page == "hidden")
+    });
+
+    // The agent dies; what it ran goes on, and it needs no token to be the node again.
+    node.kill();
+    node.wait("the Pod still answers", || {
+        get(&cluster, &format!("http://{address}:8080/word")) == "hidden"
+    });
+    node.wait("the node is found lost", || !node.ready());
+    node.start(&["--server", server]);
+    node.wait("the node is back", || node.ready());
+    assert_eq!(
+        cluster.kubectl("get pod remote -o jsonpath={.status.containerStatuses[0].restartCount}"),
+        "0"
+    );
+    assert_eq!(cluster.kubectl("exec remote -- cat /s/word"), "hidden");
+
+    // Its certificate opens what a node needs, and nothing else.
+    let pem = node.dir.path().join("pki/kubelet-client.pem");
+    let code = |path: &str| {
+        let url = format!("https://{}:6443{path}", sampan_e2e::NODE);
+        let mut curl = cluster.lab.outside("curl");
+        curl.args([
+            "-sk",
+            "--max-time",
+            "10",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--cert",
+        ])
+        .arg(&pem)
+        .arg("--key")
+        .arg(&pem);
+        String::from_utf8_lossy(&output(curl.arg(url)).stdout).into_owned()
+    };
+    for (path, expected) in [
+        ("/api/v1/namespaces/default/secrets/remote", "200"),
+        ("/api/v1/namespaces/default/secrets/elsewhere", "403"),
+        ("/api/v1/namespaces/default/secrets", "403"),
+        ("/api/v1/nodes/node-2", "200"),
+        ("/api/v1/nodes/node-1", "403"),
+        ("/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-2", "200"),
+        ("/api/v1/pods", "403"),
+    ] {
+        assert_eq!(code(path), expected, "{path}");
+    }
+    // The token is gone: nobody else joins with it.
+    let other = tempfile::tempdir().expect("a directory");
+    let mut late = cluster.lab.outside(binary());
+    late.args(["agent", "--node-name", "node-3", "--data-dir"])
+        .arg(other.path());
+    let refused = output(late.args(["--server", server, "--token", token]));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("does not know the token"),
+        "{refused:?}"
+    );
 }
