@@ -41,8 +41,9 @@ pub(super) fn sync(own: &Own, plan: &Plan) -> Result<(), NftError> {
         .verdict(&Verdict::Drop);
     t.add_rule("strangers", stranger);
 
-    // Before the other tables have their say: who translates first has it.
-    t.add_base_chain("postrouting", "nat", HOOK_POSTROUTING, 98);
+    // After the proxy, which takes its mark off what it translates: left on a packet it would be on the datagram around
+    // it too, and have that translated.
+    t.add_base_chain("postrouting", "nat", HOOK_POSTROUTING, 101);
     let pods: Ipv4Net = own.cluster.unwrap_or(own.pods);
     let foreign = Rule::new().leaves_by(DEVICE, true).source_in(pods, false).masquerade();
     t.add_rule("postrouting", foreign);
