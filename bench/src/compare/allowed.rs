@@ -27,6 +27,11 @@ const ROWS: &[Row] = &[
         "a list that is given and empty is as good as none by the time it is checked; only the text of an error tells",
     ),
     (
+        "LimitRange",
+        [".spec.limits = []", "201 ", "201"],
+        "a list that is given and empty is as good as none by the time owners are noted",
+    ),
+    (
         "Node",
         [".status.allocatable = {}", "200", "f:allocatable"],
         "a map that is given and empty is as good as none by the time defaults are filled in",

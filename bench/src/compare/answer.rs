@@ -97,13 +97,12 @@ fn normal(body: &Value, uid: &str) -> Value {
         managed.remove("time");
     }
     let metadata_name = metadata.get("name").and_then(Value::as_str).unwrap_or_default();
-    if is_uuid(metadata_name) {
+    if is_uuid(metadata_name) || metadata_name == "<uid>" {
         metadata.insert("name".into(), "<uuid>".into());
     }
     if let Some(status) = body.get_mut("status").and_then(Value::as_object_mut) {
         status.remove("lastPhaseTransitionTime");
     }
-    never_set(&mut body);
     if body["kind"] == "Service" {
         allocated(&mut body["spec"]);
     }
@@ -126,19 +125,34 @@ fn is_uuid(text: &str) -> bool {
     text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
-/// Times that were never set: upstream prints some of them as null, we leave them out. To clients it is the same.
-pub fn never_set(value: &mut Value) {
+fn is_time(key: &str) -> bool {
+    ["Time", "Timestamp", "startedAt", "finishedAt"]
+        .iter()
+        .any(|suffix| key.ends_with(suffix))
+}
+
+/// Takes out times that were never set: upstream prints some of them as null, we leave them out. To clients it is the
+/// same. How many there were.
+pub fn never_set(value: &mut Value) -> usize {
     match value {
         Value::Object(map) => {
-            map.retain(|key, value| {
-                let is_time = ["Time", "Timestamp", "startedAt", "finishedAt"]
-                    .iter()
-                    .any(|suffix| key.ends_with(suffix));
-                !(is_time && value.is_null())
-            });
-            map.values_mut().for_each(never_set);
+            let before = map.len();
+            map.retain(|key, value| !(is_time(key) && value.is_null()));
+            before - map.len() + map.values_mut().map(never_set).sum::<usize>()
         }
-        Value::Array(list) => list.iter_mut().for_each(never_set),
+        Value::Array(list) => list.iter_mut().map(never_set).sum(),
+        _ => 0,
+    }
+}
+
+/// Who owns times; upstream's nulls have owners too.
+fn owners_of_times(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, _| !(key.starts_with("f:") && is_time(key)));
+            map.values_mut().for_each(owners_of_times);
+        }
+        Value::Array(list) => list.iter_mut().for_each(owners_of_times),
         _ => {}
     }
 }
@@ -183,7 +197,11 @@ fn leaves<'a>(value: &'a Value, path: &str, out: &mut BTreeMap<String, &'a Value
 pub fn differ(upstream: &Answer, ours: &Answer, their_uid: &str, our_uid: &str) -> Option<(String, String)> {
     let (their_text, our_text) = (upstream.text(their_uid), ours.text(our_uid));
     if let (Some(theirs), Some(our)) = (upstream.object(), ours.object()) {
-        let (theirs, our) = (normal(theirs, their_uid), normal(our, our_uid));
+        let (mut theirs, mut our) = (normal(theirs, their_uid), normal(our, our_uid));
+        if never_set(&mut theirs) > never_set(&mut our) {
+            owners_of_times(&mut theirs["metadata"]);
+            owners_of_times(&mut our["metadata"]);
+        }
         if theirs == our && their_text == our_text {
             return None;
         }
@@ -204,16 +222,16 @@ pub fn differ(upstream: &Answer, ours: &Answer, their_uid: &str, our_uid: &str) 
     if their_text != our_text {
         return Some((their_text, our_text));
     }
-    let told = |answer: &Answer| format!("details {}", answer.body["details"]);
+    let told = |answer: &Answer| without_addresses(&format!("details {}", answer.body["details"]));
     (details(upstream) != details(ours)).then(|| (told(upstream), told(ours)))
 }
 
 /// Details without the lines that show a forbidden change.
 fn details(answer: &Answer) -> Option<Map<String, Value>> {
-    let mut details = answer.body["details"]
-        .as_object()
-        .filter(|map| !map.is_empty())?
-        .clone();
+    let text = without_addresses(&answer.body["details"].to_string());
+    let mut details: Map<String, Value> = serde_json::from_str(&text)
+        .ok()
+        .filter(|map: &Map<_, _>| !map.is_empty())?;
     for cause in details
         .get_mut("causes")
         .and_then(Value::as_array_mut)

@@ -625,4 +625,35 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn a_set_shows_its_strategy_as_go_prints_it() {
+        let mut set = json!({"metadata": {"name": "s"}, "spec": {
+            "selector": {"matchLabels": {"a": "b"}}, "updateStrategy": {"type": "X"},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+            "volumeClaimTemplates": [{}]}});
+        strategies::STATEFUL_SET.default(&mut set);
+        let texts: Vec<_> = strategies::STATEFUL_SET
+            .validate_create(&set)
+            .iter()
+            .map(ToString::to_string)
+            .take(2)
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                "spec.updateStrategy: Invalid value: {\"Type\":\"X\",\"RollingUpdate\":null}: must be 'RollingUpdate' or 'OnDelete'",
+                "spec.volumeClaimTemplates[0].spec.accessModes: Required value: at least 1 access mode is required",
+            ]
+        );
+        let generation = |text: &str| {
+            let set = json!({"metadata": {"annotations": {"deprecated.daemonset.template.generation": text}}});
+            strategies::DAEMON_SET.unreadable(&set)
+        };
+        assert_eq!(generation("3"), None);
+        assert_eq!(
+            generation("x").as_deref(),
+            Some("strconv.ParseInt: parsing \"x\": invalid syntax")
+        );
+    }
 }

@@ -216,3 +216,20 @@ fn address<'a>(node: &'a Object, kind: &str) -> &'a str {
         .find(|address| tree::text(address, "type") == kind)
         .map_or("<none>", |address| tree::text(address, "address"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Strategy;
+    use serde_json::json;
+
+    #[test]
+    fn taints_are_looked_at_twice_when_they_change() {
+        let node =
+            json!({"spec": {"taints": [{"key": "k", "effect": "NoSchedule"}, {"key": "k", "effect": "NoSchedule"}]}});
+        let wanted = "metadata.taints[1]: Duplicate value: {\"Key\":\"k\",\"Value\":\"\",\"Effect\":\"NoSchedule\",\"TimeAdded\":null}: taints must be unique by key and effect pair";
+        let texts = |errors: Errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(RULES.validate_create(&node)), [wanted]);
+        assert_eq!(texts(RULES.validate_update(Part::Main, &node, &node)), [wanted, wanted]);
+    }
+}

@@ -65,6 +65,16 @@ async fn services_get_addresses_and_give_them_back() {
     assert_eq!(again["spec"]["clusterIP"], ip);
     let headless = api.post(path, service("h", json!({"clusterIP": "None"}))).await.ok();
     assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    // Nothing says which family its endpoints have.
+    assert_eq!(headless["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
+    assert_eq!(headless["spec"]["ipFamilyPolicy"], "RequireDualStack");
+    // A dry run takes nothing.
+    let asked = json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 31234}]});
+    for name in ["d", "e"] {
+        api.post(&format!("{path}?dryRun=All"), service(name, asked.clone()))
+            .await
+            .ok();
+    }
     api.server.stop().await;
 }
 

@@ -612,6 +612,54 @@ mod tests {
                 vec!["spec.ephemeralContainers: Forbidden: cannot be set on create"],
             ),
             (
+                vec![("dnsConfig", json!({"nameservers": [""]}))],
+                vec![
+                    "spec.dnsConfig.nameservers[0]: Invalid value: \"\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                ],
+            ),
+            (
+                vec![("readinessGates", json!([{"conditionType": "a b"}]))],
+                vec![
+                    "spec.readinessGates[0].conditionType: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+                ],
+            ),
+            (
+                vec![(
+                    "securityContext",
+                    json!({"fsGroupChangePolicy": "", "seccompProfile": {"type": "X", "localhostProfile": "p"}}),
+                )],
+                vec![
+                    "spec.securityContext.fsGroupChangePolicy: Unsupported value: \"\": supported values: \"Always\", \"OnRootMismatch\"",
+                    "spec.securityContext.seccompProfile.type: Unsupported value: \"X\": supported values: \"Localhost\", \"RuntimeDefault\", \"Unconfined\"",
+                    "spec.securityContext.seccompProfile.localhostProfile: Invalid value: {\"Type\":\"X\",\"LocalhostProfile\":\"p\"}: can only be set when seccomp type is Localhost",
+                ],
+            ),
+            (
+                vec![(
+                    "containers/0/resources",
+                    json!({"limits": {"cpu": "1", "hugepages-2Mi": "3Mi"}}),
+                )],
+                vec![
+                    "spec.containers[0].resources.limits[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive integer multiple of hugepages-2Mi",
+                    "spec.containers[0].resources.requests[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive integer multiple of hugepages-2Mi",
+                ],
+            ),
+            (
+                vec![(
+                    "volumes",
+                    json!([{"name": "v", "ephemeral": {"volumeClaimTemplate": {"metadata": {"name": "n"}}}}]),
+                )],
+                vec![
+                    "spec.volumes[0].ephemeral.volumeClaimTemplate.metadata.name: Forbidden: cannot be set",
+                    "spec.volumes[0].ephemeral.volumeClaimTemplate.spec.accessModes: Required value: at least 1 access mode is required",
+                    "spec.volumes[0].ephemeral.volumeClaimTemplate.spec.resources[storage]: Required value",
+                ],
+            ),
+            (
+                vec![("preemptionPolicy", json!(""))],
+                vec!["spec.preemptionPolicy: Required value"],
+            ),
+            (
                 vec![("hostAliases", json!([{"ip": "1.2.3"}]))],
                 vec![
                     "spec.hostAliases[0].ip: Invalid value: \"1.2.3\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
@@ -684,6 +732,35 @@ mod tests {
             ),
             ["spec.containers: Forbidden: pod updates may not add or remove containers"]
         );
+    }
+
+    #[test]
+    fn what_a_node_tells_is_looked_at() {
+        let old = valid();
+        let told = |status: Value| {
+            let mut new = old.clone();
+            new["status"] = status;
+            texts(RULES.validate_update(Part::View("status"), &new, &old))
+        };
+        assert_eq!(
+            told(json!({"hostIP": "10.0.0.2", "hostIPs": [{"ip": "10.0.0.1"}]})),
+            ["status.hostIPs[0].ip: Invalid value: \"10.0.0.1\": must be equal to `hostIP`"]
+        );
+        assert_eq!(
+            told(json!({"podIPs": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}]})),
+            [
+                "status.podIPs: Invalid value: [{\"IP\":\"10.0.0.1\"},{\"IP\":\"10.0.0.2\"}]: may specify no more than one IP for each IP family"
+            ]
+        );
+        assert_eq!(
+            told(json!({"conditions": [{"type": "Ready"}, {"type": "example.com/x"}]})),
+            [""; 0]
+        );
+        assert_eq!(told(json!({"conditions": [{"type": ""}]})).len(), 2);
+        // A pointer's zero is not the same as no pointer.
+        let mut old = old.clone();
+        old["spec"]["automountServiceAccountToken"] = false.into();
+        assert_eq!(RULES.validate_update(Part::Main, &valid(), &old).len(), 1);
     }
 
     #[test]

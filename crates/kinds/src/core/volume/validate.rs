@@ -409,3 +409,82 @@ fn rename(affinity: &mut Value, now: &mut dyn Iterator<Item = String>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Strategy;
+    use serde_json::json;
+
+    fn texts(errors: Errors) -> Vec<String> {
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn claims_change_as_upstream_lets_them() {
+        let rules = &super::super::CLAIM_RULES;
+        let old = json!({"metadata": {"name": "c"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "volumeMode": "Filesystem", "resources": {"requests": {"storage": "1Gi"}},
+            "dataSource": {"apiGroup": "example.com", "kind": "K", "name": "n"},
+            "dataSourceRef": {"apiGroup": "example.com", "kind": "K", "name": "n"}}, "status": {}});
+        const FIXED: &str = "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        let cases = [
+            (
+                "/spec/dataSource/apiGroup",
+                json!("Bad_Name!"),
+                vec!["spec: Invalid value: {}: must match dataSourceRef", FIXED],
+            ),
+            (
+                "/spec/volumeMode",
+                json!("Block"),
+                vec![FIXED, "volumeMode: Invalid value: \"Block\": field is immutable"],
+            ),
+        ];
+        for (path, value, wanted) in cases {
+            let mut new = old.clone();
+            *new.pointer_mut(path).unwrap() = value;
+            let told: Vec<_> = texts(rules.validate_update(Part::Main, &new, &old))
+                .iter()
+                .map(|text| text.lines().next().unwrap_or_default().to_owned())
+                .collect();
+            assert_eq!(told, wanted, "{path}");
+        }
+        let mut new = old.clone();
+        new["status"] = json!({"capacity": {"storage": "-1"}, "allocatedResources": {"other": "1"},
+            "allocatedResourceStatuses": {"storage": "Other"}});
+        assert_eq!(
+            texts(rules.validate_update(Part::View("status"), &new, &old)),
+            [
+                "status.capacity[storage]: Invalid value: -1: must be a valid resource quantity",
+                "status.allocatedResourceStatuses: Unsupported value: \"storage\": supported values: \"ControllerResizeInProgress\", \"ControllerResizeInfeasible\", \"NodeResizeInProgress\", \"NodeResizeInfeasible\", \"NodeResizePending\"",
+                "status.allocatedResources: Unsupported value: \"other\": supported values: \"storage\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn volumes_stay_where_they_are() {
+        let affinity = |key: &str, value: &str| {
+            json!({"spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]}]}}}})
+        };
+        let old = affinity("failure-domain.beta.kubernetes.io/zone", "a");
+        let mut cases = vec![
+            (affinity("failure-domain.beta.kubernetes.io/zone", "a"), 0),
+            (affinity("topology.kubernetes.io/zone", "a"), 0),
+            (affinity("topology.kubernetes.io/region", "a"), 1),
+            (affinity("topology.kubernetes.io/zone", "b"), 1),
+        ];
+        for (new, wanted) in cases.drain(..) {
+            let mut errors = Errors::new();
+            affinity_update(&new, &old, &mut errors);
+            assert_eq!(errors.len(), wanted, "{new}");
+        }
+        let mut errors = Errors::new();
+        affinity_update(&json!({}), &old, &mut errors);
+        assert_eq!(
+            texts(errors),
+            ["nodeAffinity: Invalid value: null: field is immutable, except for updating from beta label to GA"]
+        );
+    }
+}

@@ -341,3 +341,44 @@ fn managers_have_names() {
     assert_eq!(manager_name("", "kubectl/v1.36 (linux/amd64)"), "kubectl");
     assert_eq!(manager_name("", ""), "unknown");
 }
+
+#[test]
+fn what_go_always_prints_is_nobodys() {
+    let (reset, versions) = (FieldSet::default(), OneVersion);
+    let written = |api_version: &str, kind: &str, mut object: Value| {
+        let ty = builtin_type(api_version, kind).expect("a type");
+        object["apiVersion"] = api_version.into();
+        object["kind"] = kind.into();
+        let context = Context {
+            ty: &ty,
+            api_version,
+            kind,
+            subresource: "",
+            manager: "a",
+            now: NOW,
+            reset: &reset,
+            versions: &versions,
+        };
+        crate::codec::check(&ty, &mut object).expect("an object");
+        update(context, None, &mut object);
+        entries(&object)
+            .into_iter()
+            .map(|(.., fields)| fields)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        written(
+            "apps/v1",
+            "StatefulSet",
+            json!({"spec": {"serviceName": "", "replicas": 1}})
+        ),
+        [json!({"f:spec": {"f:replicas": {}}})]
+    );
+    assert_eq!(
+        written("apps/v1", "ControllerRevision", json!({"data": {}})),
+        [json!({"f:data": {}})]
+    );
+    // Items without their key cannot be owned, nor can anything beside them.
+    let account = json!({"secrets": [{}], "automountServiceAccountToken": true});
+    assert_eq!(written("v1", "ServiceAccount", account), [Value::Null; 0]);
+}
