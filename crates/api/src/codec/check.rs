@@ -477,7 +477,11 @@ fn base64_fault(text: &str, error: base64::DecodeError) -> String {
 }
 
 /// Optional fields that Go prints whether they are set or not.
-const ALWAYS_PRINTED: &[(&str, &str)] = &[("StatefulSetSpec", "serviceName")];
+const ALWAYS_PRINTED: &[(&str, &str)] = &[
+    ("Event", "reportingComponent"),
+    ("Event", "reportingInstance"),
+    ("StatefulSetSpec", "serviceName"),
+];
 
 /// Required fields that are pointers in Go: one that is not given stays away.
 const REQUIRED_POINTERS: &[(&str, &str)] = &[("HTTPIngressPath", "pathType")];
