@@ -413,7 +413,8 @@ async fn what_others_disturb_is_mended_and_what_moves_is_followed() {
     a.until_routes(&[b_way, c_way]).await;
     a.until("everything is there", whole).await;
 
-    let disturbances: [(&str, fn(&mut Links)); 5] = [
+    type Disturb = fn(&mut Links);
+    let disturbances: [(&str, Disturb); 5] = [
         ("routes are removed", |links| {
             for route in links.routes(apply::PROTOCOL).unwrap() {
                 links.remove_route(apply::PROTOCOL, &route).unwrap();
