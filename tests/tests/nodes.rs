@@ -303,31 +303,28 @@ fn a_machine_joins() {
     cluster.kubectl("wait --for=condition=Ready pod/remote pod/local --timeout=90s");
     node.wait("logs", || cluster.kubectl("logs remote").contains("begun"));
     assert_eq!(cluster.kubectl("exec remote -- cat /s/word"), "hidden");
-    let get = |cluster: &Cluster, url: &str| {
-        cluster
-            .try_kubectl_args(&["exec", "local", "--", "wget", "-T", "5", "-q", "-O-", url])
-            .unwrap_or_default()
+    // Debian's static busybox has no working wget: this is one.
+    let get = |cluster: &Cluster, address: &str, port: u16| {
+        let command = format!("printf 'GET /word HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} {port} | tail -n 1");
+        let page = cluster.try_kubectl_args(&["exec", "local", "--", "sh", "-c", &command]);
+        page.unwrap_or_default() == "hidden"
     };
     let address = cluster.kubectl("get pod remote -o jsonpath={.status.podIP}");
-    node.wait("a Pod reaches the other node's Pod", || {
-        get(&cluster, &format!("http://{address}:8080/word")) == "hidden"
-    });
+    node.wait("a Pod reaches the other node's Pod", || get(&cluster, &address, 8080));
     let service = cluster.kubectl("get service remote -o jsonpath={.spec.clusterIP}");
-    node.wait("a Pod reaches it by its Service", || {
-        get(&cluster, &format!("http://{service}/word")) == "hidden"
-    });
-    node.wait("names resolve on both nodes", || {
-        get(&cluster, "http://remote.default.svc.cluster.local/word") == "hidden"
-            && cluster
-                .try_kubectl("exec remote -- wget -T 5 -q -O- http://remote.default.svc.cluster.local/word")
-                .is_ok_and(|page| page == "hidden")
-    });
+    node.wait("a Pod reaches it by its Service", || get(&cluster, &service, 80));
+    for pod in ["local", "remote"] {
+        let words = format!("exec {pod} -- nslookup remote.default.svc.cluster.local");
+        node.wait("names resolve on both nodes", || {
+            cluster
+                .try_kubectl(&words)
+                .is_ok_and(|answer| answer.contains(&service))
+        });
+    }
 
     // The agent dies; what it ran goes on, and it needs no token to be the node again.
     node.kill();
-    node.wait("the Pod still answers", || {
-        get(&cluster, &format!("http://{address}:8080/word")) == "hidden"
-    });
+    node.wait("the Pod still answers", || get(&cluster, &address, 8080));
     node.wait("the node is found lost", || !node.ready());
     node.start(&["--server", server]);
     node.wait("the node is back", || node.ready());
