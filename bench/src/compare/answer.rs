@@ -102,6 +102,17 @@ fn normal(body: &Value, uid: &str) -> Value {
     }
     if let Some(status) = body.get_mut("status").and_then(Value::as_object_mut) {
         status.remove("lastPhaseTransitionTime");
+        // The server's own clock, too.
+        for condition in status
+            .get_mut("conditions")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            if condition["reason"] == "SchedulingGated" && condition["lastTransitionTime"].is_string() {
+                condition["lastTransitionTime"] = "<now>".into();
+            }
+        }
     }
     if body["kind"] == "Service" {
         allocated(&mut body["spec"]);

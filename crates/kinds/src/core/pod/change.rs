@@ -19,6 +19,7 @@ pub(super) fn prepare_create(pod: &mut Object) {
                 "status": "False",
                 "reason": "SchedulingGated",
                 "message": "Scheduling is blocked due to non-empty scheduling gates",
+                "lastTransitionTime": sampan_api::time::now(),
             }]),
         );
     }
@@ -167,6 +168,7 @@ mod tests {
         assert_eq!(pod["status"]["phase"], "Pending");
         assert_eq!(pod["status"]["qosClass"], "Burstable");
         assert_eq!(pod["status"]["conditions"][0]["reason"], "SchedulingGated");
+        assert!(pod["status"]["conditions"][0]["lastTransitionTime"].is_string());
     }
 
     #[test]
