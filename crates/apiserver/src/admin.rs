@@ -47,7 +47,9 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Resp
 }
 
 async fn backup(plane: &Arc<ControlPlane>) -> Result<Response<Body>, Refusal> {
-    let backup = Backup::of(&**plane.registry.cache.store())
+    let store = plane.registry.cache.store();
+    // As it is on the disk: what is encrypted there stays so.
+    let backup = Backup::of(&**store.below().unwrap_or(store))
         .await
         .map_err(store_failure)?;
     let encoded = tokio::task::spawn_blocking(move || {

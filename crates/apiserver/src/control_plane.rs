@@ -18,6 +18,7 @@ use sampan_auth::{
     Attributes, Authenticator, Authorizer, Found, Impersonation, LookupKind, ObjectLookup, Requirement, Selectors,
     UserInfo, authentication as auth, impersonation,
 };
+use sampan_encryption::Encrypted;
 use sampan_pki::Pki;
 use sampan_pki::tls::ClientVerifier;
 use sampan_store::Store;
@@ -68,6 +69,8 @@ pub struct Config {
     pub compaction_interval: Option<Duration>,
     /// Which admission plugins are on.
     pub admission: Selection,
+    /// Where it is said which values are encrypted in the store; `None`: none are, and encrypted ones are not read.
+    pub encryption: Option<sampan_encryption::Source>,
     /// What is recorded of requests, and where.
     pub audit: audit::Options,
     pub authentication: authentication::Options,
@@ -89,6 +92,7 @@ impl Config {
             fixed_tokens: Vec::new(),
             compaction_interval: Some(HISTORY),
             admission: Selection::default(),
+            encryption: None,
             audit: audit::Options::default(),
             authentication: authentication::Options::default(),
             authorization: authorization::Options::default(),
@@ -109,6 +113,8 @@ pub enum StartError {
     Tls(#[from] sampan_pki::tls::TlsError),
     #[error(transparent)]
     Admission(#[from] SelectionError),
+    #[error(transparent)]
+    Encryption(#[from] sampan_encryption::ConfigurationError),
     #[error(transparent)]
     Audit(#[from] audit::AuditError),
     #[error(transparent)]
@@ -165,6 +171,10 @@ impl ControlPlane {
         config.admission.check()?;
         let (rows, storages) = Rows::build(sampan_kinds::resources());
         let rows = Arc::new(rows);
+        let store: Arc<dyn Store> = match &config.encryption {
+            None => store,
+            Some(source) => Encrypted::open(source.clone(), store, crate::rows::stored_resources(), tasks).await?,
+        };
         let cache = Cache::start(store, storages, tasks).await?;
         let authorizer = Authorizer::new();
         let services = Services::new(config.service_range, config.node_ports);

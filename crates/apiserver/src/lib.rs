@@ -49,6 +49,7 @@ pub use connect::InProcess;
 pub use control_plane::{Config, ControlPlane, DEFAULT_SERVICE_RANGE, StartError, VERSION};
 pub use front::serve;
 pub use peers::run as follow_peers;
+pub use sampan_encryption::Source as EncryptionSource;
 
 use sampan_api::status::Status;
 

@@ -176,6 +176,7 @@ impl Metrics {
         );
         let _ok = writeln!(out, "sampan_store_revision {}", plane.registry.cache.revision());
         plane.registry.admission.metrics().text(&mut out);
+        plane.registry.cache.store().metrics(&mut out);
         if let Some(audit) = &plane.audit {
             audit.metrics().text(&mut out);
         }

@@ -299,6 +299,38 @@ pub fn row(spec: &'static Resource, resources: &'static [Resource], storage: Opt
     }
 }
 
+/// Which resource a key of the store belongs to, as configurations of encryption name it: that of the version and group
+/// it is stored in.
+pub fn stored_resources() -> sampan_encryption::Resources {
+    use sampan_encryption::GroupResource;
+    let mut known: std::collections::HashMap<&'static str, GroupResource> = std::collections::HashMap::new();
+    for spec in sampan_kinds::resources()
+        .iter()
+        .filter(|spec| !spec.storage_prefix.is_empty())
+    {
+        let entry = known
+            .entry(spec.storage_prefix)
+            .or_insert_with(|| GroupResource::new(spec.group, spec.plural));
+        if spec.stored_as.is_none() && (entry.group != spec.group) && spec.group.is_empty() {
+            *entry = GroupResource::new(spec.group, spec.plural);
+        }
+    }
+    Arc::new(move |key| {
+        let path = key.strip_prefix(crate::watch_cache::ROOT)?;
+        let found = path
+            .match_indices('/')
+            .take(3)
+            .find_map(|(end, _)| known.get(path.get(..end)?));
+        if let Some(found) = found {
+            return Some(found.clone());
+        }
+        // Custom resources are below their group and plural.
+        let mut parts = path.split('/');
+        let (group, plural, _) = (parts.next()?, parts.next()?, parts.next()?);
+        group.contains('.').then(|| GroupResource::new(group, plural))
+    })
+}
+
 /// A row of a custom resource.
 pub fn custom_row(spec: &'static Resource, storage: Arc<Storage>, ty: Type, custom: Arc<Custom>) -> Row {
     Row {

@@ -50,6 +50,11 @@ impl TestServer {
         Self::start_as(dir, |_| ()).await
     }
 
+    /// The same with another configuration.
+    pub async fn start_in_with(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Self, AnyError> {
+        Self::start_as(dir, change).await
+    }
+
     async fn start_as(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Self, AnyError> {
         std::fs::create_dir_all(dir)?;
         let store = Embedded::open(&dir.join("store"), Options::default())?;

@@ -138,6 +138,19 @@ pub struct Options {
     /// What to do with Pods and the Pod network when the server is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
+    /// What is encrypted in the store, and how (an EncryptionConfiguration)
+    #[arg(long, env = "SAMPAN_ENCRYPTION_PROVIDER_CONFIG", value_name = "FILE")]
+    pub encryption_provider_config: Option<PathBuf>,
+    /// Follow changes of --encryption-provider-config [default: false]
+    #[arg(
+        long,
+        env = "SAMPAN_ENCRYPTION_PROVIDER_CONFIG_AUTOMATIC_RELOAD",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub encryption_provider_config_automatic_reload: Option<bool>,
     #[command(flatten)]
     #[serde(flatten)]
     pub audit: AuditOptions,
@@ -211,6 +224,9 @@ pub struct Settings {
     pub priority_and_fairness: bool,
     pub access: crate::access::Settled,
     pub on_exit: OnExit,
+    /// An EncryptionConfiguration, and whether its file is followed.
+    pub encryption_provider_config: Option<PathBuf>,
+    pub encryption_reload: bool,
     pub audit: sampan_apiserver::audit::Options,
 }
 
@@ -277,6 +293,10 @@ impl Options {
             enable_priority_and_fairness: self.enable_priority_and_fairness.or(file.enable_priority_and_fairness),
             access: self.access.over(file.access),
             on_exit: self.on_exit.or(file.on_exit),
+            encryption_provider_config: self.encryption_provider_config.or(file.encryption_provider_config),
+            encryption_provider_config_automatic_reload: self
+                .encryption_provider_config_automatic_reload
+                .or(file.encryption_provider_config_automatic_reload),
             audit: self.audit.over(file.audit),
         }
     }
@@ -412,6 +432,8 @@ impl Options {
             priority_and_fairness,
             access: self.access.settle(&machine.directory)?,
             on_exit: self.on_exit.unwrap_or_default(),
+            encryption_provider_config: self.encryption_provider_config.map(|path| machine.directory.join(path)),
+            encryption_reload: self.encryption_provider_config_automatic_reload.unwrap_or(false),
             audit: self.audit.settle(&machine.directory)?,
         })
     }

@@ -36,6 +36,19 @@ impl fmt::Debug for KeyValue {
     }
 }
 
+/// What stands for a value that is there and cannot be read; no object begins so.
+const UNREADABLE: &[u8] = b"\0unreadable\0";
+
+/// Stands for a value that cannot be read, and says why.
+pub fn unreadable(why: &str) -> Bytes {
+    [UNREADABLE, why.as_bytes()].concat().into()
+}
+
+/// Why a value cannot be read, if it cannot.
+pub fn why_unreadable(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value.strip_prefix(UNREADABLE)?).ok()
+}
+
 /// One committed change.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -214,6 +227,16 @@ pub trait Store: Send + Sync + 'static {
             reason: "only an embedded store can be moved".into(),
         })
     }
+    /// The store under this one, if this one transforms its values: what is copied elsewhere is copied from there.
+    fn below(&self) -> Option<&Arc<dyn Store>> {
+        None
+    }
+    /// Whether writing the value of `key` anew would store it differently.
+    async fn is_stale(&self, _key: &str) -> Result<bool, Error> {
+        Ok(false)
+    }
+    /// What it counts, in Prometheus' text format.
+    fn metrics(&self, _out: &mut String) {}
     /// Bytes on disk.
     async fn size(&self) -> Result<u64, Error>;
 }

@@ -61,6 +61,9 @@ impl Registry {
             .current(&storage, &path)
             .await
             .map(|entry| (entry.object(), entry.revision(), entry.key().clone()));
+        if let Some(reply) = self.delete_unreadable(call, &storage, &path, options).await? {
+            return Ok(reply);
+        }
         for _ in 0..ATTEMPTS {
             let Some((old, revision, key)) = existing else {
                 return Err(call.not_found());
@@ -126,6 +129,62 @@ impl Registry {
             row.spec.group,
             row.spec.plural,
             &call.info.name,
+        )))
+    }
+
+    /// What cannot be read cannot be deleted either, but by somebody who asks for that and may: finalizers, owners and
+    /// admission then have no say. `None`: it can be read.
+    async fn delete_unreadable(
+        &self,
+        call: &Call,
+        storage: &crate::watch_cache::Storage,
+        path: &str,
+        options: &DeleteOptions,
+    ) -> Result<Option<Reply>, Refusal> {
+        let Some(entry) = storage.get(path) else {
+            return Ok(None);
+        };
+        let spec = call.row.spec;
+        if !options.ignore_read_error {
+            super::readable(&entry)?;
+            return Ok(None);
+        }
+        if entry.unreadable().is_none() {
+            let at = sampan_api::field::Path::new("ignoreStoreReadErrorWithClusterBreakingPotential");
+            let error = sampan_api::field::Error::invalid(
+                &at,
+                true,
+                "is exclusively used to delete corrupt object(s), try again by removing this option",
+            );
+            return Err(refuse(Status::invalid(spec.group, "DeleteOptions", "", &[error])));
+        }
+        let right = sampan_auth::Attributes {
+            version: spec.version,
+            namespace: &call.info.namespace,
+            name: &call.info.name,
+            path: &call.info.path,
+            ..sampan_auth::Attributes::resource(&call.user, "unsafe-delete-ignore-read-errors", spec.group, spec.plural)
+        };
+        self.authorizer
+            .check(&right)
+            .map_err(|why| refuse(Status::forbidden(spec.group, spec.plural, &call.info.name, &why)))?;
+        if !options.dry_run {
+            let write = Write {
+                key: entry.key().clone(),
+                condition: Condition::ModRevision(entry.revision()),
+                op: Op::Delete,
+            };
+            match self.cache.store().write(write).await.map_err(store_failure)? {
+                Written::Committed { revision } => self.cache.reached(revision).await,
+                Written::Refused { .. } => {
+                    return Err(refuse(Status::modified(spec.group, spec.plural, &call.info.name)));
+                }
+            }
+        }
+        Ok(Some(Reply::Plain(
+            200,
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+                "details": {"name": call.info.name, "group": spec.group, "kind": spec.plural}}),
         )))
     }
 

@@ -118,7 +118,10 @@ impl Registry {
             }
         }
         match storage.get(&call.path()) {
-            Some(entry) => Ok(Reply::Entry(200, entry)),
+            Some(entry) => {
+                super::readable(&entry)?;
+                Ok(Reply::Entry(200, entry))
+            }
             None => Err(call.not_found()),
         }
     }
@@ -200,6 +203,13 @@ impl Registry {
         } else {
             start.as_str()
         };
+        let scope = snapshot
+            .index
+            .from(from)
+            .take_while(|entry| entry.path().starts_with(&prefix));
+        if let Some(entry) = storage.first_unreadable(scope) {
+            return Err(super::unreadable_in_list(entry));
+        }
         let mut walk = snapshot
             .index
             .from(from)

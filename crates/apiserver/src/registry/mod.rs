@@ -181,6 +181,23 @@ pub(crate) fn store_failure(error: store::Error) -> Refusal {
     })
 }
 
+/// A refusal if the stored object cannot be read, in the words of upstream's storage.
+pub(crate) fn readable(entry: &Entry) -> Result<(), Refusal> {
+    match entry.unreadable() {
+        None => Ok(()),
+        Some(why) => Err(refuse(Status::internal(why))),
+    }
+}
+
+/// The same for one object of many.
+pub(crate) fn unreadable_in_list(entry: &Entry) -> Refusal {
+    refuse(Status::internal(format!(
+        "unable to transform key {:?}: {}",
+        &**entry.key(),
+        entry.unreadable().unwrap_or_default()
+    )))
+}
+
 impl Registry {
     /// One object as it stands, read through.
     pub async fn current(&self, storage: &Storage, path: &str) -> Option<Arc<Entry>> {

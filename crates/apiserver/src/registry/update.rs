@@ -29,6 +29,7 @@ pub(super) struct Existing {
     pub revision: Revision,
     pub key: Arc<str>,
     pub lease: Option<sampan_store::LeaseId>,
+    unreadable: Option<String>,
 }
 
 impl Existing {
@@ -38,6 +39,7 @@ impl Existing {
             revision: entry.revision(),
             key: entry.key().clone(),
             lease: None,
+            unreadable: entry.unreadable().map(str::to_owned),
         }
     }
     fn of_stored(stored: KeyValue) -> Self {
@@ -48,6 +50,15 @@ impl Existing {
             revision: stored.mod_revision,
             key: stored.key,
             lease: stored.lease,
+            unreadable: sampan_store::why_unreadable(&stored.value).map(str::to_owned),
+        }
+    }
+
+    /// What cannot be read cannot be changed.
+    fn readable(&self) -> Result<(), Refusal> {
+        match &self.unreadable {
+            None => Ok(()),
+            Some(why) => Err(refuse(Status::internal(why))),
         }
     }
 }
@@ -113,6 +124,7 @@ impl Registry {
                     result => return result,
                 }
             };
+            old.readable()?;
             match self
                 .change_once(call, part, options, &storage, &path, old, make)
                 .await?
@@ -144,6 +156,7 @@ impl Registry {
             let Some(old) = existing else {
                 return Err(call.not_found());
             };
+            old.readable()?;
             let mut new = make(call, &old.object)?;
             if part == Part::Main && call.row.strategy().has_generation() && meta::content_differs(&new, &old.object) {
                 access::set_generation(&mut new, access::generation(&old.object) + 1);
@@ -326,7 +339,16 @@ impl Registry {
             None => None,
         };
         // A custom object may have been stored in another version: then there is something to write.
-        if !gone && new == old && raw == written {
+        let stale = !gone
+            && new == old
+            && self
+                .cache
+                .store()
+                .is_stale(&existing.key)
+                .await
+                .map_err(store_failure)?;
+        // What would be stored in another form (another key of encryption) is written though nothing has changed.
+        if !gone && new == old && raw == written && !stale {
             // Nothing to write: the client gets what is there.
             if let Some(entry) = storage.get(path).filter(|entry| entry.revision() == existing.revision) {
                 return Ok(Outcome::Done(Reply::Entry(200, entry)));

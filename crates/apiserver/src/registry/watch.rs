@@ -277,6 +277,9 @@ impl WatchStream {
 
     /// An entry as an event of this kind; shared through `change` where possible.
     fn line(&mut self, kind: ChangeType, entry: &Entry, change: Option<&Change>) -> Result<Bytes, Refusal> {
+        if kind != ChangeType::Deleted && entry.unreadable().is_some() {
+            return Err(super::unreadable_in_list(entry));
+        }
         if self.encoder.is_plain() {
             return Ok(entry.line(kind));
         }

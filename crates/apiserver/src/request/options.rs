@@ -188,6 +188,8 @@ fn dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &str) -> Result<bool
     Ok(asked)
 }
 
+const IGNORE_READ_ERROR: &str = "ignoreStoreReadErrorWithClusterBreakingPotential";
+
 /// `metav1.DeleteOptions`, from the body or the query.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeleteOptions {
@@ -196,6 +198,8 @@ pub struct DeleteOptions {
     pub uid: Option<String>,
     pub resource_version: Option<String>,
     pub dry_run: bool,
+    /// Delete an object that cannot be read (`ignoreStoreReadErrorWithClusterBreakingPotential`).
+    pub ignore_read_error: bool,
 }
 
 impl DeleteOptions {
@@ -221,6 +225,7 @@ impl DeleteOptions {
                 uid: None,
                 resource_version: None,
                 dry_run: dry_run(query.all("dryRun"), KIND)?,
+                ignore_read_error: query.flag(IGNORE_READ_ERROR),
             });
         };
         if !body.is_object() {
@@ -254,6 +259,7 @@ impl DeleteOptions {
             uid: text("/preconditions/uid").map(str::to_owned),
             resource_version: text("/preconditions/resourceVersion").map(str::to_owned),
             dry_run: dry_run(dry.chain(query.all("dryRun")), KIND)?,
+            ignore_read_error: body.get(IGNORE_READ_ERROR).and_then(Value::as_bool) == Some(true),
         })
     }
 }

@@ -72,12 +72,17 @@ pub struct Entry {
     line: Bytes,
     body: Range<usize>,
     attributes: OnceLock<Attributes>,
+    /// Why the stored value cannot be read; the object is then a name and nothing else.
+    unreadable: Option<Box<str>>,
 }
 
 impl Entry {
     /// The object `value` (stored JSON without a resourceVersion) as of `revision`.
     /// `prefix_len` is the length of the storage's key prefix, its trailing slash included.
     pub fn new(key: Arc<str>, prefix_len: usize, value: &[u8], revision: Revision, written_as: ChangeType) -> Self {
+        let unreadable = sampan_store::why_unreadable(value);
+        let stub = unreadable.map(|_| stub(key.get(prefix_len..).unwrap_or_default()));
+        let value = stub.as_deref().unwrap_or(value);
         let opening = written_as.opening();
         let mut line = BytesMut::with_capacity(opening.len() + value.len() + END.len() + 44);
         line.put_slice(opening);
@@ -92,7 +97,13 @@ impl Entry {
             line: line.freeze(),
             body,
             attributes: OnceLock::new(),
+            unreadable: unreadable.map(Into::into),
         }
+    }
+
+    /// Why the stored value cannot be read, if it cannot.
+    pub fn unreadable(&self) -> Option<&str> {
+        self.unreadable.as_deref()
     }
 
     /// The store's key.
@@ -186,6 +197,17 @@ impl Attributes {
                 .collect(),
         }
     }
+}
+
+/// What is known of an object that cannot be read.
+fn stub(path: &str) -> Vec<u8> {
+    let (namespace, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let mut metadata = serde_json::Map::new();
+    metadata.insert("name".into(), name.into());
+    if !namespace.is_empty() {
+        metadata.insert("namespace".into(), namespace.into());
+    }
+    serde_json::json!({ "metadata": metadata }).to_string().into_bytes()
 }
 
 fn labels(bytes: &[u8]) -> Labels {

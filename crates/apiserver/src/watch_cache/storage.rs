@@ -7,6 +7,7 @@
 //! - snapshots kept for paged lists are bounded in number and age.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub struct Storage {
     indexed_field: Option<usize>,
     state: Mutex<State>,
     hook: OnceLock<Hook>,
+    /// Whether there may be objects that cannot be read.
+    unreadable: AtomicBool,
 }
 
 #[derive(Default)]
@@ -118,7 +121,16 @@ impl Storage {
             fields,
             state: Mutex::default(),
             hook: OnceLock::new(),
+            unreadable: AtomicBool::new(false),
         }
+    }
+
+    /// The first of `entries` that cannot be read. Costs nothing where all could be.
+    pub fn first_unreadable<'a>(&self, mut entries: impl Iterator<Item = &'a Arc<Entry>>) -> Option<&'a Arc<Entry>> {
+        if !self.unreadable.load(Ordering::Acquire) {
+            return None;
+        }
+        entries.find(|entry| entry.unreadable().is_some())
     }
 
     pub fn prefix(&self) -> &str {
@@ -153,7 +165,11 @@ impl Storage {
 
     /// An entry of this storage.
     pub fn entry(&self, key: Arc<str>, value: &[u8], revision: Revision, kind: ChangeType) -> Arc<Entry> {
-        Arc::new(Entry::new(key, self.prefix_len, value, revision, kind))
+        let entry = Entry::new(key, self.prefix_len, value, revision, kind);
+        if entry.unreadable().is_some() {
+            self.unreadable.store(true, Ordering::Release);
+        }
+        Arc::new(entry)
     }
 
     fn indexed_value<'a>(&self, entry: &'a Entry) -> Option<&'a str> {

@@ -31,6 +31,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// How long tasks may take to finish once asked to.
 const DRAIN: Duration = Duration::from_secs(20);
+/// How often the encryption configuration is looked at, where changes are followed.
+const ENCRYPTION_RELOAD: Duration = Duration::from_secs(10);
 /// How long controllers and the scheduler, which are drained first, may take.
 const ROLES: Duration = Duration::from_secs(8);
 
@@ -71,6 +73,10 @@ pub async fn run(settings: Settings) -> Result<()> {
     config.compaction_interval = settings.compaction_interval;
     config.priority_and_fairness = settings.priority_and_fairness;
     config.audit = settings.audit.clone();
+    config.encryption = settings.encryption_provider_config.clone().map(|path| {
+        let reload = settings.encryption_reload.then_some(ENCRYPTION_RELOAD);
+        sampan_apiserver::EncryptionSource { path, reload }
+    });
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
     let verifier = plane.client_verifier()?;
     let tls_config = tls::server_config_with_authority(pki.serving(), pki.ca(), &verifier)?;

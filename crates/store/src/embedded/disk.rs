@@ -8,9 +8,10 @@
 //! quota), so that deletions and compaction still find room; a file system that is full all the same makes an
 //! I/O error like any other.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -35,6 +36,20 @@ struct Inner {
     faults: Option<Arc<Faults>>,
 }
 
+/// Makes the directory, or makes it private: what is in it is nobody else's business, whoever may traverse its parent.
+/// Files that earlier versions left readable are tightened too.
+pub fn private_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
+}
+
 impl Disk {
     /// Opens (or, if `new`, creates) the file.
     pub fn open(path: &Path, new: bool, faults: Option<Arc<Faults>>) -> io::Result<Self> {
@@ -43,7 +58,10 @@ impl Disk {
             .write(true)
             .create(new)
             .truncate(new)
+            .mode(0o600)
             .open(path)?;
+        // Also one that an earlier version made.
+        file.set_permissions(Permissions::from_mode(0o600))?;
         Ok(Disk(Arc::new(Inner {
             file,
             cut: AtomicBool::new(false),

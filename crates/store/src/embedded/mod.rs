@@ -23,6 +23,7 @@ mod writer;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -86,7 +87,7 @@ impl Embedded {
     /// [`Error::Locked`] when another process holds `dir`; [`Error::Damaged`] when the file is not what was written;
     /// [`Error::Engine`] when it cannot be opened or has another format.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, Error> {
-        std::fs::create_dir_all(dir).map_err(failed("create its directory"))?;
+        disk::private_dir(dir).map_err(failed("create its directory"))?;
         let lock = lock(dir)?;
         let batch = options.batch;
         let shared = Arc::new(Shared::open(dir.join("store.redb"), options)?);
@@ -129,7 +130,7 @@ impl Embedded {
     /// client that knows anything newer than the backup reads everything anew.
     pub fn restore(dir: &Path, backup: &Backup, force: bool) -> Result<Option<PathBuf>, Error> {
         let action = "restore a backup";
-        std::fs::create_dir_all(dir).map_err(failed("create its directory"))?;
+        disk::private_dir(dir).map_err(failed("create its directory"))?;
         let _lock = lock(dir)?;
         let (path, new) = (dir.join("store.redb"), dir.join("store.redb.restoring"));
         let mut beyond = backup.revision;
@@ -230,6 +231,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
         .read(true)
         .write(true)
         .truncate(false)
+        .mode(0o600)
         .open(&path)
         .map_err(|error| failed("open its lock file")(format!("{}: {error}", path.display())))?;
     match file.try_lock() {

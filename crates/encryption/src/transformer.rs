@@ -1,0 +1,233 @@
+//! Providers in a row: the first writes, whoever's prefix a value has reads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sampan_tasks::Tasks;
+use tokio::sync::watch;
+
+use crate::cipher::Cipher;
+use crate::config::{Configuration, GroupResource, Key, Provider};
+use crate::kms::Kms;
+
+/// What every encrypted value begins with.
+pub const ENCRYPTED: &[u8] = b"k8s:enc:";
+const AES_GCM: &str = "k8s:enc:aesgcm:v1:";
+const AES_CBC: &str = "k8s:enc:aescbc:v1:";
+const SECRETBOX: &str = "k8s:enc:secretbox:v1:";
+const KMS: &str = "k8s:enc:kms:v2:";
+
+const NO_PREFIX: &str = "no matching prefix found";
+const TRIED_TO_READ: &str = "identity transformer tried to read encrypted data";
+
+/// A value that was read.
+pub struct Read {
+    pub value: Bytes,
+    /// Whether writing it anew would store it differently.
+    pub stale: bool,
+}
+
+enum Active {
+    Identity,
+    Keys {
+        prefix: &'static str,
+        what: &'static str,
+        /// With the colon behind its name.
+        keys: Vec<(String, Cipher)>,
+    },
+    Kms {
+        prefix: String,
+        kms: Arc<Kms>,
+    },
+}
+
+/// The providers of a resource.
+#[derive(Clone, Default)]
+pub struct Row(Vec<Arc<Active>>);
+
+/// What a configuration says, ready to be used.
+#[derive(Default)]
+pub struct Set {
+    rows: HashMap<GroupResource, Row>,
+    kms: Vec<Arc<Kms>>,
+}
+
+impl Set {
+    pub async fn build(
+        configuration: Configuration,
+        news: &Arc<watch::Sender<u64>>,
+        tasks: &Tasks,
+    ) -> Result<Set, String> {
+        let mut set = Set::default();
+        for rule in configuration.resources {
+            let mut providers = Vec::new();
+            for provider in rule.providers {
+                let active = match provider {
+                    Provider::Identity => Active::Identity,
+                    Provider::AesGcm(keys) => of_keys(AES_GCM, "AES", keys, Cipher::gcm)?,
+                    Provider::AesCbc(keys) => of_keys(AES_CBC, "AES", keys, Cipher::cbc)?,
+                    Provider::Secretbox(keys) => of_keys(SECRETBOX, "Secretbox", keys, |key| {
+                        let key = key
+                            .try_into()
+                            .map_err(|_| crate::cipher::CipherError::KeySize(key.len()))?;
+                        Ok(Cipher::secretbox(key))
+                    })?,
+                    Provider::Kms(provider) => {
+                        let kms = Kms::start(&provider, news.clone(), tasks).await;
+                        set.kms.push(kms.clone());
+                        Active::Kms {
+                            prefix: format!("{KMS}{}:", provider.name),
+                            kms,
+                        }
+                    }
+                };
+                providers.push(Arc::new(active));
+            }
+            for resource in rule.resources {
+                set.rows
+                    .entry(resource)
+                    .or_default()
+                    .0
+                    .extend(providers.iter().cloned());
+            }
+        }
+        Ok(set)
+    }
+
+    /// The providers of a resource, by the narrowest of what names it.
+    pub fn row(&self, resource: &GroupResource) -> Option<&Row> {
+        self.rows
+            .get(resource)
+            .or_else(|| self.rows.get(&GroupResource::new(&resource.group, "*")))
+            .or_else(|| self.rows.get(&GroupResource::new("*", "*")))
+    }
+
+    /// Whether all plug-ins work; what is wrong if not.
+    pub fn health(&self) -> Result<(), String> {
+        self.kms.iter().try_for_each(|kms| {
+            kms.health()
+                .map_err(|why| format!("kms-providers: {}: {why}", kms.name()))
+        })
+    }
+}
+
+fn of_keys(
+    prefix: &'static str,
+    what: &'static str,
+    keys: Vec<Key>,
+    make: impl Fn(&[u8]) -> Result<Cipher, crate::cipher::CipherError>,
+) -> Result<Active, String> {
+    let keys = keys
+        .into_iter()
+        .map(|key| match make(&key.secret) {
+            Ok(cipher) => Ok((format!("{}:", key.name), cipher)),
+            Err(error) => Err(format!(
+                "error while creating cipher for named key {}: {error}",
+                key.name
+            )),
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Active::Keys { prefix, what, keys })
+}
+
+/// Errors as upstream joins them.
+fn joined(mut errors: Vec<String>) -> String {
+    match errors.len() {
+        1 => errors.remove(0),
+        _ => format!("[{}]", errors.join(", ")),
+    }
+}
+
+/// A value of a resource without providers.
+pub fn plain(data: Bytes) -> Result<Read, String> {
+    if data.starts_with(ENCRYPTED) {
+        return Err(TRIED_TO_READ.into());
+    }
+    Ok(Read {
+        value: data,
+        stale: false,
+    })
+}
+
+impl Row {
+    /// What is written for `value`.
+    pub fn write(&self, value: &Bytes, key: &[u8]) -> Result<Bytes, String> {
+        let mut out = Vec::new();
+        match self.0.first().map(|active| &**active) {
+            None | Some(Active::Identity) => return Ok(value.clone()),
+            Some(Active::Keys { prefix, keys, .. }) => {
+                let (name, cipher) = keys.first().ok_or("the provider has no keys")?;
+                out.reserve(prefix.len() + name.len() + value.len() + 64);
+                out.extend_from_slice(prefix.as_bytes());
+                out.extend_from_slice(name.as_bytes());
+                cipher
+                    .encrypt(value, key, &mut out)
+                    .map_err(|error| error.to_string())?;
+            }
+            Some(Active::Kms { prefix, kms }) => {
+                out.extend_from_slice(prefix.as_bytes());
+                kms.encrypt(value, key, &mut out)?;
+            }
+        }
+        Ok(out.into())
+    }
+
+    /// The value of what is stored.
+    pub async fn read(&self, data: Bytes, key: &[u8]) -> Result<Read, String> {
+        let mut errors = Vec::new();
+        for (index, active) in self.0.iter().enumerate() {
+            let read = match &**active {
+                // Tried in vain it leaves the value to the others.
+                Active::Identity if data.starts_with(ENCRYPTED) => continue,
+                Active::Identity => {
+                    return Ok(Read {
+                        value: data,
+                        stale: index != 0,
+                    });
+                }
+                Active::Keys { prefix, what, keys } => match data.strip_prefix(prefix.as_bytes()) {
+                    Some(rest) => by_name(keys, what, rest, key),
+                    None => continue,
+                },
+                Active::Kms { prefix, kms } => match data.strip_prefix(prefix.as_bytes()) {
+                    Some(rest) => kms.decrypt(rest, key).await,
+                    None => continue,
+                },
+            };
+            match read {
+                Ok((value, stale)) => {
+                    return Ok(Read {
+                        value: value.into(),
+                        stale: stale || index != 0,
+                    });
+                }
+                // Providers may share a prefix while keys are changed: another may know.
+                Err(why) => errors.push(why),
+            }
+        }
+        Err(if errors.is_empty() {
+            NO_PREFIX.into()
+        } else {
+            joined(errors)
+        })
+    }
+}
+
+fn by_name(keys: &[(String, Cipher)], what: &str, data: &[u8], key: &[u8]) -> Result<(Vec<u8>, bool), String> {
+    let mut errors = Vec::new();
+    for (index, (name, cipher)) in keys.iter().enumerate() {
+        let Some(rest) = data.strip_prefix(name.as_bytes()) else {
+            continue;
+        };
+        match cipher.decrypt(rest, key) {
+            Ok(value) => return Ok((value, index != 0)),
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    Err(if errors.is_empty() {
+        format!("no matching key was found for the provided {what} transformer")
+    } else {
+        joined(errors)
+    })
+}
