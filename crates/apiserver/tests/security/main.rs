@@ -1,0 +1,8 @@
+//! Who is asking and who may, as a whole: every way of authentication, rows of authorizers, and attempts that must fail.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attacks;
+mod authentication;
+mod authorization;
