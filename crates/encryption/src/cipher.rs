@@ -49,10 +49,10 @@ fn random<const N: usize>() -> Result<[u8; N], CipherError> {
 
 /// One key with its algorithm.
 pub enum Cipher {
-    Gcm(Gcm),
-    Cbc(Cbc),
+    Gcm(Box<Gcm>),
+    Cbc(Box<Cbc>),
     Secretbox(Box<XSalsa20Poly1305>),
-    Seeded(Seed),
+    Seeded(Box<Seed>),
 }
 
 impl fmt::Debug for Cipher {
@@ -68,10 +68,10 @@ impl fmt::Debug for Cipher {
 
 impl Cipher {
     pub fn gcm(key: &[u8]) -> Result<Self, CipherError> {
-        Gcm::new(key).map(Cipher::Gcm)
+        Gcm::new(key).map(|gcm| Cipher::Gcm(Box::new(gcm)))
     }
     pub fn cbc(key: &[u8]) -> Result<Self, CipherError> {
-        Cbc::new(key).map(Cipher::Cbc)
+        Cbc::new(key).map(|cbc| Cipher::Cbc(Box::new(cbc)))
     }
     pub fn secretbox(key: &[u8; 32]) -> Self {
         Cipher::Secretbox(Box::new(XSalsa20Poly1305::new(key.into())))
@@ -81,7 +81,7 @@ impl Cipher {
         if seed.len() < SEED {
             return Err(CipherError::KeySize(seed.len()));
         }
-        Ok(Cipher::Seeded(Seed(hmac::Key::new(hmac::HMAC_SHA256, seed))))
+        Ok(Cipher::Seeded(Box::new(Seed(hmac::Key::new(hmac::HMAC_SHA256, seed)))))
     }
 
     /// Appends the encrypted value to `out`.

@@ -297,10 +297,9 @@ fn overlaps(given: &[String], resources: &[GroupResource], path: &Field, errors:
         for other in resources.iter().skip(index + 1) {
             if one == other {
                 twice = true;
-            } else if one.is_everything() || other.is_everything() {
-                overlap = true;
-            } else if one.group == other.group && (one.resource == "*" || other.resource == "*") {
-                overlap = true;
+            } else {
+                let group = one.group == other.group && (one.resource == "*" || other.resource == "*");
+                overlap |= group || one.is_everything() || other.is_everything();
             }
         }
     }

@@ -24,6 +24,7 @@ use sampan_tasks::Tasks;
 use serde_json::{Value, json};
 
 /// Code and body of one request over TLS, with a certificate and headers.
+#[allow(clippy::disallowed_methods)]
 async fn ask(server: &TestServer, identity: Option<&Identity>, path: &str, headers: &[(&str, &str)]) -> (u16, Value) {
     let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let config = tls::client_config(server.pki.ca(), identity, &["http/1.1"]).unwrap();
