@@ -65,7 +65,9 @@ async fn secrets_are_encrypted_on_the_disk_and_keys_can_change() {
         same["metadata"]["resourceVersion"],
         before["metadata"]["resourceVersion"]
     );
-    server.server.stop().await;
+    let Api { server, service } = server;
+    drop(service);
+    server.stop().await;
     let raw = stored(dir.path(), "secrets").await;
     assert!(raw.iter().all(|value| value.starts_with(b"k8s:enc:aesgcm:v1:one:")));
     assert!(!raw.is_empty());
@@ -78,7 +80,9 @@ async fn secrets_are_encrypted_on_the_disk_and_keys_can_change() {
     assert_ne!(anew["metadata"]["resourceVersion"], old["metadata"]["resourceVersion"]);
     let same = server.put(&format!("{SECRETS}/s"), anew.clone()).await.ok();
     assert_eq!(same["metadata"]["resourceVersion"], anew["metadata"]["resourceVersion"]);
-    server.server.stop().await;
+    let Api { server, service } = server;
+    drop(service);
+    server.stop().await;
     let raw = stored(dir.path(), "secrets").await;
     assert!(raw.iter().any(|value| value.starts_with(b"k8s:enc:secretbox:v1:two:")));
     // Without the keys: reading fails with the reason, and only who may and means it removes what is there.
@@ -106,7 +110,9 @@ async fn secrets_are_encrypted_on_the_disk_and_keys_can_change() {
         .ok();
     assert_eq!(server.get(&at).await.code, 404);
     server.get(SECRETS).await.ok();
-    server.server.stop().await;
+    let Api { server, service } = server;
+    drop(service);
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -517,7 +517,7 @@ rules:
             ),
             (
                 "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Meta}]",
-                "rules[0].level: Unsupported value: \"Meta\": supported values: \"Metadata\", \"None\", \"Request\", \"RequestResponse\"",
+                "rules[0].level: Unsupported value: \"Meta\": supported values: \"None\", \"Metadata\", \"Request\", \"RequestResponse\"",
             ),
             (
                 "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: None, omitStages: [x]}]",
