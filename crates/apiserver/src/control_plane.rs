@@ -15,8 +15,8 @@ use ipnet::Ipv4Net;
 use sampan_api::selector::{FieldSelector, LabelSelector, Operator};
 use sampan_api::status::Status;
 use sampan_auth::{
-    Attributes, Authenticator, Authorizer, Found, Impersonation, LookupKind, ObjectLookup, Requirement, Selectors,
-    UserInfo, authentication as auth, impersonation,
+    Attributes, Authenticator, Authorizer, Decision, Found, Impersonation, LookupKind, ObjectLookup, Reasons,
+    Requirement, Selectors, UserInfo, authentication as auth, impersonation,
 };
 use sampan_encryption::Encrypted;
 use sampan_pki::Pki;
@@ -501,15 +501,19 @@ impl ControlPlane {
         } else {
             Attributes::path(user, verb, &info.path)
         };
-        let decision = self.authorizer.decide(&request).await;
-        if let Some(record) = parts.extensions.get::<Arc<Record>>() {
-            let decided = if decision.allowed { "allow" } else { "forbid" };
-            record.annotate("authorization.k8s.io/decision", decided);
-            let reason = match decision.allowed && decision.reason.is_empty() {
-                // The quick way does not say why.
-                true => self.authorizer.explain(&request),
-                false => decision.reason.clone(),
+        let record = parts.extensions.get::<Arc<Record>>();
+        let reasons = match record {
+            Some(_) => Reasons::All,
+            None => Reasons::OfRefusals,
+        };
+        let decision = self.authorizer.decide_with(&request, reasons).await;
+        if let Some(record) = record {
+            let (decided, reason) = match &decision {
+                Decision { allowed: true, .. } => ("allow", decision.reason.as_str()),
+                Decision { error, .. } if !error.is_empty() => ("forbid", "internal error"),
+                _ => ("forbid", decision.reason.as_str()),
             };
+            record.annotate("authorization.k8s.io/decision", decided);
             record.annotate("authorization.k8s.io/reason", reason);
         }
         decision.into_permission(&request).map_err(|why| {

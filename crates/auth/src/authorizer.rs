@@ -37,6 +37,15 @@ pub enum Step {
     Remote(Arc<dyn Remote>),
 }
 
+/// Which decisions are explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reasons {
+    /// For reviews and the audit log.
+    All,
+    /// For everybody else.
+    OfRefusals,
+}
+
 /// One authorizer of the row, and how often it decided.
 #[derive(Debug)]
 struct Stage {
@@ -171,37 +180,20 @@ impl Authorizer {
     }
 
     /// What an authorizer says that need not wait; `None`: it must.
-    fn local(&self, step: &Step, request: &Attributes<'_>) -> Option<Decision> {
+    fn local(&self, step: &Step, request: &Attributes<'_>, reasons: Reasons) -> Option<Decision> {
         Some(match step {
             Step::Node if request.user.is_node() => self.nodes.authorize(request),
             Step::Node => Decision::default(),
-            Step::Rbac => self.rbac.authorize(request),
+            Step::Rbac if reasons == Reasons::All => self.rbac.authorize(request),
+            Step::Rbac => self.rbac.decide(request),
             Step::AlwaysAllow => Decision::allow(""),
             Step::AlwaysDeny => Decision::deny("Everything is forbidden."),
             Step::Remote(_) => return None,
         })
     }
 
-    /// The quick yes of the authorizers before the first that must wait. Allocates nothing for RBAC.
-    fn quickly(&self, row: &[Stage], request: &Attributes<'_>) -> bool {
-        for stage in row {
-            let allowed = match &stage.step {
-                Step::Node => request.user.is_node() && self.nodes.authorize(request).allowed,
-                Step::Rbac => self.rbac.allows(request),
-                Step::AlwaysAllow => true,
-                Step::AlwaysDeny => false,
-                Step::Remote(_) => return false,
-            };
-            if allowed {
-                stage.allowed.fetch_add(1, Ordering::Relaxed);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Whether it is allowed, and why or why not; for reviews, refusals, and code that cannot wait.
-    pub fn authorize(&self, request: &Attributes<'_>) -> Decision {
+    /// Asks each authorizer once, until one decides; for code that cannot wait.
+    fn now(&self, request: &Attributes<'_>, reasons: Reasons) -> Decision {
         if request.user.in_group(MASTERS) {
             return Decision::allow("");
         }
@@ -209,7 +201,7 @@ impl Authorizer {
         for stage in self.row().iter() {
             let decision = match &stage.step {
                 Step::Remote(remote) => remote.decide_now(request),
-                step => self.local(step, request).unwrap_or_default(),
+                step => self.local(step, request, reasons).unwrap_or_default(),
             };
             stage.count(&decision);
             if let Some(decision) = said.hear(decision) {
@@ -219,20 +211,27 @@ impl Authorizer {
         said.nobody_decided()
     }
 
+    /// Whether it is allowed, and why or why not; from code that cannot wait.
+    pub fn authorize(&self, request: &Attributes<'_>) -> Decision {
+        self.now(request, Reasons::All)
+    }
+
     /// Whether it is allowed, waiting for whom there is to wait for; for the way of every request.
     pub async fn decide(&self, request: &Attributes<'_>) -> Decision {
+        self.decide_with(request, Reasons::OfRefusals).await
+    }
+
+    /// The same with as many reasons as are wanted. Each authorizer is asked once at most; without [`Reasons::All`]
+    /// what RBAC allows costs no allocation.
+    pub async fn decide_with(&self, request: &Attributes<'_>, reasons: Reasons) -> Decision {
         if request.user.in_group(MASTERS) {
             return Decision::allow("");
         }
-        let row = self.row();
-        if self.quickly(&row, request) {
-            return Decision::allow("");
-        }
         let mut said = Said::default();
-        for stage in row.iter() {
+        for stage in self.row().iter() {
             let decision = match &stage.step {
                 Step::Remote(remote) => remote.decide(request).await,
-                step => self.local(step, request).unwrap_or_default(),
+                step => self.local(step, request, reasons).unwrap_or_default(),
             };
             stage.count(&decision);
             if let Some(decision) = said.hear(decision) {
@@ -244,36 +243,17 @@ impl Authorizer {
 
     /// Whether it is allowed, from code that cannot wait.
     pub fn allows(&self, request: &Attributes<'_>) -> bool {
-        if request.user.in_group(MASTERS) {
-            return true;
-        }
-        let row = self.row();
-        self.quickly(&row, request)
-            || (row.iter().any(|stage| matches!(stage.step, Step::Remote(_))) && self.authorize(request).allowed)
+        self.now(request, Reasons::OfRefusals).allowed
     }
 
     /// The `why` of a Forbidden status if it is not allowed; from code that cannot wait.
     pub fn check(&self, request: &Attributes<'_>) -> Result<(), String> {
-        if self.allows(request) {
-            return Ok(());
-        }
-        Err(request.forbidden(&self.authorize(request).reason))
+        self.now(request, Reasons::OfRefusals).into_permission(request)
     }
 
     /// The `why` of a Forbidden status if it is not allowed.
     pub async fn permit(&self, request: &Attributes<'_>) -> Result<(), String> {
         self.decide(request).await.into_permission(request)
-    }
-
-    /// Why something is allowed, as far as that is known without asking others.
-    pub fn explain(&self, request: &Attributes<'_>) -> String {
-        let row = self.row();
-        let local = row.iter().filter_map(|stage| self.local(&stage.step, request));
-        local
-            .filter(|decision| decision.allowed)
-            .map(|decision| decision.reason)
-            .next()
-            .unwrap_or_default()
     }
 
     /// The rules of `user` in `namespace`, and why they are not all there are.

@@ -30,7 +30,7 @@ pub use authentication::{
     Anonymous, Authenticated, AuthenticationError, Authenticator, Connection, Found, LookupKind, ObjectLookup, Sourced,
     TokenSource,
 };
-pub use authorizer::{Authorizer, Remote, Step};
+pub use authorizer::{Authorizer, Reasons, Remote, Step};
 pub use front_proxy::FrontProxy;
 pub use impersonation::Impersonation;
 pub use node::NodeGraph;

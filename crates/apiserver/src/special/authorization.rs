@@ -3,7 +3,7 @@
 use sampan_api::selector::FieldSelector;
 use sampan_api::status::Status;
 use sampan_api::{Object, field};
-use sampan_auth::{Attributes, Requirement, Selectors, UserInfo};
+use sampan_auth::{Attributes, Reasons, Requirement, Selectors, UserInfo};
 use serde_json::{Value, json};
 
 use crate::control_plane::{ControlPlane, field_demands, label_demands};
@@ -117,11 +117,12 @@ pub async fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Re
                 name: &name,
                 ..Attributes::resource(&subject, &verb, &group, &plural)
             };
-            plane.authorizer.decide(&request).await
+            plane.authorizer.decide_with(&request, Reasons::All).await
         }
         _ => {
             let (verb, path) = (text(path, "verb"), text(path, "path"));
-            plane.authorizer.decide(&Attributes::path(&subject, &verb, &path)).await
+            let request = Attributes::path(&subject, &verb, &path);
+            plane.authorizer.decide_with(&request, Reasons::All).await
         }
     };
     let mut status = json!({"allowed": decision.allowed});

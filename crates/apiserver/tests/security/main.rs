@@ -6,3 +6,4 @@ mod common;
 mod attacks;
 mod authentication;
 mod authorization;
+mod once;
