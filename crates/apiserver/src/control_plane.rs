@@ -424,7 +424,7 @@ impl ControlPlane {
                 }
             }
         }
-        self.authorize(&user, &info, &query, &parts).await?;
+        self.authorize(&user, &info, &info.verb, &query, &parts).await?;
         let response = dispatch::run(
             self,
             dispatch::Incoming {
@@ -459,10 +459,12 @@ impl ControlPlane {
         Ok(Arc::new(asked.user))
     }
 
-    async fn authorize(
+    /// Whether `user` may do `verb` to what the request is about.
+    pub(crate) async fn authorize(
         &self,
         user: &UserInfo,
         info: &RequestInfo,
+        verb: &str,
         query: &Query,
         parts: &Parts,
     ) -> Result<(), Refusal> {
@@ -479,13 +481,6 @@ impl ControlPlane {
                 .map(|requirement| (requirement.field.as_str(), requirement.value.as_str()))
                 .collect();
         }
-        let streams = matches!(info.subresource.as_str(), "exec" | "attach" | "portforward") && info.resource == "pods";
-        // A WebSocket can only be asked for by GET; it needs the same right as the POST.
-        let verb = if streams && parts.method == http::Method::GET {
-            "create"
-        } else {
-            info.verb.as_str()
-        };
         let selectors = self.authorizer.has("Webhook").then(|| selectors(info, query)).flatten();
         let request = if info.is_resource {
             Attributes {

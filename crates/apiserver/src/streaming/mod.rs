@@ -79,6 +79,18 @@ pub async fn serve(
         crate::registry::reply::add_notes(&mut response, &notes);
         return Ok(response);
     }
+    let commands = matches!(stream, Stream::Exec | Stream::Attach | Stream::PortForward);
+    if commands && incoming.info.verb != "create" {
+        // A WebSocket can only be asked for by GET. Whoever may merely read must not run commands by it.
+        let Incoming {
+            parts,
+            info,
+            query,
+            user,
+            ..
+        } = &incoming;
+        plane.authorize(user, info, "create", query, parts).await?;
+    }
     let answered = match stream {
         Stream::Log => pods::log(plane, incoming).await,
         Stream::Exec | Stream::Attach | Stream::PortForward => pods::stream(plane, stream, incoming).await,

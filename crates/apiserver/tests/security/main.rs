@@ -6,4 +6,5 @@ mod common;
 mod attacks;
 mod authentication;
 mod authorization;
+mod every_endpoint;
 mod once;
