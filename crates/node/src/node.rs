@@ -47,6 +47,11 @@ pub struct Node {
 }
 
 impl Node {
+    #[cfg(test)]
+    pub(crate) fn manager(&self) -> Arc<Manager> {
+        Arc::clone(&self.manager)
+    }
+
     /// Starts everything on `tasks` and returns at once; registration and the rest go on in the background.
     /// Without `tls` there is no server.
     pub async fn start(

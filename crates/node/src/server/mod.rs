@@ -7,13 +7,15 @@ mod access;
 mod logs;
 mod stats;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -28,6 +30,44 @@ use crate::node::ServerTls;
 use crate::pod;
 use crate::worker::Worker;
 use access::{Access, User};
+
+/// By any method, as upstream's plain handlers.
+const ANY: &[Method] = &[];
+const READ: &[Method] = &[Method::GET];
+/// A WebSocket is asked for by GET, SPDY by POST.
+const STREAM: &[Method] = &[Method::GET, Method::POST];
+
+/// All that is served, and by which methods: nothing else reaches [`Server::route`]. A `{}` stands for any one part.
+const ENDPOINTS: [(&str, &[Method]); 15] = [
+    ("healthz", ANY),
+    ("configz", ANY),
+    ("pods", READ),
+    ("containerLogs/{}/{}/{}", READ),
+    ("exec/{}/{}/{}", STREAM),
+    ("exec/{}/{}/{}/{}", STREAM),
+    ("attach/{}/{}/{}", STREAM),
+    ("attach/{}/{}/{}/{}", STREAM),
+    ("portForward/{}/{}", STREAM),
+    ("portForward/{}/{}/{}", STREAM),
+    ("run/{}/{}/{}", &[Method::POST]),
+    ("run/{}/{}/{}/{}", &[Method::POST]),
+    ("stats/summary", READ),
+    ("metrics", ANY),
+    ("metrics/resource", ANY),
+];
+
+/// The methods of an endpoint, if there is one.
+fn methods(parts: &[&str]) -> Option<&'static [Method]> {
+    let fits = |pattern: &str| {
+        let mut pattern = pattern.split('/');
+        let same = parts
+            .iter()
+            .all(|part| pattern.next().is_some_and(|wanted| wanted == "{}" || wanted == *part));
+        same && pattern.next().is_none()
+    };
+    let found = ENDPOINTS.iter().find(|(pattern, _)| fits(pattern));
+    found.map(|(_, methods)| *methods)
+}
 
 /// A body of any kind.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -170,6 +210,14 @@ impl Server {
         let path = request.uri().path().to_owned();
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let query: Vec<(String, String)> = query_pairs(request.uri().query().unwrap_or_default());
+        match methods(&parts) {
+            None => return Err(Refusal::not_found("404 page not found")),
+            Some(allowed) if !allowed.is_empty() && !allowed.contains(request.method()) => {
+                let text = "405: Method Not Allowed".to_owned();
+                return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, text));
+            }
+            Some(_) => {}
+        }
         match parts.as_slice() {
             ["healthz"] => Ok(text("text/plain; charset=utf-8", "ok")),
             ["pods"] => self.pods(),
@@ -308,7 +356,7 @@ pub fn value<'a>(query: &'a [(String, String)], name: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
+mod query_tests {
     use super::*;
 
     #[test]
