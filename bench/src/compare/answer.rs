@@ -57,23 +57,20 @@ impl Answer {
             text.push_str(&format!(" {reason}: {}", message.join(" ")));
         }
         text = without_addresses(&text.replace(&"a".repeat(300), "<300 a>"));
-        if uid.is_empty() {
-            text
-        } else {
-            text.replace(uid, "<uid>")
-        }
+        without(&text, uid)
+    }
+
+    /// Whether somebody else wrote the object since it was read.
+    pub fn outdated(&self) -> bool {
+        let message = self.body["message"].as_str().unwrap_or_default();
+        self.code == 409 && message.contains("the object has been modified")
     }
 }
 
 /// Fields a server gives out of what only it has.
 fn normal(body: &Value, uid: &str) -> Value {
     let own_uid = body["metadata"]["uid"].as_str().unwrap_or(uid);
-    let text = body.to_string();
-    let text = if own_uid.is_empty() {
-        text
-    } else {
-        text.replace(own_uid, "<uid>")
-    };
+    let text = without(&body.to_string(), own_uid);
     let mut body: Value = serde_json::from_str(&text).unwrap_or_default();
     let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) else {
         return body;
@@ -114,8 +111,47 @@ fn normal(body: &Value, uid: &str) -> Value {
             }
         }
     }
-    if body["kind"] == "Service" {
-        allocated(&mut body["spec"]);
+    match body["kind"].as_str() {
+        Some("Service") => allocated(&mut body["spec"]),
+        // Who asks is somebody else at each server.
+        Some("SelfSubjectReview") => asking(&mut body["status"]["userInfo"]),
+        Some("CertificateSigningRequest") => asking(&mut body["spec"]),
+        // Rules come in the order of upstream's hash tables.
+        Some("SelfSubjectRulesReview") => {
+            for list in ["resourceRules", "nonResourceRules"] {
+                if let Some(rules) = body["status"][list].as_array_mut() {
+                    // Upstream's binary may be of a distribution that has a role of its own.
+                    rules.retain(|rule| rule["nonResourceURLs"][1] != "/.well-known/*");
+                    rules.sort_by_key(Value::to_string);
+                }
+            }
+        }
+        // Our API server is also the controller that holds ranges and says that they are ready; beside upstream's
+        // there is none here.
+        Some("ServiceCIDR") => held(&mut body),
+        // Each server writes into these when it gets round to it, and notes it in its own way.
+        Some("FlowSchema" | "APIService") => {
+            if let Some(metadata) = body["metadata"].as_object_mut() {
+                metadata.remove("managedFields");
+            }
+            for condition in body["status"]["conditions"].as_array_mut().into_iter().flatten() {
+                if let Some(condition) = condition.as_object_mut() {
+                    condition.remove("lastTransitionTime");
+                }
+            }
+        }
+        // The moment it was made.
+        Some("ResourceSlice") => body["spec"]["devices"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .filter_map(|device| device["taints"].as_array_mut())
+            .flatten()
+            .filter_map(Value::as_object_mut)
+            .for_each(|taint| {
+                taint.remove("timeAdded");
+            }),
+        _ => {}
     }
     body
 }
@@ -165,6 +201,29 @@ fn owners_of_times(value: &mut Value) {
         }
         Value::Array(list) => list.iter_mut().for_each(owners_of_times),
         _ => {}
+    }
+}
+
+fn asking(user: &mut Value) {
+    if let Some(map) = user.as_object_mut() {
+        for name in ["username", "groups", "uid", "extra"] {
+            if let Some(value) = map.get_mut(name) {
+                *value = format!("<{name}>").into();
+            }
+        }
+    }
+}
+
+fn held(range: &mut Value) {
+    if let Some(metadata) = range["metadata"].as_object_mut() {
+        metadata.remove("finalizers");
+        metadata.remove("managedFields");
+    }
+    if let Some(status) = range["status"].as_object_mut() {
+        if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+            conditions.retain(|condition| condition["message"] != "Kubernetes Service CIDR is ready");
+        }
+        status.retain(|_, value| value.as_array().is_none_or(|list| !list.is_empty()));
     }
 }
 
@@ -233,16 +292,24 @@ pub fn differ(upstream: &Answer, ours: &Answer, their_uid: &str, our_uid: &str) 
     if their_text != our_text {
         return Some((their_text, our_text));
     }
-    let told = |answer: &Answer| without_addresses(&format!("details {}", answer.body["details"]));
-    (details(upstream) != details(ours)).then(|| (told(upstream), told(ours)))
+    let told =
+        |answer: &Answer, uid: &str| without_addresses(&without(&format!("details {}", answer.body["details"]), uid));
+    (details(upstream, their_uid) != details(ours, our_uid)).then(|| (told(upstream, their_uid), told(ours, our_uid)))
+}
+
+fn without(text: &str, uid: &str) -> String {
+    if uid.is_empty() {
+        text.to_owned()
+    } else {
+        text.replace(uid, "<uid>")
+    }
 }
 
 /// Details without the lines that show a forbidden change.
-fn details(answer: &Answer) -> Option<Map<String, Value>> {
-    let text = without_addresses(&answer.body["details"].to_string());
-    let mut details: Map<String, Value> = serde_json::from_str(&text)
-        .ok()
-        .filter(|map: &Map<_, _>| !map.is_empty())?;
+fn details(answer: &Answer, uid: &str) -> Option<Map<String, Value>> {
+    let body: Value =
+        serde_json::from_str(&without_addresses(&without(&answer.body.to_string(), uid))).unwrap_or_default();
+    let mut details = body["details"].as_object().filter(|map| !map.is_empty())?.clone();
     for cause in details
         .get_mut("causes")
         .and_then(Value::as_array_mut)

@@ -153,6 +153,26 @@ async fn ask(lane: &mut Lane, method: Method, path: &str, body: &Value) -> Resul
     Answer::read(lane.send(method, path, Some((JSON, bytes))).await?).await
 }
 
+/// [`ask`]; where something else in the server (who fills in an aggregated role, who counts) has written the object
+/// since it was read, once more with the version it has now.
+async fn ask_anew(lane: &mut Lane, method: Method, path: &str, mut body: Value) -> Result<Answer> {
+    const ATTEMPTS: usize = 5;
+    let mut answer = ask(lane, method.clone(), path, &body).await?;
+    for _ in 0..ATTEMPTS {
+        if !answer.outdated() {
+            break;
+        }
+        let one = path.split('?').next().unwrap_or_default().trim_end_matches("/status");
+        let now = Answer::read(lane.send(Method::GET, one, None).await?).await?;
+        let Some(version) = now.object().map(|now| now["metadata"]["resourceVersion"].clone()) else {
+            break;
+        };
+        body["metadata"]["resourceVersion"] = version;
+        answer = ask(lane, method.clone(), path, &body).await?;
+    }
+    Ok(answer)
+}
+
 async fn place(pair: &Pair, object: &Value) -> Result<Place> {
     let version = object["apiVersion"].as_str().unwrap_or_default();
     let kind = object["kind"].as_str().unwrap_or_default();
@@ -296,13 +316,17 @@ async fn both(
             let (mut upstream, mut ours) = (pair.upstream.lane(), pair.ours.lane());
             let mut differences = Vec::new();
             for mutant in mutants {
-                let (their_body, our_body) = (mutant.apply(theirs), mutant.apply(our));
+                let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+                // Mutants are made of upstream's object: where one says its uid, it means the object's own.
+                let mut our_body = mutant.apply(our);
+                if !uid(theirs).is_empty() {
+                    our_body = serde_json::from_str(&our_body.to_string().replace(&uid(theirs), &uid(our)))?;
+                }
                 let (their_answer, our_answer) = futures::future::try_join(
-                    ask(&mut upstream, method.clone(), path, &their_body),
-                    ask(&mut ours, method.clone(), path, &our_body),
+                    ask_anew(&mut upstream, method.clone(), path, mutant.apply(theirs)),
+                    ask_anew(&mut ours, method.clone(), path, our_body),
                 )
                 .await?;
-                let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
                 if let Some((upstream, ours)) = answer::differ(&their_answer, &our_answer, &uid(theirs), &uid(our)) {
                     differences.push(Difference {
                         phase,

@@ -19,6 +19,7 @@ use crate::value::Value;
 pub struct Env {
     variables: Arc<BTreeMap<String, Arc<Decl>>>,
     mutation: bool,
+    bindings: bool,
 }
 
 impl Env {
@@ -35,6 +36,12 @@ impl Env {
     /// Allows `Object{…}`, `Object.spec{…}`, `JSONPatch{…}` and the function that goes with it.
     pub fn for_mutation(mut self) -> Env {
         self.mutation = true;
+        self
+    }
+
+    /// Allows `cel.bind(name, value, expression)`.
+    pub fn with_bindings(mut self) -> Env {
+        self.bindings = true;
         self
     }
 
@@ -69,7 +76,7 @@ impl Env {
 
     /// Parses and checks. The error's text is what upstream puts after `compilation failed: `.
     pub fn compile(&self, source: &str) -> Result<Program, CompileError> {
-        let mut expr = parser::parse(source)?;
+        let mut expr = parser::parse(source, self.bindings)?;
         let mut checker = Checker::new(self);
         checker.run(&mut expr);
         if !checker.issues.is_empty() {

@@ -65,7 +65,9 @@ impl CompileError {
                 column += 1;
             }
         }
-        write!(f, "ERROR: <input>:{line}:{}: {}", column + 1, issue.message)?;
+        // Nothing at all has no first column either.
+        let shown = if self.source.is_empty() { 0 } else { column + 1 };
+        write!(f, "ERROR: <input>:{line}:{shown}: {}", issue.message)?;
         let snippet = self.source.get(start..).unwrap_or_default();
         let snippet = snippet.split('\n').next().unwrap_or_default().replace('\t', " ");
         if snippet.len() > MAX_SNIPPET {

@@ -40,6 +40,7 @@ mod ast;
 mod checker;
 mod context;
 mod cost;
+pub mod device;
 mod env;
 mod error;
 mod eval;

@@ -147,7 +147,16 @@ fn bind(at: u32, var: Arc<str>, value: Expr, result: Expr) -> Expr {
 }
 
 /// A call with a target, if it is a macro.
-pub(crate) fn member(at: u32, target: Expr, name: &str, args: Vec<Expr>) -> Result<Expansion, Issue> {
+pub(crate) fn member(at: u32, target: Expr, name: &str, args: Vec<Expr>, bindings: bool) -> Result<Expansion, Issue> {
+    let on_cel = matches!(&target.kind, Kind::Ident(name) if &**name == "cel");
+    if bindings && on_cel && name == "bind" && args.len() == 3 {
+        let mut args = args.into_iter();
+        if let (Some(var), Some(value), Some(result)) = (args.next(), args.next(), args.next()) {
+            let var = variable(&var)?;
+            return Ok(Expansion::Done(Box::new(bind(at, var, value, result))));
+        }
+        return Err(Issue::new(at, "a macro has too few arguments"));
+    }
     let is_macro = matches!(
         (name, args.len()),
         ("all" | "exists" | "exists_one" | "existsOne" | "filter", 2)

@@ -39,7 +39,7 @@ const RESERVED: &[&str] = &[
     "while",
 ];
 
-pub(crate) fn parse(source: &str) -> Result<Expr, CompileError> {
+pub(crate) fn parse(source: &str, bindings: bool) -> Result<Expr, CompileError> {
     let length = source.chars().count();
     if length > MAX_LENGTH {
         return Err(CompileError::plain(format!(
@@ -51,6 +51,7 @@ pub(crate) fn parse(source: &str) -> Result<Expr, CompileError> {
         tokens,
         next: 0,
         depth: 0,
+        bindings,
         issues,
     };
     let tree = parser.ternary().and_then(|tree| {
@@ -78,6 +79,8 @@ struct Parser {
     tokens: Vec<Spanned>,
     next: usize,
     depth: u32,
+    /// Whether `cel.bind` is a macro.
+    bindings: bool,
     issues: Vec<Issue>,
 }
 
@@ -234,6 +237,7 @@ impl Parser {
 
     /// `!!a` is `a`, `---a` is `-a`, as in cel-go.
     fn unary(&mut self) -> Parsed {
+        self.skip_extraneous();
         for (symbol, function) in [("!", "!_"), ("-", "-_")] {
             if !self.is(symbol) {
                 continue;
@@ -265,6 +269,28 @@ impl Parser {
         self.member()
     }
 
+    /// Whether an expression can begin with the token.
+    fn begins(token: &Token) -> bool {
+        match token {
+            Token::Literal(_) => true,
+            Token::Ident(word) => word != "in",
+            Token::Symbol(symbol) => matches!(*symbol, "[" | "{" | "(" | "." | "-" | "!"),
+            _ => false,
+        }
+    }
+
+    /// A token that cannot be here, before one that can, is told of and passed over.
+    fn skip_extraneous(&mut self) {
+        let (here, next) = (self.peek(), self.tokens.get(self.next + 1));
+        if self.at_end() || Self::begins(&here.token) || !next.is_some_and(|next| Self::begins(&next.token)) {
+            return;
+        }
+        let why = format!("Syntax error: extraneous input '{}' expecting {EXPECTED}", here.text);
+        let issue = Issue::new(here.at, why);
+        self.issues.push(issue);
+        self.next += 1;
+    }
+
     fn member(&mut self) -> Parsed {
         let primary = self.primary()?;
         self.suffixes(primary)
@@ -279,7 +305,7 @@ impl Parser {
                 if !optional && self.is("(") {
                     let open = self.advance().at;
                     let args = self.list_of(")", Self::ternary)?;
-                    left = match macros::member(open, left, &name, args)? {
+                    left = match macros::member(open, left, &name, args, self.bindings)? {
                         macros::Expansion::Done(expr) => self.checked(*expr)?,
                         macros::Expansion::Not(target, args) => {
                             self.checked(Expr::member(open, target, &name, args))?
@@ -373,6 +399,12 @@ impl Parser {
             Token::Ident(name) => self.word(spanned.at, &name),
             Token::Symbol(".") => {
                 self.next += 1;
+                let found = self.peek();
+                if !matches!(found.token, Token::Ident(_)) {
+                    let text = if self.at_end() { "" } else { &found.text };
+                    let why = format!("Syntax error: no viable alternative at input '.{text}'");
+                    return Err(Issue::new(found.at, why));
+                }
                 let name = self.name()?;
                 self.named(spanned.at, &name)
             }

@@ -64,6 +64,8 @@ type Declared = Arc<RwLock<BTreeMap<String, Arc<Decl>>>>;
 pub struct Compiler {
     /// With the authorizer, without variables: match conditions.
     bare: Env,
+    /// Without the authorizer and without variables.
+    plain: Env,
     full: Env,
     /// Without the authorizer: messages.
     message: Env,
@@ -101,10 +103,20 @@ impl Compiler {
         };
         let message = plain.clone().with("variables", of_variables);
         Compiler {
-            bare: authorized(plain),
+            bare: authorized(plain.clone()),
+            plain,
             full: authorized(message.clone()),
             message,
             variables,
+        }
+    }
+
+    /// For a policy that declares no variables: there is no `variables` then.
+    pub fn without_variables(self) -> Compiler {
+        Compiler {
+            full: self.bare.clone(),
+            message: self.plain.clone(),
+            ..self
         }
     }
 

@@ -69,7 +69,7 @@ fn text<'a>(schema: &'a Json, field: &str) -> &'a str {
 }
 
 impl Decl {
-    fn new(ty: Type, shape: Shape, max_elements: u64, min_size: u64) -> Decl {
+    pub(crate) fn new(ty: Type, shape: Shape, max_elements: u64, min_size: u64) -> Decl {
         Decl {
             ty,
             shape,
@@ -117,7 +117,7 @@ impl Decl {
         let max = (MAX_REQUEST_BYTES - 2) / (value.min_size + 6);
         Self::map_of(value, max)
     }
-    fn map_of(value: Arc<Decl>, max: u64) -> Arc<Decl> {
+    pub(crate) fn map_of(value: Arc<Decl>, max: u64) -> Arc<Decl> {
         Arc::new(Decl::new(
             Type::map(Type::String, value.ty.clone()),
             Shape::Map(value),

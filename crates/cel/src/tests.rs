@@ -290,6 +290,12 @@ fn wrong_expressions_are_refused_with_the_usual_words() {
         shown("object.a ==\n  \tfoo"),
         "ERROR: <input>:2:4: undeclared reference to 'foo' (in container '')\n |    foo\n | ...^"
     );
+    let slashes = shown("/../x");
+    assert!(
+        slashes.starts_with("ERROR: <input>:1:1: Syntax error: extraneous input '/' expecting {'[', '{',")
+            && slashes.contains("ERROR: <input>:1:3: Syntax error: no viable alternative at input '..'"),
+        "{slashes}"
+    );
     assert!(shown("1 +").contains("Syntax error: mismatched input '<EOF>' expecting {'[', '{',"));
 }
 

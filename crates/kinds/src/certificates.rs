@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::checks::{self, Rule};
 use crate::core::text_field;
 use crate::defaults::Fill;
+use crate::names;
 use crate::print::{AGE, NAME, age, cell, cell_or, name, text};
 use crate::rules::{RULES, Rules, keep_all_but};
 use crate::spec::{Column, Part, Resource, SelectableField};
@@ -36,7 +37,7 @@ pub(crate) static RESOURCES: &[Resource] = &[Resource {
 
 static REQUEST: Rules = Rules {
     defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
-    name: |_, _| Vec::new(),
+    name: names::path_segment,
     view: prepare_view,
     reset: |part| {
         Some(match part {
@@ -82,21 +83,16 @@ const USAGES: &[&str] = &[
     "netscape sgc",
 ];
 
-/// The signature inside the request is checked by whoever signs it; here it only has to be one.
+/// The signature inside the request is checked by whoever signs it; here the request only has to be whole.
 fn validate(request: &Object, errors: &mut Errors) {
     let path = Path::new("spec");
     let text = tree::text(request, "spec.request");
     let decoded = base64::engine::general_purpose::STANDARD
         .decode(text)
         .unwrap_or_default();
-    let pem = String::from_utf8_lossy(&decoded);
-    if !pem.contains("-----BEGIN CERTIFICATE REQUEST-----") && !pem.contains("-----BEGIN NEW CERTIFICATE REQUEST-----")
-    {
-        errors.push(Error::invalid(
-            &path.child("request"),
-            text,
-            "PEM block type must be CERTIFICATE REQUEST",
-        ));
+    if let Err(why) = request_block(&String::from_utf8_lossy(&decoded)).and_then(|der| whole(&der)) {
+        let shown = tree::get(request, "spec.request").cloned().unwrap_or_default();
+        errors.push(Error::invalid(&path.child("request"), shown, why));
     }
     let usages = tree::items(request, "spec.usages");
     let at = path.child("usages");
@@ -130,6 +126,43 @@ fn validate(request: &Object, errors: &mut Errors) {
             seconds,
             "may not specify a duration less than 600 seconds (10 minutes)",
         ));
+    }
+}
+
+/// What is between the marks of the first block, if it is one of a request.
+fn request_block(pem: &str) -> Result<Vec<u8>, &'static str> {
+    const NONE: &str = "PEM block type must be CERTIFICATE REQUEST";
+    let (_, rest) = pem.split_once("-----BEGIN ").ok_or(NONE)?;
+    let (label, rest) = rest.split_once("-----").ok_or(NONE)?;
+    let (body, _) = rest.split_once(&format!("-----END {label}-----")).ok_or(NONE)?;
+    if label != "CERTIFICATE REQUEST" {
+        return Err(NONE);
+    }
+    let text: String = body.split_whitespace().collect();
+    base64::engine::general_purpose::STANDARD.decode(text).map_err(|_| NONE)
+}
+
+/// Whether the outermost element is all there and nothing comes after it.
+fn whole(der: &[u8]) -> Result<(), &'static str> {
+    const TRUNCATED: &str = "asn1: syntax error: data truncated";
+    let (first, rest) = match der {
+        [0x30, first, rest @ ..] => (*first, rest),
+        [] | [_] => return Err(TRUNCATED),
+        _ => return Err("asn1: structure error: tags don't match"),
+    };
+    let (length, content) = if first < 0x80 {
+        (usize::from(first), rest)
+    } else {
+        let (length, content) = rest.split_at_checked(usize::from(first & 0x7f)).ok_or(TRUNCATED)?;
+        let number = length.iter().try_fold(0usize, |sum, byte| {
+            sum.checked_mul(256).map(|sum| sum | usize::from(*byte))
+        });
+        (number.ok_or("asn1: structure error: length too large")?, content)
+    };
+    match content.len() {
+        there if there < length => Err(TRUNCATED),
+        there if there > length => Err("asn1: syntax error: trailing data"),
+        _ => Ok(()),
     }
 }
 

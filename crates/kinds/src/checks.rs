@@ -248,12 +248,12 @@ pub(crate) fn conditions(conditions: &[Value], path: &field::Path, errors: &mut 
             ));
         }
         if tree::get(condition, "lastTransitionTime").is_none() {
-            errors.push(field::Error::required(&path.child("lastTransitionTime"), "must be set"));
+            errors.push(field::Error::required(&path.child("lastTransitionTime"), ""));
         }
         let reason = tree::text(condition, "reason");
         let at = path.child("reason");
         if reason.is_empty() {
-            errors.push(field::Error::required(&at, "must be set"));
+            errors.push(field::Error::required(&at, ""));
         } else {
             named(&at, reason, condition_reason, errors);
             if reason.len() > REASON {

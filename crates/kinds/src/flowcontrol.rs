@@ -48,6 +48,7 @@ static FLOW_SCHEMA: Rules = Rules {
     ],
     generation: true,
     validate: validate::schema,
+    validate_update: validate::status,
     reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
@@ -65,6 +66,7 @@ static PRIORITY_LEVEL: Rules = Rules {
     ],
     generation: true,
     validate: validate::level,
+    validate_update: validate::status,
     reset: crate::rules::status_keeps_metadata,
     ..RULES
 };

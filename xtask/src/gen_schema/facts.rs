@@ -151,3 +151,15 @@ pub fn kept_zero() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         })
         .collect()
 }
+
+/// What Go's own types say: `definition -> field -> marks of the table`.
+pub fn go() -> BTreeMap<&'static str, BTreeMap<&'static str, &'static str>> {
+    include_str!("go.txt")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?, words.filter_map(|word| word.split_once('=')).collect()))
+        })
+        .collect()
+}

@@ -135,6 +135,7 @@ struct Generator {
     source: openapi::Source,
     messages: Messages,
     kept_zero: BTreeMap<&'static str, BTreeSet<&'static str>>,
+    go: BTreeMap<&'static str, BTreeMap<&'static str, &'static str>>,
     special: BTreeMap<&'static str, &'static str>,
     added: BTreeMap<(&'static str, &'static str), (u32, Markers)>,
     problems: Vec<String>,
@@ -163,6 +164,7 @@ impl Generator {
             source: openapi::read(k8s_openapi)?,
             messages: protobuf::read(k8s_pb)?,
             kept_zero: facts::kept_zero(),
+            go: facts::go(),
             special: facts::SPECIAL.iter().copied().collect(),
             added: facts::added(),
             problems: Vec::new(),
@@ -447,6 +449,7 @@ impl Generator {
             let _ = writeln!(facts, "g {group}|{version}|{kind}");
         }
         let kept = self.kept_zero.get(name);
+        let go = self.go.get(name);
         let mut rows = rows;
         rows.sort_by(|a, b| a.name.cmp(&b.name));
         for row in rows {
@@ -458,6 +461,13 @@ impl Generator {
             }
             if kept.is_some_and(|kept| kept.contains(row.name.as_str())) {
                 facts.push_str(" z");
+            }
+            for mark in go
+                .and_then(|go| go.get(row.name.as_str()))
+                .into_iter()
+                .flat_map(|marks| marks.split(','))
+            {
+                let _ = write!(facts, " {mark}");
             }
             if let Some(kind) = &marks.list_type {
                 let _ = write!(facts, " L{kind}");

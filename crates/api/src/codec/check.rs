@@ -14,9 +14,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Number, Value};
 
-use super::go_names;
 use crate::quantity::Quantity;
-use crate::schema::{self, Field, Struct, Type};
+use crate::schema::{self, Field, Printed, Struct, Type};
 use crate::{Object, time};
 
 /// What a check noticed.
@@ -83,6 +82,8 @@ struct Walker<'a> {
     fields: Vec<(&'a str, &'a str)>,
     /// The struct the innermost field belongs to.
     owner: &'a str,
+    /// The Go type of the value at hand, where a field names it.
+    go: &'a str,
     unknown: Vec<String>,
     /// Inside a value Go decodes apart, where it is not strict.
     lenient: bool,
@@ -108,22 +109,18 @@ impl<'a> Walker<'a> {
             }
             _ => json_kind(value).to_owned(),
         };
-        let named = self.fields.last().and_then(|(owner, field)| go_names::of(owner, field));
-        let name = match (named, ty) {
-            (Some(name), Type::String) => name.to_owned(),
-            (Some(name), Type::List(list)) if list.items == Type::String => format!("[]{name}"),
-            (Some(name), Type::Map(map)) if map.values == Type::String => {
-                // The one map whose keys have a type of their own too.
-                let key = if name == "v1.ClaimResourceStatus" {
-                    "v1.ResourceName"
-                } else {
-                    "string"
-                };
-                format!("map[{key}]{name}")
-            }
-            _ => go_type(ty),
+        let known = go_type(ty);
+        self.error(&what, if self.go.is_empty() { &known } else { self.go })
+    }
+
+    /// What the Go type at hand says of a list's items or a map's values.
+    fn go_items(&mut self) -> &'a str {
+        let items = match (self.go.strip_prefix("[]"), self.go.strip_prefix("map[")) {
+            (Some(items), _) => items,
+            (_, Some(map)) => map.split_once(']').map_or("", |(_, values)| values),
+            _ => "",
         };
-        self.error(&what, &name)
+        std::mem::replace(&mut self.go, items)
     }
 
     fn enter_key(&mut self, key: &str) -> usize {
@@ -170,6 +167,7 @@ impl<'a> Walker<'a> {
             }
             Type::List(list) => match value {
                 Value::Array(items) => {
+                    let go = self.go_items();
                     for (index, item) in items.iter_mut().enumerate() {
                         let before = self.enter_index(index);
                         if item.is_null() {
@@ -178,6 +176,7 @@ impl<'a> Walker<'a> {
                         self.value(&list.items, item)?;
                         self.path.truncate(before);
                     }
+                    self.go = go;
                     Ok(())
                 }
                 Value::Null => Ok(()),
@@ -185,6 +184,7 @@ impl<'a> Walker<'a> {
             },
             Type::Map(map_type) => match value {
                 Value::Object(map) => {
+                    let go = self.go_items();
                     for (key, item) in map.iter_mut() {
                         let before = self.enter_key(key);
                         if item.is_null() {
@@ -193,6 +193,7 @@ impl<'a> Walker<'a> {
                         self.value(&map_type.values, item)?;
                         self.path.truncate(before);
                     }
+                    self.go = go;
                     Ok(())
                 }
                 Value::Null => Ok(()),
@@ -326,14 +327,10 @@ impl<'a> Walker<'a> {
             }
         });
         // Go prints these whether they were given or not.
-        let scalar = |ty: &Type| matches!(ty, Type::String | Type::Bool | Type::Int32 | Type::Int64);
-        for field in below.fields.iter().filter(|field| scalar(&field.ty)) {
-            let named = (below.name.as_ref(), field.name.as_ref());
-            if !field.required && !ALWAYS_PRINTED.contains(&named) {
-                continue;
-            }
-            let absent = !map.contains_key(field.name.as_ref());
-            if absent && !REQUIRED_POINTERS.contains(&named) {
+        let scalar = |field: &Field| matches!(field.ty, Type::String | Type::Bool | Type::Int32 | Type::Int64);
+        let printed = |field: &&Field| field.printed == Printed::Zero && scalar(field);
+        for field in below.fields.iter().filter(printed) {
+            if !map.contains_key(field.name.as_ref()) {
                 map.insert(field.name.clone().into_owned(), zero(&field.ty));
             }
         }
@@ -347,12 +344,14 @@ impl<'a> Walker<'a> {
         }
         let before = self.enter_key(&field.name);
         let outer = std::mem::replace(&mut self.owner, &owner.name);
+        let go = std::mem::replace(&mut self.go, field.go_type.as_deref().unwrap_or_default());
         self.fields.push((&owner.name, &field.name));
         self.value(&field.ty, value)?;
         self.fields.pop();
-        self.owner = outer;
+        (self.owner, self.go) = (outer, go);
         self.path.truncate(before);
-        Ok(field.required || field.keep_zero || !is_zero(&field.ty, value))
+        let printed = field.printed != Printed::Nothing;
+        Ok(printed || field.required || field.keep_zero || !is_zero(&field.ty, value))
     }
 
     /// A value below a custom kind's own schema.
@@ -416,7 +415,7 @@ impl<'a> Walker<'a> {
 }
 
 /// Go's zero value, for a null inside a list or a map.
-fn zero(ty: &Type) -> Value {
+pub(super) fn zero(ty: &Type) -> Value {
     match ty {
         Type::String | Type::Bytes => Value::String(String::new()),
         Type::Bool => Value::Bool(false),
@@ -475,16 +474,6 @@ fn base64_fault(text: &str, error: base64::DecodeError) -> String {
     };
     format!("illegal base64 data at input byte {at}")
 }
-
-/// Optional fields that Go prints whether they are set or not.
-const ALWAYS_PRINTED: &[(&str, &str)] = &[
-    ("Event", "reportingComponent"),
-    ("Event", "reportingInstance"),
-    ("StatefulSetSpec", "serviceName"),
-];
-
-/// Required fields that are pointers in Go: one that is not given stays away.
-const REQUIRED_POINTERS: &[(&str, &str)] = &[("HTTPIngressPath", "pathType")];
 
 /// Structs whose fields belong to another struct that Go embeds in them: its name is part of the path an error tells.
 /// Named are the fields of the embedded one, or with `!` those of the struct's own.
@@ -558,7 +547,9 @@ fn go_path(fields: &[(&str, &str)]) -> String {
 /// The type's name as Go prints it.
 fn go_type(ty: &Type) -> String {
     match ty {
-        Type::String | Type::Time | Type::MicroTime => "string".into(),
+        Type::String => "string".into(),
+        Type::Time => "v1.Time".into(),
+        Type::MicroTime => "v1.MicroTime".into(),
         Type::Bool => "bool".into(),
         Type::Int32 | Type::IntOrString => "int32".into(),
         Type::Int64 => "int64".into(),

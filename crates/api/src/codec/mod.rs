@@ -15,8 +15,8 @@
 #![allow(clippy::result_large_err)]
 
 pub mod check;
-mod go_names;
 pub mod json;
+pub mod printed;
 pub mod protobuf;
 pub mod yaml;
 

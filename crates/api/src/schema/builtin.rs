@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::sync::Arc;
 
-use super::{DefId, Definition, Descriptions, Field, Gvk, List, ListKind, Map, Name, Schema, Struct, Type};
+use super::{DefId, Definition, Descriptions, Field, Gvk, List, ListKind, Map, Name, Printed, Schema, Struct, Type};
 
 pub(super) static FACTS: &[u8] = include_bytes!("facts.deflate");
 static DESCRIPTIONS: &[u8] = include_bytes!("descriptions.deflate");
@@ -114,6 +114,9 @@ fn parse_field(line: &'static str, by_name: &HashMap<Name, DefId>) -> Option<Fie
         match mark {
             "r" => field.required = true,
             "z" => field.keep_zero = true,
+            "p" => field.printed = Printed::Zero,
+            "N" => field.printed = Printed::Null,
+            "G" => field.go_type = Some(value.into()),
             "a" => field.atomic = Some(true),
             "n" => field.atomic = Some(false),
             "L" => {

@@ -171,6 +171,10 @@ pub struct Field {
     /// struct: an empty one is not the same as none.
     pub keep_zero: bool,
     pub nullable: bool,
+    /// What Go prints of a field nobody has given.
+    pub printed: Printed,
+    /// The Go type, where it is another than the value's type tells: an enumeration's name.
+    pub go_type: Option<Name>,
     /// Whether apply replaces the map or struct below as a whole, where the field says so itself.
     pub atomic: Option<bool>,
     pub patch: Option<Box<Patch>>,
@@ -178,6 +182,18 @@ pub struct Field {
     pub default: Option<Box<Value>>,
     /// Whether the table states the list kind, for OpenAPI.
     pub list_marked: bool,
+}
+
+/// What Go prints of a field that is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Printed {
+    /// Nothing: the field is left out.
+    #[default]
+    Nothing,
+    /// The zero of its type: a struct with nothing in it, an empty text, false or 0.
+    Zero,
+    /// `null`: a list, a map, a time or a pointer that is never left out.
+    Null,
 }
 
 /// How strategic merge patch treats a field.
@@ -200,6 +216,8 @@ impl Field {
             required: false,
             keep_zero: false,
             nullable: false,
+            printed: Printed::Nothing,
+            go_type: None,
             atomic: None,
             patch: None,
             default: None,

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sampan_api::codec::printed;
 use sampan_api::status::{Cause, Details, Status};
-use sampan_api::{Object, meta as access};
+use sampan_api::{Object, field, meta as access};
 use sampan_store::{Condition, Op, Write, Written};
 
 use super::reply::Reply;
 use super::{Call, Registry, managers, meta, store_failure};
 use crate::admission::Operation;
 use crate::request::WriteOptions;
+use crate::rows::Row;
 use crate::watch_cache::ChangeType;
 use crate::{Refusal, refuse};
 
@@ -78,6 +80,7 @@ impl Registry {
         let name = access::name(&object).to_owned();
         let mut reserved = self.reserve(&row, &mut object, None, options.dry_run).await?;
         let mut errors = meta::validate_create(&row, &object);
+        errors.extend(self.admin_access(&row, &object));
         errors.extend(row.validate_create(&object));
         if !errors.is_empty() {
             return Err(call.invalid(&name, &errors));
@@ -145,8 +148,39 @@ impl Registry {
     }
 }
 
-/// What goes to the store: the tree without its resourceVersion.
+/// Where a claim of devices, or the template of one, has its requests.
+const REQUESTS: [(&str, &str); 2] = [
+    ("resourceclaims", "/spec/devices/requests"),
+    ("resourceclaimtemplates", "/spec/spec/devices/requests"),
+];
+
+impl Registry {
+    /// Who wants devices that are in use, as their administrator, may only do so in a namespace made for that.
+    fn admin_access(&self, row: &Row, object: &Object) -> Option<field::Error> {
+        const LABEL: &str = "resource.kubernetes.io/admin-access";
+        let (_, pointer) = REQUESTS.iter().find(|(plural, _)| row.is("resource.k8s.io", plural))?;
+        let wants = |request: &Object| request.pointer("/exactly/adminAccess").is_some_and(|flag| flag == true);
+        let index = object.pointer(pointer)?.as_array()?.iter().position(wants)?;
+        let path = ["devices", "requests"]
+            .iter()
+            .fold(field::Path::new("spec"), |path, name| path.child(name));
+        let namespace = self
+            .storage_of("", "namespaces")
+            .and_then(|namespaces| namespaces.get(access::namespace(object)))
+            .map(|entry| entry.object())
+            .unwrap_or_default();
+        let allowed = namespace
+            .pointer("/metadata/labels")
+            .and_then(|labels| labels.get(LABEL))
+            .is_some_and(|value| value == "true");
+        let why = format!("admin access to devices requires the `{LABEL}: true` label on the containing namespace");
+        (!allowed).then(|| field::Error::forbidden(&path.index(index).child("adminAccess"), why))
+    }
+}
+
+/// What goes to the store: the tree with all Go prints of it, without its resourceVersion.
 pub(crate) fn encode(object: &mut Object) -> Bytes {
+    printed::complete(object);
     let version = object
         .get_mut("metadata")
         .and_then(Object::as_object_mut)

@@ -198,6 +198,13 @@ pub(crate) fn unreadable_in_list(entry: &Entry) -> Refusal {
     )))
 }
 
+pub(crate) use meta::match_namespace;
+
+/// Notes who wrote an object that is answered and not stored.
+pub(crate) fn note_writer(call: &Call, options: &crate::request::WriteOptions, object: &mut Object) {
+    managers::note(call, options, None, object);
+}
+
 impl Registry {
     /// One object as it stands, read through.
     pub async fn current(&self, storage: &Storage, path: &str) -> Option<Arc<Entry>> {

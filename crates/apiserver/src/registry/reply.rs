@@ -11,6 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderValue, WARNING};
 use http::{Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
+use sampan_api::codec::printed;
 use sampan_api::status::Status;
 use sampan_api::{Object, codec};
 use serde_json::{Value, json};
@@ -91,7 +92,11 @@ impl Encoder {
     pub fn object(&self, object: Object) -> Result<Bytes, Refusal> {
         let encoding = self.media.encoding;
         match self.media.transform {
-            Transform::None => encode(&Registry::in_version(&self.row, object), encoding),
+            Transform::None => {
+                let mut object = Registry::in_version(&self.row, object);
+                printed::complete(&mut object);
+                encode(&object, encoding)
+            }
             Transform::Metadata(version) => encode(&table::partial(&object, version), encoding),
             Transform::Table(version) => {
                 let metadata = json!({"resourceVersion": sampan_api::meta::resource_version(&object)});

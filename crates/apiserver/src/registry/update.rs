@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use sampan_api::codec::printed;
 use sampan_api::status::Status;
 use sampan_api::{Object, field, meta as access};
 use sampan_auth::Attributes;
@@ -44,6 +45,8 @@ impl Existing {
     }
     fn of_stored(stored: KeyValue) -> Self {
         let mut object: Object = serde_json::from_slice(&stored.value).unwrap_or(Object::Null);
+        // Rules and patches only see what is there.
+        printed::bare(&mut object);
         access::set_resource_version(&mut object, &stored.mod_revision.to_string());
         Existing {
             object,
@@ -61,6 +64,14 @@ impl Existing {
             Some(why) => Err(refuse(Status::internal(why))),
         }
     }
+}
+
+/// The object as it will be read again.
+fn as_read(object: &Object) -> Object {
+    let mut object = object.clone();
+    printed::complete(&mut object);
+    printed::bare(&mut object);
+    object
 }
 
 /// Makes the new object from the old one (both in the call's version). `None`: it does not exist.
@@ -308,7 +319,8 @@ impl Registry {
         access::set_generation(&mut new, access::generation(&old));
         strategy.prepare_update(part, &mut new, &old);
         meta::keep_identity(&mut new, &old);
-        let counts = meta::content_differs(&new, &old) || (part == Part::Main && strategy.metadata_counts(&new, &old));
+        let counts = (meta::content_differs(&new, &old) && meta::content_differs(&as_read(&new), &old))
+            || (part == Part::Main && strategy.metadata_counts(&new, &old));
         if strategy.has_generation() && counts {
             access::set_generation(&mut new, access::generation(&old) + 1);
         } else if access::generation(&old) == 0 && access::generation(&new) == 0 {

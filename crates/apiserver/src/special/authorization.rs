@@ -12,13 +12,14 @@ use crate::registry::reply::Reply;
 use crate::{Refusal, refuse};
 
 pub async fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Result<Reply, Refusal> {
-    let kind = call.row.spec.kind;
     if call.row.spec.plural == "selfsubjectrulesreviews" {
         let namespace = review.pointer("/spec/namespace").and_then(Value::as_str);
         if namespace.is_none_or(str::is_empty) {
             return Err(refuse(Status::bad_request("no namespace on request")));
         }
-        return Ok(Reply::Plain(201, rules(plane, call, review)));
+        review["metadata"] = json!({});
+        let answer = rules(plane, call, review);
+        return Ok(Reply::Plain(201, answer));
     }
     let spec = review.get("spec").cloned().unwrap_or_default();
     let own = call.row.spec.plural == "selfsubjectaccessreviews";
@@ -55,21 +56,7 @@ pub async fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Re
             .unwrap_or_default()
             .to_owned()
     };
-    if call.row.spec.plural == "localsubjectaccessreviews" {
-        if path.is_some() {
-            errors.push(field::Error::invalid(
-                &at.child("nonResourceAttributes"),
-                path.cloned().unwrap_or_default(),
-                "disallowed on this kind of request",
-            ));
-        }
-        if text(resource, "namespace") != call.info.namespace {
-            return Err(refuse(Status::bad_request(format!(
-                "spec.resourceAttributes.namespace must match namespace: {}",
-                call.info.namespace
-            ))));
-        }
-    }
+    let local = call.row.spec.plural == "localsubjectaccessreviews";
     if let Some(resource) = resource {
         selector_errors(resource, &mut errors);
     }
@@ -94,8 +81,26 @@ pub async fn review(plane: &ControlPlane, call: &Call, mut review: Object) -> Re
             empty,
         ));
     }
+    if local {
+        let namespace = text(resource, "namespace");
+        if resource.is_some() && namespace != call.info.namespace {
+            errors.push(field::Error::invalid(
+                &field::Path::new("spec.resourceAttributes.namespace"),
+                namespace,
+                "must match metadata.namespace",
+            ));
+        }
+        if path.is_some() {
+            errors.push(field::Error::invalid(
+                &field::Path::new("spec.nonResourceAttributes"),
+                path.cloned().unwrap_or_default(),
+                "disallowed on this kind of request",
+            ));
+        }
+    }
     if !errors.is_empty() {
-        return Err(refuse(Status::invalid(call.row.spec.group, kind, "", &errors)));
+        // Upstream's internal form of a review does not know its own kind.
+        return Err(refuse(Status::invalid(call.row.spec.group, "", "", &errors)));
     }
     let decision = match (resource, path) {
         (Some(_), _) => {
@@ -318,6 +323,8 @@ fn rules(plane: &ControlPlane, call: &Call, mut review: Object) -> Value {
             resource_rules.push(shown);
         }
     }
+    // The answer says nothing of the question.
+    review["spec"] = json!({});
     review["status"] = json!({
         "resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": !missing.is_empty()});
     if !missing.is_empty() {
@@ -340,6 +347,7 @@ pub fn who_am_i(call: &Call, mut review: Object) -> Reply {
             .collect();
     }
     review["status"] = json!({"userInfo": shown});
+    review["metadata"] = json!({});
     sampan_api::meta::set_creation_timestamp(&mut review, &sampan_api::time::now());
     Reply::Plain(201, review)
 }

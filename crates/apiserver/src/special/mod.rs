@@ -17,8 +17,8 @@ use serde_json::json;
 use crate::admission::Operation;
 use crate::control_plane::ControlPlane;
 use crate::dispatch::{decode_as, encoding_of};
-use crate::registry::Call;
 use crate::registry::reply::Reply;
+use crate::registry::{self, Call};
 use crate::request::WriteOptions;
 use crate::{Refusal, refuse};
 
@@ -27,6 +27,8 @@ pub async fn create_only(plane: &Arc<ControlPlane>, call: &mut Call, body: &[u8]
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     let row = call.row.clone();
     let mut object = decode_as(call, body, &row, &options)?;
+    registry::match_namespace(call, &mut object)?;
+    registry::note_writer(call, &options, &mut object);
     call.record_request(&object);
     admit(plane, call, &mut object, &options).await?;
     match (row.spec.group, row.spec.plural) {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use sampan_api::status::Status;
 use sampan_api::{Object, field, meta, time};
-use sampan_pki::token::{Bound, NewToken, ObjectRef};
+use sampan_auth::AuthenticationError;
+use sampan_pki::token::{Bound, NewToken, ObjectRef, TokenError};
 use serde_json::{Value, json};
 
 use crate::control_plane::ControlPlane;
@@ -228,10 +229,9 @@ pub async fn review(plane: &ControlPlane, mut review: Object) -> Result<Reply, R
             }
             json!({"authenticated": true, "user": shown, "audiences": known.audiences})
         }
+        // Nobody knows such a token: there is nothing else to say of it.
+        Err(AuthenticationError::Token(TokenError::NotOurs)) => json!({"user": {}, "error": "invalid bearer token"}),
         Err(error) => json!({"user": {}, "error": error.to_string()}),
     };
-    if let Some(metadata) = review.as_object_mut().and_then(|map| map.get_mut("metadata")) {
-        meta::ensure_map(metadata).remove("managedFields");
-    }
     Ok(Reply::Plain(201, review))
 }

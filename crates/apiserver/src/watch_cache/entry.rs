@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use sampan_api::Object;
+use sampan_api::codec::printed;
 use sampan_kinds::SelectableField;
 use sampan_store::Revision;
 use serde::Deserialize;
@@ -134,9 +135,13 @@ impl Entry {
     pub fn size(&self) -> usize {
         self.body.len()
     }
-    /// The object as a tree. Costs a parse: for writes and other formats only.
+    /// The object as a tree, without the nulls of what is not there. Costs a parse: for writes and other formats only.
     pub fn object(&self) -> Object {
-        serde_json::from_slice(self.as_slice()).unwrap_or(Object::Null)
+        let mut object = serde_json::from_slice(self.as_slice()).unwrap_or(Object::Null);
+        if memchr::memmem::find(self.as_slice(), b":null").is_some() {
+            printed::bare(&mut object);
+        }
+        object
     }
     /// The object's metadata as a tree: a fraction of [`Entry::object`]'s cost.
     pub fn metadata(&self) -> Object {

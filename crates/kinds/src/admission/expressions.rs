@@ -8,7 +8,7 @@ use sampan_cel::policy::{Compiler, Wanted};
 use sampan_cel::{Decl, escape};
 use serde_json::Value;
 
-use crate::tree;
+use crate::{checks, tree};
 
 const MAX_CONDITIONS: usize = 64;
 const MAX_ANNOTATIONS: usize = 20;
@@ -24,26 +24,34 @@ fn judge<T>(result: Result<T, String>, path: &Path, expression: &str, errors: &m
     }
 }
 
-/// Match conditions, of policies and of webhooks. What is missing is said elsewhere.
-pub(super) fn conditions(compiler: &Compiler, conditions: &[Value], path: &Path, errors: &mut Errors) {
+/// Match conditions, of policies and of webhooks (`compiler`: none).
+pub(super) fn conditions(compiler: Option<&Compiler>, conditions: &[Value], path: &Path, errors: &mut Errors) {
+    if conditions.is_empty() {
+        return;
+    }
     if conditions.len() > MAX_CONDITIONS {
         errors.push(Error::too_many(path, conditions.len(), MAX_CONDITIONS));
     }
+    let own = compiler.is_none().then(|| Compiler::new(None));
     let mut seen = BTreeSet::new();
     for (index, condition) in conditions.iter().enumerate() {
         let path = path.index(index);
         let expression = tree::text(condition, "expression").trim();
-        if !expression.is_empty() {
-            judge(
-                compiler.condition(expression),
-                &path.child("expression"),
-                expression,
-                errors,
-            );
+        let at = path.child("expression");
+        if expression.is_empty() {
+            errors.push(Error::required(&at, ""));
+        } else if let Some(compiler) = compiler.or(own.as_ref()) {
+            judge(compiler.condition(expression), &at, expression, errors);
         }
         let name = tree::text(condition, "name");
-        if !name.is_empty() && !seen.insert(name) {
-            errors.push(Error::duplicate(&path.child("name"), name));
+        let at = path.child("name");
+        if name.is_empty() {
+            errors.push(Error::required(&at, ""));
+            continue;
+        }
+        checks::named(&at, name, api::qualified_name, errors);
+        if !seen.insert(name) {
+            errors.push(Error::duplicate(&at, name));
         }
     }
 }
@@ -53,20 +61,17 @@ fn variables(compiler: &Compiler, policy: &Object, errors: &mut Errors) {
     for (index, variable) in tree::items(policy, "spec.variables").iter().enumerate() {
         let path = path.index(index);
         let (name, expression) = (tree::text(variable, "name"), tree::text(variable, "expression"));
-        if !name.is_empty() && !is_identifier(name) {
-            errors.push(Error::invalid(
-                &path.child("name"),
-                name,
-                "must be a valid CEL identifier",
-            ));
+        let at = path.child("name");
+        if name.trim().is_empty() {
+            errors.push(Error::required(&at, "name is not specified"));
+        } else if !is_identifier(name) {
+            errors.push(Error::invalid(&at, name, "must be a valid CEL identifier"));
         }
-        if !expression.trim().is_empty() {
-            judge(
-                compiler.variable(name, expression),
-                &path.child("expression"),
-                expression,
-                errors,
-            );
+        let at = path.child("expression");
+        if expression.trim().is_empty() {
+            errors.push(Error::required(&at, "expression is not specified"));
+        } else {
+            judge(compiler.variable(name, expression), &at, expression, errors);
         }
     }
 }
@@ -84,7 +89,7 @@ fn both(policy: &Object, errors: &mut Errors) -> Compiler {
     let compiler = compiler(policy);
     let path = Path::new("spec");
     conditions(
-        &compiler,
+        Some(&compiler),
         tree::items(policy, "spec.matchConditions"),
         &path.child("matchConditions"),
         errors,
@@ -94,35 +99,45 @@ fn both(policy: &Object, errors: &mut Errors) -> Compiler {
 }
 
 pub(super) fn validating(policy: &Object, errors: &mut Errors) {
-    let compiler = both(policy, errors);
+    let mut compiler = both(policy, errors);
+    if tree::items(policy, "spec.variables").is_empty() {
+        compiler = compiler.without_variables();
+    }
     let path = Path::new("spec").child("validations");
+    let empty = |field: &str| tree::items(policy, field).is_empty();
+    if empty("spec.validations") && empty("spec.auditAnnotations") {
+        for field in ["validations", "auditAnnotations"] {
+            errors.push(Error::required(
+                &Path::new("spec").child(field),
+                "validations or auditAnnotations must contain at least one item",
+            ));
+        }
+    }
     for (index, validation) in tree::items(policy, "spec.validations").iter().enumerate() {
         let path = path.index(index);
         let text = |field: &str| tree::text(validation, field);
-        if !text("expression").trim().is_empty() {
-            judge(
-                compiler.expression(text("expression"), Wanted::Bool),
-                &path.child("expression"),
-                text("expression"),
-                errors,
-            );
+        let at = path.child("expression");
+        if text("expression").trim().is_empty() {
+            errors.push(Error::required(&at, "expression is not specified"));
+        } else {
+            let result = compiler.expression(text("expression"), Wanted::Bool);
+            judge(result, &at, text("expression"), errors);
         }
-        for field in ["messageExpression", "message"] {
-            if !text(field).is_empty() && text(field).trim().is_empty() {
-                errors.push(Error::invalid(
-                    &path.child(field),
-                    text(field),
-                    "must be non-empty if specified",
-                ));
-            }
-        }
-        if !text("messageExpression").trim().is_empty() {
-            judge(
-                compiler.message(text("messageExpression")),
-                &path.child("messageExpression"),
+        let blank = |field: &str| !text(field).is_empty() && text(field).trim().is_empty();
+        let at = path.child("messageExpression");
+        if blank("messageExpression") {
+            errors.push(Error::invalid(
+                &at,
                 text("messageExpression"),
-                errors,
-            );
+                "must be non-empty if specified",
+            ));
+        } else if !text("messageExpression").is_empty() {
+            let result = compiler.message(text("messageExpression"));
+            judge(result, &at, text("messageExpression"), errors);
+        }
+        if blank("message") {
+            let at = path.child("message");
+            errors.push(Error::invalid(&at, text("message"), "must be non-empty if specified"));
         }
         if text("message").trim().contains(['\n', '\r']) {
             errors.push(Error::invalid(
@@ -173,7 +188,9 @@ fn annotations(compiler: &Compiler, policy: &Object, errors: &mut Errors) {
         if trimmed.len() > MAX_ANNOTATION_EXPRESSION {
             let why = format!("must not exceed {MAX_ANNOTATION_EXPRESSION} bytes in length");
             errors.push(Error::required(&at, why));
-        } else if !trimmed.is_empty() {
+        } else if trimmed.is_empty() {
+            errors.push(Error::required(&at, "valueExpression is not specified"));
+        } else {
             judge(
                 compiler.expression(trimmed, Wanted::StringOrNull),
                 &at,
@@ -181,7 +198,7 @@ fn annotations(compiler: &Compiler, policy: &Object, errors: &mut Errors) {
                 errors,
             );
         }
-        if !key.is_empty() && !seen.insert(key) {
+        if !seen.insert(key) {
             errors.push(Error::duplicate(&path.child("key"), key));
         }
     }
@@ -190,6 +207,9 @@ fn annotations(compiler: &Compiler, policy: &Object, errors: &mut Errors) {
 pub(super) fn mutating(policy: &Object, errors: &mut Errors) {
     let compiler = both(policy, errors);
     let path = Path::new("spec").child("mutations");
+    if tree::items(policy, "spec.mutations").is_empty() {
+        errors.push(Error::required(&path, "mutations must contain at least one item"));
+    }
     for (index, mutation) in tree::items(policy, "spec.mutations").iter().enumerate() {
         let path = path.index(index);
         const TYPES: [(&str, &str, Wanted); 2] = [
@@ -197,6 +217,12 @@ pub(super) fn mutating(policy: &Object, errors: &mut Errors) {
             ("ApplyConfiguration", "applyConfiguration", Wanted::ApplyConfiguration),
         ];
         let patch_type = tree::text(mutation, "patchType");
+        let at = path.child("patchType");
+        match patch_type {
+            "" => errors.push(Error::required(&at, "")),
+            "ApplyConfiguration" | "JSONPatch" => {}
+            other => errors.push(Error::not_supported(&at, other, &["ApplyConfiguration", "JSONPatch"])),
+        }
         for (ty, field, wanted) in TYPES {
             let at = path.child(field);
             match (tree::get(mutation, field), ty == patch_type) {
@@ -231,13 +257,11 @@ pub(super) fn mutating(policy: &Object, errors: &mut Errors) {
         policy if !REINVOCATIONS.contains(&policy) => errors.push(Error::not_supported(&at, policy, &REINVOCATIONS)),
         _ => {}
     }
-    let path = Path::new("spec").child("matchConstraints");
-    operations(policy, "spec.matchConstraints.resourceRules", &path, errors);
 }
 
 /// Only what creates and updates can be changed.
 pub(super) fn operations(object: &Object, rules: &str, path: &Path, errors: &mut Errors) {
-    const OPERATIONS: [&str; 2] = ["CREATE", "UPDATE"];
+    const OPERATIONS: [&str; 4] = ["*", "CONNECT", "CREATE", "UPDATE"];
     let at = path.child("resourceRules").child("operations");
     for rule in tree::items(object, rules) {
         for operation in tree::items(rule, "operations").iter().filter_map(Value::as_str) {

@@ -20,7 +20,6 @@ const ADMISSION: Rules = Rules {
 
 pub(super) static MUTATING_POLICY: Rules = Rules {
     defaults: POLICY_DEFAULTS,
-    checks: validate::POLICY,
     validate: validate::mutating_policy,
     ..ADMISSION
 };
@@ -28,7 +27,6 @@ pub(super) static MUTATING_POLICY: Rules = Rules {
 pub(super) static VALIDATING_POLICY: Rules = Rules {
     status: Status::Reserved,
     defaults: POLICY_DEFAULTS,
-    checks: validate::POLICY,
     validate: validate::validating_policy,
     validate_update: policy_status,
     reset: crate::rules::status_keeps_metadata,
@@ -47,9 +45,19 @@ fn policy_status(part: Part<'_>, new: &Object, _: &Object, errors: &mut Errors) 
         .enumerate()
     {
         for name in ["warning", "fieldRef"] {
-            if tree::text(warning, name).is_empty() {
+            if tree::text(warning, name).trim().is_empty() {
                 errors.push(Error::required(&warnings.index(index).child(name), ""));
             }
+        }
+        // How a path begins is all that is looked at here.
+        let reference = tree::text(warning, "fieldRef").trim();
+        let strange = |c: &char| !(c.is_alphanumeric() || "_@$[\"'.+-".contains(*c));
+        if let Some(c) = reference.chars().next().filter(strange) {
+            let why = format!(
+                "invalid JSONPath: unrecognized character in action: U+{:04X} '{c}'",
+                u32::from(c)
+            );
+            errors.push(Error::invalid(&warnings.index(index).child("fieldRef"), reference, why));
         }
     }
     checks::conditions(tree::items(new, "status.conditions"), &path.child("conditions"), errors);
@@ -57,24 +65,23 @@ fn policy_status(part: Part<'_>, new: &Object, _: &Object, errors: &mut Errors) 
 
 const POLICY_DEFAULTS: &[Default] = &[
     ("spec", Fill::Map),
-    ("spec.failurePolicy", Fill::Text("Fail")),
-    ("spec.matchConstraints.matchPolicy", Fill::Text("Equivalent")),
+    ("spec.failurePolicy", Fill::Pointer("Fail")),
+    ("spec.matchConstraints.matchPolicy", Fill::Pointer("Equivalent")),
     ("spec.matchConstraints.namespaceSelector", Fill::Map),
     ("spec.matchConstraints.objectSelector", Fill::Map),
-    ("spec.matchConstraints.resourceRules[].scope", Fill::Text("*")),
-    ("spec.matchConstraints.excludeResourceRules[].scope", Fill::Text("*")),
+    ("spec.matchConstraints.resourceRules[].scope", Fill::Pointer("*")),
+    ("spec.matchConstraints.excludeResourceRules[].scope", Fill::Pointer("*")),
 ];
 
 pub(super) static BINDING: Rules = Rules {
     defaults: &[
         ("spec", Fill::Map),
-        ("spec.matchResources.matchPolicy", Fill::Text("Equivalent")),
+        ("spec.matchResources.matchPolicy", Fill::Pointer("Equivalent")),
         ("spec.matchResources.namespaceSelector", Fill::Map),
         ("spec.matchResources.objectSelector", Fill::Map),
-        ("spec.matchResources.resourceRules[].scope", Fill::Text("*")),
-        ("spec.matchResources.excludeResourceRules[].scope", Fill::Text("*")),
+        ("spec.matchResources.resourceRules[].scope", Fill::Pointer("*")),
+        ("spec.matchResources.excludeResourceRules[].scope", Fill::Pointer("*")),
     ],
-    checks: validate::BINDING,
     validate: validate::binding,
     ..ADMISSION
 };
@@ -82,7 +89,10 @@ pub(super) static BINDING: Rules = Rules {
 pub(super) static MUTATING_WEBHOOK: Rules = Rules {
     defaults: WEBHOOK_DEFAULTS,
     default: |configuration| {
-        crate::defaults::apply(&[("webhooks[].reinvocationPolicy", Fill::Text("Never"))], configuration);
+        crate::defaults::apply(
+            &[("webhooks[].reinvocationPolicy", Fill::Pointer("Never"))],
+            configuration,
+        );
     },
     validate: validate::webhooks,
     ..ADMISSION
@@ -95,11 +105,11 @@ pub(super) static VALIDATING_WEBHOOK: Rules = Rules {
 };
 
 const WEBHOOK_DEFAULTS: &[Default] = &[
-    ("webhooks[].failurePolicy", Fill::Text("Fail")),
-    ("webhooks[].matchPolicy", Fill::Text("Equivalent")),
+    ("webhooks[].failurePolicy", Fill::Pointer("Fail")),
+    ("webhooks[].matchPolicy", Fill::Pointer("Equivalent")),
     ("webhooks[].namespaceSelector", Fill::Map),
     ("webhooks[].objectSelector", Fill::Map),
     ("webhooks[].timeoutSeconds", Fill::Int(10)),
-    ("webhooks[].rules[].scope", Fill::Text("*")),
+    ("webhooks[].rules[].scope", Fill::Pointer("*")),
     ("webhooks[].clientConfig.service.port", Fill::Int(443)),
 ];

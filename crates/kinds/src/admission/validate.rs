@@ -6,18 +6,19 @@ use sampan_api::field::{Error, Errors, Path};
 use sampan_api::{Object, names as api};
 use serde_json::Value;
 
+use super::expressions;
 use crate::checks::{self, Check, Rule};
 use crate::names;
 use crate::pod_spec::validate::selector;
 use crate::tree;
 
-const WEBHOOK: &[Check] = &[
-    ("failurePolicy", Rule::OneOf(&["Fail", "Ignore"])),
-    ("matchPolicy", Rule::OneOf(&["Equivalent", "Exact"])),
-];
+const FAILURES: [&str; 2] = ["Fail", "Ignore"];
+const MATCHES: [&str; 2] = ["Equivalent", "Exact"];
 
-/// Match conditions of one webhook or policy, at most.
-const MAX_CONDITIONS: usize = 64;
+const WEBHOOK: &[Check] = &[
+    ("failurePolicy", Rule::GivenOneOf(&FAILURES)),
+    ("matchPolicy", Rule::GivenOneOf(&MATCHES)),
+];
 
 pub(super) fn webhooks(configuration: &Object, errors: &mut Errors) {
     let mut seen = BTreeSet::new();
@@ -40,10 +41,11 @@ pub(super) fn webhooks(configuration: &Object, errors: &mut Errors) {
         for field in ["namespaceSelector", "objectSelector"] {
             selector(hook, field, &path.child(field), errors);
         }
-        let again = [("reinvocationPolicy", Rule::OneOf(&["IfNeeded", "Never"]))];
+        let again = [("reinvocationPolicy", Rule::GivenOneOf(&["IfNeeded", "Never"]))];
         checks::run_at(&again, hook, &path, None, errors);
         client(hook, &path.child("clientConfig"), errors);
-        match_conditions(hook, &path.child("matchConditions"), errors);
+        let conditions = tree::items(hook, "matchConditions");
+        expressions::conditions(None, conditions, &path.child("matchConditions"), errors);
         review_versions(hook, &path.child("admissionReviewVersions"), errors);
         if !name.is_empty() && !seen.insert(name) {
             errors.push(Error::duplicate(&path.child("name"), name));
@@ -57,48 +59,6 @@ fn side_effects(hook: &Value, path: &Path, errors: &mut Errors) {
         None => errors.push(Error::required(path, "must specify one of None, NoneOnDryRun")),
         Some(effects) if !EFFECTS.contains(&effects) => errors.push(Error::not_supported(path, effects, &EFFECTS)),
         Some(_) => {}
-    }
-}
-
-/// Conditions must compile, and give a boolean.
-fn match_conditions(hook: &Value, path: &Path, errors: &mut Errors) {
-    let conditions = tree::items(hook, "matchConditions");
-    if conditions.is_empty() {
-        return;
-    }
-    if conditions.len() > MAX_CONDITIONS {
-        errors.push(Error::too_many(path, conditions.len(), MAX_CONDITIONS));
-    }
-    let env = sampan_cel::admission::env();
-    let mut seen = BTreeSet::new();
-    for (index, condition) in conditions.iter().enumerate() {
-        let path = path.index(index);
-        let (name, expression) = (
-            tree::text(condition, "name"),
-            tree::text(condition, "expression").trim(),
-        );
-        let at = path.child("expression");
-        if expression.is_empty() {
-            errors.push(Error::required(&at, ""));
-        } else {
-            let wrong = match env.compile(expression) {
-                Err(error) => Some(format!("compilation failed: {error}")),
-                Ok(program) if program.output().to_string() != "bool" => Some("must evaluate to bool".to_owned()),
-                Ok(_) => None,
-            };
-            if let Some(why) = wrong {
-                errors.push(Error::invalid(&at, expression, why));
-            }
-        }
-        let at = path.child("name");
-        if name.is_empty() {
-            errors.push(Error::required(&at, ""));
-        } else {
-            checks::named(&at, name, api::qualified_name, errors);
-            if !seen.insert(name) {
-                errors.push(Error::duplicate(&at, name));
-            }
-        }
     }
 }
 
@@ -133,7 +93,13 @@ fn operations(rule: &Value, path: &Path, errors: &mut Errors) {
     };
     several("operations", "operations", errors);
     const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
-    checks::run_at(&[("operations[]", Rule::OneOf(&OPERATIONS))], rule, path, None, errors);
+    checks::run_at(
+        &[("operations[]", Rule::GivenOneOf(&OPERATIONS))],
+        rule,
+        path,
+        None,
+        errors,
+    );
     several("apiGroups", "API groups", errors);
     several("apiVersions", "API versions", errors);
     for (index, _) in list("apiVersions")
@@ -145,7 +111,7 @@ fn operations(rule: &Value, path: &Path, errors: &mut Errors) {
     }
     resources(list("resources"), &path.child("resources"), errors);
     const SCOPES: [&str; 3] = ["*", "Cluster", "Namespaced"];
-    checks::run_at(&[("scope", Rule::OneOf(&SCOPES))], rule, path, None, errors);
+    checks::run_at(&[("scope", Rule::GivenOneOf(&SCOPES))], rule, path, None, errors);
 }
 
 /// What a wildcard covers must not be named again.
@@ -300,48 +266,41 @@ fn review_versions(hook: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-pub(super) const POLICY: &[Check] = &[
-    ("spec.failurePolicy", Rule::RequiredOneOf(&["Fail", "Ignore"])),
-    ("spec.paramKind.apiVersion", Rule::Required("")),
-    ("spec.paramKind.kind", Rule::Required("")),
-    ("spec.matchConstraints", Rule::Required("")),
-    (
-        "spec.matchConstraints.matchPolicy",
-        Rule::RequiredOneOf(&["Equivalent", "Exact"]),
-    ),
-    ("spec.matchConditions[].name", Rule::RequiredNamed(api::qualified_name)),
-    ("spec.matchConditions[].expression", Rule::Required("")),
-    (
-        "spec.validations[].expression",
-        Rule::Required("expression is not specified"),
-    ),
-    ("spec.auditAnnotations[].key", Rule::Required("")),
-    ("spec.auditAnnotations[].valueExpression", Rule::Required("")),
-    ("spec.variables[].name", Rule::Required("name is not specified")),
-    (
-        "spec.variables[].expression",
-        Rule::Required("expression is not specified"),
-    ),
-    (
-        "spec.mutations[].patchType",
-        Rule::RequiredOneOf(&["ApplyConfiguration", "JSONPatch"]),
-    ),
-];
-
+/// What policies of both kinds have before their expressions, in upstream's order.
 pub(super) fn policy(policy: &Object, errors: &mut Errors) {
-    param_kind(policy, errors);
-    let path = Path::new("spec").child("matchConstraints");
-    let Some(constraints) = tree::get(policy, "spec.matchConstraints") else {
-        return;
-    };
-    let rules = tree::items(constraints, "resourceRules");
-    if rules.is_empty() {
-        errors.push(Error::required(&path.child("resourceRules"), ""));
+    let path = Path::new("spec");
+    given(
+        policy,
+        "spec.failurePolicy",
+        &path.child("failurePolicy"),
+        &FAILURES,
+        errors,
+    );
+    if tree::get(policy, "spec.paramKind").is_some() {
+        param_kind(policy, errors);
     }
-    criteria(constraints, &path, errors);
+    let at = path.child("matchConstraints");
+    match tree::get(policy, "spec.matchConstraints") {
+        None => errors.push(Error::required(&at, "")),
+        Some(constraints) => {
+            criteria(constraints, &at, errors);
+            if tree::items(constraints, "resourceRules").is_empty() {
+                errors.push(Error::required(&at.child("resourceRules"), ""));
+            }
+        }
+    }
 }
 
-/// The kind of parameters must be possible. What is missing is said by the table.
+/// A pointer in Go that has to be given, and be one of these.
+fn given(owner: &Value, field: &str, path: &Path, allowed: &[&str], errors: &mut Errors) {
+    match tree::get(owner, field).and_then(Value::as_str) {
+        None => errors.push(Error::required(path, "")),
+        Some(text) if !allowed.contains(&text) => errors.push(Error::not_supported(path, text, allowed)),
+        Some(_) => {}
+    }
+}
+
+/// The kind of parameters must be possible.
 fn param_kind(policy: &Object, errors: &mut Errors) {
     let path = Path::new("spec").child("paramKind");
     let (api_version, kind) = (
@@ -350,7 +309,7 @@ fn param_kind(policy: &Object, errors: &mut Errors) {
     );
     let at = path.child("apiVersion");
     match api_version.split_once('/').unwrap_or(("", api_version)) {
-        _ if api_version.is_empty() => {}
+        _ if api_version.is_empty() => errors.push(Error::required(&at, "")),
         (_, version) if version.contains('/') => errors.push(Error::invalid(
             &at,
             api_version,
@@ -370,7 +329,9 @@ fn param_kind(policy: &Object, errors: &mut Errors) {
         }
     }
     let why = api::dns1035_label(&kind.to_lowercase());
-    if !kind.is_empty() && !why.is_empty() {
+    if kind.is_empty() {
+        errors.push(Error::required(&path.child("kind"), ""));
+    } else if !why.is_empty() {
         let why = format!("may have mixed case, but should otherwise match: {}", why.join(","));
         errors.push(Error::invalid(&path.child("kind"), kind, why));
     }
@@ -378,6 +339,14 @@ fn param_kind(policy: &Object, errors: &mut Errors) {
 
 /// Rules, names and selectors, of policies and of bindings.
 fn criteria(constraints: &Value, path: &Path, errors: &mut Errors) {
+    given(constraints, "matchPolicy", &path.child("matchPolicy"), &MATCHES, errors);
+    for field in ["namespaceSelector", "objectSelector"] {
+        let at = path.child(field);
+        if tree::get(constraints, field).is_none() {
+            errors.push(Error::required(&at, ""));
+        }
+        selector(constraints, field, &at, errors);
+    }
     for list in ["resourceRules", "excludeResourceRules"] {
         for (index, rule) in tree::items(constraints, list).iter().enumerate() {
             let path = path.child(list).index(index);
@@ -394,59 +363,45 @@ fn criteria(constraints: &Value, path: &Path, errors: &mut Errors) {
             operations(rule, &path, errors);
         }
     }
-    for field in ["namespaceSelector", "objectSelector"] {
-        selector(constraints, field, &path.child(field), errors);
-    }
 }
 
 pub(super) fn validating_policy(object: &Object, errors: &mut Errors) {
-    let empty = |field: &str| tree::items(object, field).is_empty();
-    if empty("spec.validations") && empty("spec.auditAnnotations") {
-        errors.push(Error::required(
-            &Path::new("spec").child("validations"),
-            "validations or auditAnnotations must contain at least one item",
-        ));
-    }
     policy(object, errors);
-    super::expressions::validating(object, errors);
+    expressions::validating(object, errors);
 }
 
 pub(super) fn mutating_policy(object: &Object, errors: &mut Errors) {
-    if tree::items(object, "spec.mutations").is_empty() {
-        errors.push(Error::required(
-            &Path::new("spec").child("mutations"),
-            "mutations must contain at least one item",
-        ));
-    }
     policy(object, errors);
-    super::expressions::mutating(object, errors);
+    let path = Path::new("spec").child("matchConstraints");
+    expressions::operations(object, "spec.matchConstraints.resourceRules", &path, errors);
+    expressions::mutating(object, errors);
 }
 
-pub(super) const BINDING: &[Check] = &[
-    ("spec.policyName", Rule::RequiredNamed(names::whole_subdomain)),
-    (
-        "spec.paramRef.parameterNotFoundAction",
-        Rule::RequiredOneOf(&["Allow", "Deny"]),
-    ),
-    ("spec.validationActions[]", Rule::OneOf(&["Audit", "Deny", "Warn"])),
-];
-
 pub(super) fn binding(binding: &Object, errors: &mut Errors) {
-    let path = Path::new("spec").child("matchResources");
+    let spec = Path::new("spec");
+    let named = [("spec.policyName", Rule::RequiredNamed(names::whole_subdomain))];
+    checks::run(&named, binding, None, errors);
+    if let Some(parameters) = tree::get(binding, "spec.paramRef") {
+        parameters_of(parameters, &spec.child("paramRef"), errors);
+    }
+    let path = spec.child("matchResources");
     if let Some(constraints) = tree::get(binding, "spec.matchResources") {
         criteria(constraints, &path, errors);
     }
     if tree::text(binding, "kind") == "MutatingAdmissionPolicyBinding" {
-        super::expressions::operations(binding, "spec.matchResources.resourceRules", &path, errors);
+        expressions::operations(binding, "spec.matchResources.resourceRules", &path, errors);
+        return;
     }
     let actions = tree::items(binding, "spec.validationActions");
-    let path = Path::new("spec").child("validationActions");
-    if actions.is_empty() && tree::text(binding, "kind") == "ValidatingAdmissionPolicyBinding" {
-        errors.push(Error::required(&path, "at least one validation action is required"));
-    }
+    let path = spec.child("validationActions");
+    const ACTIONS: [&str; 3] = ["Audit", "Deny", "Warn"];
     for (index, action) in actions.iter().enumerate() {
+        let at = path.index(index);
+        if let Some(text) = action.as_str().filter(|text| !ACTIONS.contains(text)) {
+            errors.push(Error::not_supported(&at, text, &ACTIONS));
+        }
         if actions.iter().take(index).any(|earlier| earlier == action) {
-            errors.push(Error::duplicate(&path.index(index), action.clone()));
+            errors.push(Error::duplicate(&at, action.clone()));
         }
     }
     let has = |name: &str| actions.iter().any(|action| action == name);
@@ -457,18 +412,35 @@ pub(super) fn binding(binding: &Object, errors: &mut Errors) {
             "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)",
         ));
     }
-    if let Some(parameters) = tree::get(binding, "spec.paramRef") {
-        let named = !tree::text(parameters, "name").is_empty();
-        let selected = tree::get(parameters, "selector").is_some();
-        let path = Path::new("spec").child("paramRef");
-        if named && selected {
-            errors.push(Error::forbidden(
-                &path.child("name"),
-                "name and selector are mutually exclusive",
-            ));
-        } else if !named && !selected {
-            errors.push(Error::required(&path, "one of name or selector must be specified"));
+    if actions.is_empty() {
+        errors.push(Error::required(&path, "at least one validation action is required"));
+    }
+}
+
+/// Which objects are a policy's parameters: one by its name, or those a selector finds.
+fn parameters_of(parameters: &Value, path: &Path, errors: &mut Errors) {
+    const BOTH: &str = "name and selector are mutually exclusive";
+    let name = tree::text(parameters, "name");
+    let selected = tree::get(parameters, "selector").is_some();
+    if !name.is_empty() {
+        checks::named(&path.child("name"), name, api::path_segment, errors);
+        if selected {
+            errors.push(Error::forbidden(&path.child("name"), BOTH));
         }
+    }
+    selector(parameters, "selector", &path.child("selector"), errors);
+    if selected && !name.is_empty() {
+        errors.push(Error::forbidden(&path.child("selector"), BOTH));
+    }
+    if !selected && name.is_empty() {
+        errors.push(Error::required(path, "one of name or selector must be specified"));
+    }
+    let at = path.child("parameterNotFoundAction");
+    const ACTIONS: [&str; 2] = ["Deny", "Allow"];
+    match tree::text(parameters, "parameterNotFoundAction") {
+        "" => errors.push(Error::required(&at, "")),
+        action if !ACTIONS.contains(&action) => errors.push(Error::not_supported(&at, action, &ACTIONS)),
+        _ => {}
     }
 }
 
@@ -537,8 +509,9 @@ mod tests {
                 Some("spec.matchConstraints.resourceRules[0].resourceNames[1]: Duplicate value: \"a\""),
             ),
         ] {
-            let object = json!({"spec": {"paramKind": {"apiVersion": api_version, "kind": kind},
-                "matchConstraints": {"resourceRules": [rule(names)]}}});
+            let object = json!({"spec": {"paramKind": {"apiVersion": api_version, "kind": kind}, "failurePolicy": "Fail",
+                "matchConstraints": {"matchPolicy": "Exact", "namespaceSelector": {}, "objectSelector": {},
+                    "resourceRules": [rule(names)]}}});
             let mut errors = Errors::new();
             policy(&object, &mut errors);
             let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -546,6 +519,44 @@ mod tests {
                 None => assert_eq!(told, [""; 0]),
                 Some(why) => assert!(told.len() == 1 && told[0].starts_with(why), "{told:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn bindings_are_judged_in_upstreams_order() {
+        for (spec, expected) in [
+            (
+                json!({"policyName": "p", "validationActions": ["", "Deny"], "paramRef": {}}),
+                vec![
+                    "spec.paramRef: Required value: one of name or selector must be specified",
+                    "spec.paramRef.parameterNotFoundAction: Required value",
+                    r#"spec.validationActions[0]: Unsupported value: "": supported values: "Audit", "Deny", "Warn""#,
+                ],
+            ),
+            (
+                json!({"policyName": "p", "validationActions": ["Deny"], "paramRef": {"name": "a/b", "selector": {}, "parameterNotFoundAction": "x"}}),
+                vec![
+                    "spec.paramRef.name: Invalid value: \"a/b\": may not contain '/'",
+                    "spec.paramRef.name: Forbidden: name and selector are mutually exclusive",
+                    "spec.paramRef.selector: Forbidden: name and selector are mutually exclusive",
+                    r#"spec.paramRef.parameterNotFoundAction: Unsupported value: "x": supported values: "Deny", "Allow""#,
+                ],
+            ),
+            (
+                json!({"policyName": "p", "matchResources": {"matchPolicy": "", "namespaceSelector": {}}}),
+                vec![
+                    r#"spec.matchResources.matchPolicy: Unsupported value: "": supported values: "Equivalent", "Exact""#,
+                    "spec.matchResources.objectSelector: Required value",
+                    "spec.validationActions: Required value: at least one validation action is required",
+                ],
+            ),
+        ] {
+            let mut errors = Errors::new();
+            binding(
+                &json!({"kind": "ValidatingAdmissionPolicyBinding", "spec": spec}),
+                &mut errors,
+            );
+            assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), expected);
         }
     }
 
@@ -565,6 +576,14 @@ mod tests {
             (
                 |hook| hook["sideEffects"] = "Some".into(),
                 r#"webhooks[0].sideEffects: Unsupported value: "Some": supported values: "None", "NoneOnDryRun""#,
+            ),
+            (
+                |hook| hook["failurePolicy"] = "".into(),
+                r#"webhooks[0].failurePolicy: Unsupported value: "": supported values: "Fail", "Ignore""#,
+            ),
+            (
+                |hook| hook["rules"][0]["operations"] = json!([""]),
+                r#"webhooks[0].rules[0].operations[0]: Unsupported value: "": supported values: "*", "CONNECT""#,
             ),
             (
                 |hook| hook["timeoutSeconds"] = 31.into(),
@@ -616,7 +635,7 @@ mod tests {
             ),
             (
                 |hook| hook["matchConditions"] = json!([{"name": "n", "expression": "1"}]),
-                r#"webhooks[0].matchConditions[0].expression: Invalid value: "1": must evaluate to bool"#,
+                r#"webhooks[0].matchConditions[0].expression: Invalid value: "1": must evaluate to bool but got int"#,
             ),
             (
                 |hook| hook["matchConditions"] = json!([{"name": "n", "expression": "params.a"}]),

@@ -100,6 +100,15 @@ fn to_storage(hpa: &mut Object) {
     drop_annotations(hpa);
 }
 
+/// A `v1` object that names no metric at all means CPU. The conversion would say so too; said here, it is a field
+/// its writer owns.
+pub(super) fn default_target(hpa: &mut Object) {
+    const TARGET: &str = "spec.targetCPUUtilizationPercentage";
+    if tree::get(hpa, TARGET).is_none() && annotated_list(hpa, METRICS, &SPEC).is_empty() {
+        tree::set(hpa, TARGET, 80);
+    }
+}
+
 fn take_list(object: &mut Object, path: &str) -> Vec<Value> {
     match tree::remove(object, path) {
         Some(Value::Array(list)) => list,

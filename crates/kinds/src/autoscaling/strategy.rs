@@ -30,6 +30,7 @@ pub(super) static V1_RULES: Rules = Rules {
         ("status.desiredReplicas", Fill::Int(0)),
         ("status.currentReplicas", Fill::Int(0)),
     ],
+    default: super::convert::default_target,
     ..PLAIN
 };
 

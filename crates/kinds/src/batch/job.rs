@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::defaults::{Default, Fill};
 use crate::rules::{RULES as PLAIN, Rules};
-use crate::spec::Propagation;
+use crate::spec::{MetadataCheck, Propagation};
 use crate::tree;
 use crate::warnings;
 
@@ -15,6 +15,7 @@ pub(super) static RULES: Rules = Rules {
     defaults: DEFAULTS,
     default,
     create: generate_selector,
+    metadata: &[MetadataCheck::Whole, MetadataCheck::Change],
     validate: super::validate::job,
     validate_update: super::validate::job_update,
     propagation: Propagation::Orphan,
@@ -31,10 +32,10 @@ const DEFAULTS: &[Default] = &[
     ("spec.parallelism", Fill::Int(1)),
     ("spec(backoffLimitPerIndex).backoffLimit", Fill::Int(i32::MAX as i64)),
     ("spec.backoffLimit", Fill::Int(6)),
-    ("spec.completionMode", Fill::Text("NonIndexed")),
+    ("spec.completionMode", Fill::Pointer("NonIndexed")),
     ("spec.suspend", Fill::Bool(false)),
-    ("spec(podFailurePolicy).podReplacementPolicy", Fill::Text("Failed")),
-    ("spec.podReplacementPolicy", Fill::Text("TerminatingOrFailed")),
+    ("spec(podFailurePolicy).podReplacementPolicy", Fill::Pointer("Failed")),
+    ("spec.podReplacementPolicy", Fill::Pointer("TerminatingOrFailed")),
     ("spec.manualSelector", Fill::Bool(false)),
     (
         "spec.podFailurePolicy.rules[].onPodConditions[].status",

@@ -29,22 +29,7 @@ pub(super) fn job(job: &Object, errors: &mut Errors) {
     let nothing = Value::Null;
     let spec = tree::get(job, "spec").unwrap_or(&nothing);
     generated_selector(job, errors);
-    job_spec(spec, &path, errors);
-    match tree::get(spec, "selector") {
-        None => errors.push(Error::required(&path.child("selector"), "")),
-        Some(selector) => {
-            errors.extend(validate_label_selector(selector, &path.child("selector")));
-            let labels = tree::map(spec, "template.metadata.labels");
-            let none = Map::new();
-            if LabelSelector::from_value(selector).is_ok_and(|parsed| !parsed.matches(labels.unwrap_or(&none))) {
-                errors.push(Error::invalid(
-                    &path.child("template").child("metadata").child("labels"),
-                    labels.map_or(Value::Null, |labels| labels.clone().into()),
-                    "`selector` does not match template `labels`",
-                ));
-            }
-        }
-    }
+    whole_spec(spec, &path, errors);
     let completions = tree::int(spec, "completions");
     if tree::text(spec, "completionMode") == "Indexed" && completions > 0 {
         let name = tree::text(job, "metadata.name");
@@ -98,6 +83,31 @@ fn generated_selector(job: &Object, errors: &mut Errors) {
     }
 }
 
+/// A Job's own spec: that of its Pods, and how they are selected.
+fn whole_spec(spec: &Value, path: &Path, errors: &mut Errors) {
+    job_spec(spec, path, errors);
+    let labels = tree::map(spec, "template.metadata.labels");
+    let matches = match tree::get(spec, "selector") {
+        None => {
+            errors.push(Error::required(&path.child("selector"), ""));
+            false
+        }
+        Some(selector) => {
+            errors.extend(validate_label_selector(selector, &path.child("selector")));
+            let none = Map::new();
+            // One that cannot be read is told of, and not asked.
+            LabelSelector::from_value(selector).map_or(true, |parsed| parsed.matches(labels.unwrap_or(&none)))
+        }
+    };
+    if !matches {
+        errors.push(Error::invalid(
+            &path.child("template").child("metadata").child("labels"),
+            labels.map_or(Value::Null, |labels| labels.clone().into()),
+            "`selector` does not match template `labels`",
+        ));
+    }
+}
+
 /// What a Job's spec and a Job template have in common.
 fn job_spec(spec: &Value, path: &Path, errors: &mut Errors) {
     checks::run_at(SPEC, spec, path, None, errors);
@@ -130,13 +140,13 @@ fn job_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     failure_policy(spec, path, errors);
-    let policy = tree::text(spec, "podReplacementPolicy");
+    let policy = tree::get(spec, "podReplacementPolicy").and_then(Value::as_str);
     let allowed: &[&str] = if tree::get(spec, "podFailurePolicy").is_some() {
         &["Failed"]
     } else {
         &["Failed", "TerminatingOrFailed"]
     };
-    if !policy.is_empty() && !allowed.contains(&policy) {
+    if let Some(policy) = policy.filter(|policy| !allowed.contains(policy)) {
         errors.push(Error::not_supported(
             &path.child("podReplacementPolicy"),
             policy,
@@ -350,7 +360,7 @@ fn job_spec_update(new: &Object, old: &Object, errors: &mut Errors) {
     let here = Path::default();
     let path = Path::new("spec");
     // Upstream looks at the whole and again at what changed: who counts the causes sees what is wrong twice.
-    job_spec(tree::get(new, "spec").unwrap_or(&Value::Null), &path, errors);
+    whole_spec(tree::get(new, "spec").unwrap_or(&Value::Null), &path, errors);
     let fixed = |field: &str, errors: &mut Errors| {
         checks::immutable(new, old, &here, field, errors);
     };
@@ -426,6 +436,18 @@ fn template_update(new: &Object, old: &Object, errors: &mut Errors) {
 /// What a Job has come to is not taken back.
 fn job_status(new: &Object, old: &Object, errors: &mut Errors) {
     let path = Path::new("status");
+    let mut seen = std::collections::BTreeSet::new();
+    for list in ["succeeded", "failed"] {
+        let path = path.child("uncountedTerminatedPods").child(list);
+        let uids = tree::items(new, &format!("status.uncountedTerminatedPods.{list}"));
+        for (index, uid) in uids.iter().filter_map(Value::as_str).enumerate() {
+            if uid.is_empty() {
+                errors.push(Error::invalid(&path.index(index), uid, "must not be empty"));
+            } else if !seen.insert(uid) {
+                errors.push(Error::duplicate(&path.index(index), uid));
+            }
+        }
+    }
     let now = |kind: &str| is_true(new, "status.conditions", kind);
     let before = |kind: &str| is_true(old, "status.conditions", kind);
     let conditions = path.child("conditions");

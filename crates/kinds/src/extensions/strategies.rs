@@ -47,7 +47,7 @@ pub(super) static API_SERVICE: Rules = Rules {
         ("status", Fill::Map),
     ],
     validate: validate::api_service,
-    validate_create: validate::api_service_create,
+    validate_update: validate::api_service_status,
     reset: crate::rules::status_keeps_metadata,
     ..RULES
 };

@@ -4,9 +4,11 @@ use sampan_api::field::{Error, Errors, Path};
 use sampan_api::{Object, names as api};
 
 use crate::checks::{self, Rule};
+use crate::spec::Part;
 use crate::tree;
 
 pub(super) fn api_service(service: &Object, errors: &mut Errors) {
+    named_after_its_version(service, errors);
     let path = Path::new("spec");
     let (group, version) = (tree::text(service, "spec.group"), tree::text(service, "spec.version"));
     if group.is_empty() && version != "v1" {
@@ -72,22 +74,31 @@ pub(super) fn api_service(service: &Object, errors: &mut Errors) {
     }
 }
 
-pub(super) fn api_service_create(service: &Object, errors: &mut Errors) {
+/// An APIService is named after what it serves. What is wrong with the name itself is told by others.
+fn named_after_its_version(service: &Object, errors: &mut Errors) {
     let wanted = format!(
         "{}.{}",
         tree::text(service, "spec.version"),
         tree::text(service, "spec.group")
     );
     let name = tree::text(service, "metadata.name");
-    if name != wanted {
-        errors.insert(
-            0,
-            Error::invalid(
-                &Path::new("metadata").child("name"),
-                name,
-                format!("must be `spec.version+\".\"+spec.group`: {wanted:?}"),
-            ),
-        );
+    if !name.is_empty() && api::path_segment(name).is_empty() && name != wanted {
+        let why = format!("must be `spec.version+\".\"+spec.group`: {wanted:?}");
+        errors.push(Error::invalid(&Path::new("metadata").child("name"), name, why));
+    }
+}
+
+pub(super) fn api_service_status(part: Part<'_>, new: &Object, _: &Object, errors: &mut Errors) {
+    if part != Part::View("status") {
+        return;
+    }
+    const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
+    for (index, condition) in tree::items(new, "status.conditions").iter().enumerate() {
+        let status = tree::text(condition, "status");
+        if !STATUSES.contains(&status) {
+            let at = Path::new("status").child("conditions").index(index).child("status");
+            errors.push(Error::not_supported(&at, status, &STATUSES));
+        }
     }
 }
 
@@ -104,6 +115,13 @@ mod tests {
                 json!({"metadata": {"name": "v1.x.y"}, "spec": {"group": "x.y", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1}})
             ),
             Vec::<String>::new()
+        );
+        assert_eq!(
+            said(
+                &strategies::API_SERVICE,
+                json!({"metadata": {"name": "v1.z"}, "spec": {"group": "x.y", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1}})
+            ),
+            ["metadata.name: Invalid value: \"v1.z\": must be `spec.version+\".\"+spec.group`: \"v1.x.y\""]
         );
         assert_eq!(
             said(

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::checks;
 use crate::names;
+use crate::spec::Part;
 use crate::tree;
 
 const VERBS: &[&str] = &[
@@ -47,7 +48,8 @@ pub(super) fn schema(schema: &Object, errors: &mut Errors) {
         let methods = ["ByNamespace", "ByUser"];
         if !methods.contains(&kind) {
             let at = path.child("distinguisherMethod").child("type");
-            errors.push(Error::not_supported(&at, kind, &methods));
+            // Upstream shows the method, not its type.
+            errors.push(Error::not_supported(&at, serde_json::json!({"Type": kind}), &methods));
         }
     }
     let level = tree::text(schema, "spec.priorityLevelConfiguration.name");
@@ -449,6 +451,13 @@ fn mandatory_level(name: &str) -> Option<Value> {
         "catch-all" => Some(json!({"type": "Limited", "limited": {
             "nominalConcurrencyShares": 5, "lendablePercent": 0, "limitResponse": {"type": "Reject"}}})),
         _ => None,
+    }
+}
+
+/// The conditions that are written on their own.
+pub(super) fn status(part: Part<'_>, new: &Object, _: &Object, errors: &mut Errors) {
+    if part == Part::View("status") {
+        conditions(new, errors);
     }
 }
 

@@ -3,7 +3,6 @@
 use sampan_api::Object;
 
 use super::validate;
-use crate::checks::Rule;
 use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules, Status};
@@ -14,8 +13,9 @@ pub(super) static INGRESS_CLASS: Rules = Rules {
     generation: true,
     status: Status::Plain,
     defaults: &[("spec", Fill::Map), ("spec.parameters.scope", Fill::Pointer("Cluster"))],
-    checks: &[("spec.controller", Rule::Immutable)],
     validate: validate::ingress_class,
+    validate_update: validate::ingress_class_update,
+    changes_first: true,
     ..RULES
 };
 pub(super) static INGRESS: Rules = Rules {
@@ -54,7 +54,7 @@ pub(super) static NETWORK_POLICY: Rules = Rules {
 };
 pub(super) static SERVICE_CIDR: Rules = Rules {
     defaults: &[("spec", Fill::Map), ("status", Fill::Map)],
-    validate: validate::service_cidr,
+    validate_create: validate::service_cidr,
     validate_update: validate::service_cidr_update,
     reset: crate::rules::status_keeps_metadata,
     ..RULES

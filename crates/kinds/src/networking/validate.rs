@@ -318,6 +318,14 @@ pub(super) fn ingress_update(part: Part<'_>, new: &Object, _: &Object, errors: &
     }
 }
 
+pub(super) fn ingress_class_update(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
+    let controller = tree::text(new, "spec.controller");
+    if controller != tree::text(old, "spec.controller") {
+        let at = Path::new("spec").child("controller");
+        errors.push(Error::invalid(&at, controller, checks::IMMUTABLE));
+    }
+}
+
 pub(super) fn ingress_class(class: &Object, errors: &mut Errors) {
     let path = Path::new("spec");
     let controller = tree::text(class, "spec.controller");
@@ -411,14 +419,19 @@ pub(super) fn service_cidr_update(part: Part<'_>, new: &Object, old: &Object, er
     }
     let (now, was) = (tree::items(new, "spec.cidrs"), tree::items(old, "spec.cidrs"));
     let path = Path::new("spec").child("cidrs");
-    if now.len() != was.len() && !(was.len() == 1 && now.len() == 2) {
-        errors.push(Error::invalid(&path, now.to_vec(), checks::IMMUTABLE));
+    let added = was.len() == 1 && now.len() == 2;
+    if now.len() != was.len() && !added {
+        let given = tree::get(new, "spec.cidrs").cloned().unwrap_or_default();
+        errors.push(Error::invalid(&path, given, checks::IMMUTABLE));
         return;
     }
     for (index, (now, was)) in now.iter().zip(was).enumerate() {
         if now != was {
             errors.push(Error::invalid(&path.index(index), now.clone(), checks::IMMUTABLE));
         }
+    }
+    if added {
+        service_cidr(new, errors);
     }
 }
 

@@ -5,6 +5,8 @@ use sampan_api::field::{Error, Errors, Path};
 use sampan_api::names as api;
 use sampan_api::selector::validate_label_selector;
 
+use serde_json::Value;
+
 use crate::checks;
 use crate::defaults::{Default, Fill};
 use crate::names;
@@ -106,7 +108,11 @@ fn aggregation(role: &Object, errors: &mut Errors) {
         ));
     }
     for (index, selector) in selectors.iter().enumerate() {
-        errors.extend(validate_label_selector(selector, &path.index(index)));
+        let path = path.index(index);
+        let wrong = validate_label_selector(selector, &path);
+        // What upstream shows here is the selector it could not make.
+        let unreadable = (!wrong.is_empty()).then(|| Error::invalid(&path, Value::Null, "invalid label selector."));
+        errors.extend(wrong.into_iter().chain(unreadable));
     }
 }
 

@@ -5,18 +5,29 @@ use sampan_api::Object;
 use super::{published, validate};
 use crate::defaults::{Default, Fill};
 use crate::rules::{RULES, Rules, Status};
-use crate::tree;
+use crate::{names, tree};
 
 pub(super) static DEVICE_CLASS: Rules = Rules {
+    name: long_name,
     generation: true,
     status: Status::Plain,
     defaults: &[("spec", Fill::Map)],
     validate: validate::class,
     ..RULES
 };
+/// A DNS subdomain, in the words of upstream's newer checks: they count bytes.
+fn long_name(name: &str, prefix: bool) -> Vec<String> {
+    let counted = |why: String| match why.strip_suffix(" characters") {
+        Some(rest) if why.starts_with("must be no more than") => format!("{rest} bytes"),
+        _ => why,
+    };
+    names::subdomain(name, prefix).into_iter().map(counted).collect()
+}
+
 pub(super) static CLAIM: Rules = Rules {
     defaults: CLAIM_DEFAULTS,
-    validate: validate::claim,
+    // A spec that cannot change is not judged again.
+    validate_create: validate::claim,
     validate_update: validate::claim_update,
     reset: crate::rules::status_keeps_metadata,
     ..RULES

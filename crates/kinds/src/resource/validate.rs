@@ -1,17 +1,17 @@
 //! What upstream checks of devices that a claim asks for and of those it was given; [`super::published`] checks those a
 //! driver offers.
 //!
-//! Differences: the expressions of selectors are measured here but not compiled (a scheduler does that), and the
-//! policies of shared capacity are checked as far as their shape goes.
+//! Difference: the policies of shared capacity are checked as far as their shape goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sampan_api::field::{Error, Errors, Path};
 use sampan_api::{Object, names as api};
+use sampan_cel::device::{self, Refusal};
 use serde_json::Value;
 
 use super::published::{binding, fully_qualified};
-use crate::checks::{conditions, immutable, named};
+use crate::checks::{IMMUTABLE, conditions, immutable, named};
 use crate::pod_spec::scheduling::node_selector;
 use crate::spec::Part;
 use crate::{names, tree};
@@ -178,12 +178,22 @@ fn selectors(owner: &Value, at: &Path, errors: &mut Errors) {
         let path = path.child("cel");
         match tree::get(selector, "cel") {
             None => errors.push(Error::required(&path, "")),
-            Some(cel) if tree::text(cel, "expression").len() > EXPRESSION_LENGTH => {
-                errors.push(Error::too_long(&path.child("expression"), EXPRESSION_LENGTH));
-            }
-            Some(_) => {}
+            Some(cel) => expression(tree::text(cel, "expression"), &path.child("expression"), errors),
         }
     });
+}
+
+/// A selector must compile, and not cost too much.
+fn expression(text: &str, path: &Path, errors: &mut Errors) {
+    if text.len() > EXPRESSION_LENGTH {
+        errors.push(Error::too_long(path, EXPRESSION_LENGTH));
+        return;
+    }
+    match device::selector(text) {
+        Ok(_) => {}
+        Err(Refusal::Invalid(why)) => errors.push(Error::invalid(path, text, why)),
+        Err(Refusal::TooExpensive) => errors.push(Error::forbidden(path, "too complex, exceeds cost limit")),
+    }
 }
 
 fn toleration(toleration: &Value, path: &Path, errors: &mut Errors) {
@@ -347,8 +357,11 @@ pub(super) fn template(object: &Object, errors: &mut Errors) {
 }
 
 pub(super) fn spec_stays(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
-    if part == Part::Main {
-        immutable(new, old, &Path::default(), "spec", errors);
+    // To the letter: an access that is refused is not one that was never asked for.
+    let now = tree::get(new, "spec");
+    if part == Part::Main && now != tree::get(old, "spec") {
+        let shown = now.cloned().unwrap_or_default();
+        errors.push(Error::invalid(&Path::new("spec"), shown, IMMUTABLE));
     }
 }
 

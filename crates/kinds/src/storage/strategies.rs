@@ -12,7 +12,7 @@ use crate::checks::{self, IMMUTABLE, Rule};
 use crate::defaults::Fill;
 use crate::names;
 use crate::rules::{RULES, Rules, Status};
-use crate::spec::Part;
+use crate::spec::{MetadataCheck, Part};
 use crate::tree;
 use crate::warnings;
 
@@ -161,6 +161,7 @@ pub(super) static VOLUME_ATTACHMENT: Rules = Rules {
     ..RULES
 };
 pub(super) static VOLUME_ATTRIBUTES_CLASS: Rules = Rules {
+    metadata: &[MetadataCheck::Change, MetadataCheck::Whole],
     status: Status::Plain,
     validate: |class, errors| {
         provisioner(class, "driverName", errors);
@@ -308,16 +309,8 @@ fn node(node: &Object, errors: &mut Errors) {
     let mut names_seen = BTreeSet::new();
     for (index, driver) in tree::items(node, "spec.drivers").iter().enumerate() {
         let path = Path::new("spec").child("drivers").index(index);
-        checks::run_at(
-            &[
-                ("name", Rule::RequiredNamed(names::whole_subdomain)),
-                ("nodeID", Rule::Required("")),
-            ],
-            driver,
-            &path,
-            None,
-            errors,
-        );
+        driver_name(tree::text(driver, "name"), &path.child("name"), errors);
+        checks::run_at(&[("nodeID", Rule::Required(""))], driver, &path, None, errors);
         let id = tree::text(driver, "nodeID");
         if id.len() > 256 {
             errors.push(Error::invalid(
@@ -364,11 +357,25 @@ fn node_update(_: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
     }
 }
 
+/// The name of a CSI driver, in either case.
+fn driver_name(name: &str, path: &Path, errors: &mut Errors) {
+    const LENGTH: usize = 63;
+    if name.is_empty() {
+        errors.push(Error::required(path, ""));
+        return;
+    }
+    if name.len() > LENGTH {
+        errors.push(Error::too_long(path, LENGTH));
+    }
+    for why in names::whole_subdomain(&name.to_ascii_lowercase()) {
+        errors.push(Error::invalid(path, name, why));
+    }
+}
+
 fn attachment(object: &Object, errors: &mut Errors) {
-    checks::run(
-        &[("spec.attacher", Rule::RequiredNamed(names::whole_subdomain))],
-        object,
-        None,
+    driver_name(
+        tree::text(object, "spec.attacher"),
+        &Path::new("spec").child("attacher"),
         errors,
     );
     let path = Path::new("spec").child("source");
@@ -413,7 +420,7 @@ mod tests {
 
     #[test]
     fn objects_are_refused_in_upstreams_words() {
-        let cases: [(&Rules, Value, &[&str]); 9] = [
+        let cases: [(&Rules, Value, &[&str]); 10] = [
             (
                 &STORAGE_CLASS,
                 json!({"provisioner": "X", "volumeBindingMode": "", "parameters": {"": "b"}}),
@@ -478,6 +485,11 @@ mod tests {
                 &VOLUME_ATTACHMENT,
                 json!({"spec": {"attacher": "a", "nodeName": "n", "source": {"persistentVolumeName": "v"}}}),
                 &[],
+            ),
+            (
+                &CSI_NODE,
+                json!({"spec": {"drivers": [{"name": "D-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "nodeID": "n"}]}}),
+                &["spec.drivers[0].name: Too long: may not be more than 63 bytes"],
             ),
         ];
         for (rules, mut object, wanted) in cases {

@@ -29,7 +29,6 @@ pub use set::FieldSet;
 pub use versions::{OneVersion, Versions};
 pub use walk::builtin_type;
 
-use crate::codec::check;
 use crate::schema::Type;
 use crate::status::{Cause, Details, Status};
 use crate::{Object, meta};
@@ -120,23 +119,8 @@ impl<'a> Context<'a> {
         managers
     }
 
-    /// What there is before there is anything: with what Go prints of an empty object, which therefore nobody sets.
     fn empty(&self) -> Object {
-        let plain = json!({"apiVersion": self.api_version, "kind": self.kind, "metadata": {}});
-        let has_spec = |ty: &Type| {
-            matches!(ty, Type::Def(_))
-                && ty
-                    .as_struct()
-                    .is_some_and(|own| own.field("spec").is_some_and(|spec| !spec.keep_zero))
-        };
-        let mut object = plain.clone();
-        if has_spec(self.ty) {
-            object["spec"] = json!({});
-        }
-        match check(self.ty, &mut object) {
-            Ok(_) => object,
-            Err(_) => plain,
-        }
+        json!({"apiVersion": self.api_version, "kind": self.kind, "metadata": {}})
     }
 
     fn as_manager(&self, name: &str, applied: bool) -> Manager {

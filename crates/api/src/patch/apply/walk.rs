@@ -7,8 +7,9 @@
 use serde_json::{Map, Value};
 
 use super::set::{Element, FieldSet, Path, show};
+use crate::codec::printed;
 use crate::quantity::Quantity;
-use crate::schema::{self, List, ListKind, Struct, Type};
+use crate::schema::{self, Field, List, ListKind, Printed, Struct, Type};
 
 /// A type where a field may say more than the type itself.
 #[derive(Clone, Copy)]
@@ -16,15 +17,8 @@ pub struct Node<'a> {
     ty: Kind<'a>,
     /// Whether the field says the struct or map below is replaced as a whole.
     atomic: Option<bool>,
-    /// What Go has in the place of nothing: an empty struct, or a null list that is always printed.
-    zero: Zero,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Zero {
-    Absent,
-    Struct,
-    Null,
+    /// The field this is the value of, for what Go has in the place of nothing.
+    field: Option<&'a Field>,
 }
 
 #[derive(Clone, Copy)]
@@ -56,7 +50,7 @@ impl<'a> Node<'a> {
         Node {
             ty: Kind::Typed(ty),
             atomic: None,
-            zero: Zero::Absent,
+            field: None,
         }
     }
 
@@ -125,16 +119,12 @@ impl<'a> Fields<'a> {
                 Some(field) => Some(Node {
                     ty: Kind::Typed(&field.ty),
                     atomic: field.atomic,
-                    zero: match field.ty {
-                        Type::Def(_) if !field.keep_zero => Zero::Struct,
-                        Type::List(_) | Type::Map(_) if field.required => Zero::Null,
-                        _ => Zero::Absent,
-                    },
+                    field: Some(field),
                 }),
                 None if below.preserve_unknown => Some(Node {
                     ty: Kind::Deduced,
                     atomic: None,
-                    zero: Zero::Absent,
+                    field: None,
                 }),
                 None => None,
             },
@@ -142,9 +132,17 @@ impl<'a> Fields<'a> {
             Fields::Deduced => Some(Node {
                 ty: Kind::Deduced,
                 atomic: None,
-                zero: Zero::Absent,
+                field: None,
             }),
         }
+    }
+    /// The fields Go prints though they are not there.
+    fn printed(self) -> impl Iterator<Item = &'a Field> {
+        let fields = match self {
+            Fields::Struct(below) => below.fields.as_slice(),
+            _ => &[],
+        };
+        fields.iter().filter(|field| field.printed != Printed::Nothing)
     }
     fn names(self, name: &str) -> bool {
         matches!(self, Fields::Struct(below) if below.field(name).is_some())
@@ -450,12 +448,12 @@ fn compare_at(node: Node<'_>, left: Option<&Value>, right: Option<&Value>, path:
     // What was of one shape and is of another (only untyped fields can): one thing.
     let reshaped = matches!((left, right), (Some(left), Some(right))
         if !left.is_null() && !right.is_null() && left.is_object() != right.is_object());
+    let prints = |fields: Fields<'_>| left.is_some() != right.is_some() && fields.printed().next().is_some();
     match node.view(either) {
-        View::Fields(fields) if !empty && !reshaped => {
+        View::Fields(fields) if (!empty || prints(fields)) && !reshaped => {
             let none = Map::new();
             let lefts = left.and_then(Value::as_object).unwrap_or(&none);
             let rights = right.and_then(Value::as_object).unwrap_or(&none);
-            let nothing = Value::Object(Map::new());
             let both = left.is_some() && right.is_some();
             let keys: std::collections::BTreeSet<&String> = lefts.keys().chain(rights.keys()).collect();
             for key in keys {
@@ -463,17 +461,26 @@ fn compare_at(node: Node<'_>, left: Option<&Value>, right: Option<&Value>, path:
                     continue;
                 };
                 let (mut old, mut new) = (lefts.get(key), rights.get(key));
-                if both && child.zero != Zero::Absent {
-                    let zero = if child.zero == Zero::Struct {
-                        &nothing
-                    } else {
-                        &Value::Null
-                    };
+                let zero = child.field.filter(|_| both).and_then(printed::absent);
+                if let Some(zero) = &zero {
                     old = old.or(Some(zero));
                     new = new.or(Some(zero));
                 }
                 path.push(Element::field(key));
                 compare_at(child, old, new, path, out);
+                path.pop();
+            }
+            // A struct comes and goes with all Go prints of it.
+            for field in fields.printed().filter(|_| !both) {
+                let name = field.name.as_ref();
+                if lefts.contains_key(name) || rights.contains_key(name) {
+                    continue;
+                }
+                let (Some(child), Some(zero)) = (fields.child(name), printed::absent(field)) else {
+                    continue;
+                };
+                path.push(Element::field(name));
+                compare_at(child, left.and(Some(&zero)), right.and(Some(&zero)), path, out);
                 path.pop();
             }
         }

@@ -177,7 +177,7 @@ fn create_by_update_reads_as_upstream_prints_it() {
     let ty = deployment();
     let reset = FieldSet::of(&[&["status"]]);
     let mut object = config(
-        "{replicas: 1, selector: {matchLabels: {a: b}}, strategy: {rollingUpdate: {maxSurge: 25%}, type: RollingUpdate}, template: {metadata: {labels: {a: b}}, spec: {dnsPolicy: ClusterFirst, securityContext: {}, containers: [{name: c, image: i}]}}}",
+        "{replicas: 1, selector: {matchLabels: {a: b}}, strategy: {rollingUpdate: {maxSurge: 25%}, type: RollingUpdate}, template: {metadata: {labels: {a: b}}, spec: {dnsPolicy: ClusterFirst, securityContext: {}, containers: [{name: c, image: i, resources: {}}]}}}",
     );
     object["metadata"]["labels"] = json!({"x": "y"});
     object["status"] = json!({"replicas": 1});
@@ -196,7 +196,7 @@ fn create_by_update_reads_as_upstream_prints_it() {
                         "f:metadata": {"f:labels": {".": {}, "f:a": {}}},
                         "f:spec": {
                             "f:dnsPolicy": {}, "f:securityContext": {},
-                            "f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:image": {}, "f:name": {}}},
+                            "f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:image": {}, "f:name": {}, "f:resources": {}}},
                         },
                     },
                 },

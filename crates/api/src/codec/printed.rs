@@ -1,0 +1,150 @@
+//! What Go prints of an object though nobody has given it: lists, times and pointers without `omitempty` as null,
+//! structs by value, zeros. [`complete`] puts all of it into a tree on its way to the store or to a client;
+//! [`bare`] takes the nulls out again, so that rules and patches only ever see what is there.
+
+use serde_json::Value;
+
+use super::check::zero;
+use crate::schema::{self, Field, Printed, Type};
+use crate::{Object, meta};
+
+/// Puts into a tree of a built-in kind what Go prints anyway. Other trees stay as they are.
+pub fn complete(object: &mut Object) {
+    if let Some(ty) = type_of(object) {
+        complete_value(&ty, object);
+    }
+}
+
+/// Takes the nulls of what is not there out of a tree of a built-in kind.
+pub fn bare(object: &mut Object) {
+    if let Some(ty) = type_of(object) {
+        bare_value(&ty, object);
+    }
+}
+
+/// What Go prints of a field that is not there.
+pub fn absent(field: &Field) -> Option<Value> {
+    match field.printed {
+        Printed::Nothing => None,
+        Printed::Zero => Some(zero(&field.ty)),
+        Printed::Null => Some(Value::Null),
+    }
+}
+
+fn type_of(object: &Object) -> Option<Type> {
+    let schema = schema::builtin();
+    let definition = schema.api_kind(meta::api_version(object), meta::kind(object))?;
+    schema.type_of(&definition.name)
+}
+
+fn complete_value(ty: &Type, value: &mut Value) {
+    match (ty, value) {
+        (Type::List(list), Value::Array(items)) if !list.items.is_leaf() => {
+            items.iter_mut().for_each(|item| complete_value(&list.items, item));
+        }
+        (Type::Map(map), Value::Object(values)) if !map.values.is_leaf() => {
+            values.values_mut().for_each(|item| complete_value(&map.values, item));
+        }
+        (Type::Def(_), Value::Object(map)) => {
+            for field in ty.as_struct().map(|below| below.fields.as_slice()).unwrap_or_default() {
+                match map.get_mut(field.name.as_ref()) {
+                    // Go's storage keeps no empty lists: they come back as none.
+                    Some(value) if field.printed == Printed::Null && is_empty(value) => *value = Value::Null,
+                    Some(value) => complete_value(&field.ty, value),
+                    None => {
+                        if let Some(mut value) = absent(field) {
+                            complete_value(&field.ty, &mut value);
+                            map.insert(field.name.clone().into_owned(), value);
+                        }
+                    }
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn bare_value(ty: &Type, value: &mut Value) {
+    match (ty, value) {
+        (Type::List(list), Value::Array(items)) if !list.items.is_leaf() => {
+            items.iter_mut().for_each(|item| bare_value(&list.items, item));
+        }
+        (Type::Map(map), Value::Object(values)) if !map.values.is_leaf() => {
+            values.values_mut().for_each(|item| bare_value(&map.values, item));
+        }
+        (Type::Def(_), Value::Object(map)) => {
+            let Some(below) = ty.as_struct() else {
+                return;
+            };
+            map.retain(|key, value| {
+                let Some(field) = below.field(key) else {
+                    return true;
+                };
+                if value.is_null() {
+                    return field.printed != Printed::Null;
+                }
+                bare_value(&field.ty, value);
+                true
+            });
+        }
+        _ => {}
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_not_there_is_printed_and_taken_out_again() {
+        // The tree, what is printed, what is left without the nulls.
+        let rbac = "rbac.authorization.k8s.io/v1";
+        for (tree, printed, without) in [
+            (
+                json!({"apiVersion": rbac, "kind": "Role", "metadata": {"name": "a"}}),
+                json!({"apiVersion": rbac, "kind": "Role", "metadata": {"name": "a"}, "rules": null}),
+                json!({"apiVersion": rbac, "kind": "Role", "metadata": {"name": "a"}}),
+            ),
+            (
+                json!({"apiVersion": rbac, "kind": "Role", "metadata": {}, "rules": []}),
+                json!({"apiVersion": rbac, "kind": "Role", "metadata": {}, "rules": null}),
+                json!({"apiVersion": rbac, "kind": "Role", "metadata": {}}),
+            ),
+            (
+                json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {}}),
+                json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {}, "spec": {"drivers": null}}),
+                json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {}, "spec": {}}),
+            ),
+            (
+                json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {},
+                    "spec": {"drivers": [{"name": "d", "nodeID": "n"}]}}),
+                json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {},
+                    "spec": {"drivers": [{"name": "d", "nodeID": "n", "topologyKeys": null}]}}),
+                json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {},
+                    "spec": {"drivers": [{"name": "d", "nodeID": "n"}]}}),
+            ),
+            (
+                json!({"apiVersion": "example.com/v1", "kind": "Custom", "spec": {"a": null}}),
+                json!({"apiVersion": "example.com/v1", "kind": "Custom", "spec": {"a": null}}),
+                json!({"apiVersion": "example.com/v1", "kind": "Custom", "spec": {"a": null}}),
+            ),
+        ] {
+            let mut object = tree;
+            complete(&mut object);
+            assert_eq!(object, printed);
+            bare(&mut object);
+            assert_eq!(object, without);
+            complete(&mut object);
+            assert_eq!(object, printed);
+        }
+    }
+}
