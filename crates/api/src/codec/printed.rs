@@ -1,6 +1,7 @@
 //! What Go prints of an object though nobody has given it: lists, times and pointers without `omitempty` as null,
-//! structs by value, zeros. [`complete`] puts all of it into a tree on its way to the store or to a client;
-//! [`bare`] takes the nulls out again, so that rules and patches only ever see what is there.
+//! structs by value, zeros. [`complete`] puts all of it into a tree on its way to the store, to a client, a webhook or
+//! under a JSON patch; [`bare`] takes the nulls out again, so that rules only ever see what is there; [`settle`]
+//! makes two trees comparable, whichever of the zeros was written.
 
 use serde_json::Value;
 
@@ -20,6 +21,21 @@ pub fn bare(object: &mut Object) {
     if let Some(ty) = type_of(object) {
         bare_value(&ty, object);
     }
+}
+
+/// Makes of a tree what a reader will find when it has been stored: all zeros, no nulls.
+pub fn settle(object: &mut Object) {
+    if let Some(ty) = type_of(object) {
+        complete_value(&ty, object);
+        bare_value(&ty, object);
+    }
+}
+
+/// The tree of stored bytes, without the nulls of what is not there.
+pub fn read(bytes: &[u8]) -> Object {
+    let mut object = serde_json::from_slice(bytes).unwrap_or(Object::Null);
+    bare(&mut object);
+    object
 }
 
 /// What Go prints of a field that is not there.
@@ -145,6 +161,9 @@ mod tests {
             assert_eq!(object, without);
             complete(&mut object);
             assert_eq!(object, printed);
+            settle(&mut object);
+            assert_eq!(object, without);
+            assert_eq!(read(printed.to_string().as_bytes()), without);
         }
     }
 }

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use sampan_api::codec::printed;
 use sampan_api::status::Status;
 use sampan_api::{Object, field, meta as access};
 use sampan_kinds::Part;
@@ -89,9 +90,9 @@ impl Registry {
         };
         match self.cache.store().write(write).await.map_err(store_failure)? {
             Written::Committed { .. } => Ok(true),
-            Written::Refused { current, .. } => Ok(current
-                .and_then(|current| serde_json::from_slice::<Object>(&current.value).ok())
-                .is_some_and(|entry| is_of(&entry, service))),
+            Written::Refused { current, .. } => {
+                Ok(current.is_some_and(|current| is_of(&printed::read(&current.value), service)))
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sampan_api::codec::printed;
 use sampan_api::status::Status;
 use sampan_api::{Object, meta as access, time};
 use sampan_kinds::Propagation;
@@ -118,7 +119,7 @@ impl Registry {
                 }
                 Written::Refused { current, .. } => {
                     existing = current.map(|current: KeyValue| {
-                        let mut object: Object = serde_json::from_slice(&current.value).unwrap_or(Object::Null);
+                        let mut object = printed::read(&current.value);
                         access::set_resource_version(&mut object, &current.mod_revision.to_string());
                         (object, current.mod_revision, current.key)
                     });

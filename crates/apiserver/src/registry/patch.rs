@@ -1,5 +1,6 @@
 //! Patch: JSON, merge, strategic and (when asked) apply, all through the update loop.
 
+use sampan_api::codec::printed;
 use sampan_api::patch::{json, merge, strategic};
 use sampan_api::status::Status;
 use sampan_api::{Object, codec, field, meta};
@@ -196,6 +197,8 @@ fn patched(patch: &Patch, old: &Object, call: &Call) -> Result<Object, Refusal> 
     match patch {
         Patch::Json(patch) => {
             let mut new = old.clone();
+            // Paths of a JSON patch may end at what is printed though nobody gave it.
+            printed::complete(&mut new);
             patch.apply(&mut new).map_err(|error| refuse((&error).into()))?;
             Ok(new)
         }

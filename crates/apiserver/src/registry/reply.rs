@@ -92,11 +92,7 @@ impl Encoder {
     pub fn object(&self, object: Object) -> Result<Bytes, Refusal> {
         let encoding = self.media.encoding;
         match self.media.transform {
-            Transform::None => {
-                let mut object = Registry::in_version(&self.row, object);
-                printed::complete(&mut object);
-                encode(&object, encoding)
-            }
+            Transform::None => encode(&self.shown(object), encoding),
             Transform::Metadata(version) => encode(&table::partial(&object, version), encoding),
             Transform::Table(version) => {
                 let metadata = json!({"resourceVersion": sampan_api::meta::resource_version(&object)});
@@ -105,6 +101,15 @@ impl Encoder {
                 encode(&table::document(metadata, Some(columns), vec![line], version), encoding)
             }
         }
+    }
+
+    /// A stored tree in the call's version, with all Go prints of it. Protobuf has no nulls, and the zeros are stored.
+    fn shown(&self, object: Object) -> Object {
+        let mut object = Registry::in_version(&self.row, object);
+        if self.row.converts() || self.media.encoding != Encoding::Protobuf {
+            printed::complete(&mut object);
+        }
+        object
     }
 
     /// The table of one object, without column definitions: what a watch sends after its first event.
@@ -145,11 +150,7 @@ impl Encoder {
                 Ok(Body::Boxed(Box::pin(ListBody::new(head, items))))
             }
             Transform::None => {
-                let items: Vec<_> = list
-                    .entries
-                    .iter()
-                    .map(|entry| Registry::in_version(&self.row, entry.object()))
-                    .collect();
+                let items: Vec<_> = list.entries.iter().map(|entry| self.shown(entry.object())).collect();
                 let value = json!({"kind": spec.list_kind, "apiVersion": self.row.api_version, "metadata": metadata, "items": items});
                 Ok(encode(&value, encoding)?.into())
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sampan_api::Object;
+use sampan_api::codec::printed;
 use sampan_api::status::Status;
 use serde_json::{Value, json};
 
@@ -50,7 +51,11 @@ pub fn line_of(row: &Row, object: Object, include: Include, version: MetaVersion
     let shown = match include {
         Include::None => Value::Null,
         Include::Metadata => partial(&object, version),
-        Include::Object => super::Registry::in_version(row, object),
+        Include::Object => {
+            let mut object = super::Registry::in_version(row, object);
+            printed::complete(&mut object);
+            object
+        }
     };
     json!({"cells": cells, "object": shown})
 }

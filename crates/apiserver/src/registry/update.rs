@@ -24,7 +24,8 @@ use crate::{Refusal, refuse};
 /// How often an update without a stated version is tried against a moving target.
 const ATTEMPTS: usize = 64;
 
-/// The object as it stands, in the forms an update needs.
+/// The object as it stands, in the forms an update needs. Settled, as what is written will be before rules
+/// compare the two.
 pub(super) struct Existing {
     pub object: Object,
     pub revision: Revision,
@@ -35,8 +36,10 @@ pub(super) struct Existing {
 
 impl Existing {
     fn of_entry(entry: &Entry) -> Self {
+        let mut object = entry.object();
+        printed::settle(&mut object);
         Existing {
-            object: entry.object(),
+            object,
             revision: entry.revision(),
             key: entry.key().clone(),
             lease: None,
@@ -44,9 +47,8 @@ impl Existing {
         }
     }
     fn of_stored(stored: KeyValue) -> Self {
-        let mut object: Object = serde_json::from_slice(&stored.value).unwrap_or(Object::Null);
-        // Rules and patches only see what is there.
-        printed::bare(&mut object);
+        let mut object = printed::read(&stored.value);
+        printed::settle(&mut object);
         access::set_resource_version(&mut object, &stored.mod_revision.to_string());
         Existing {
             object,
@@ -64,14 +66,6 @@ impl Existing {
             Some(why) => Err(refuse(Status::internal(why))),
         }
     }
-}
-
-/// The object as it will be read again.
-fn as_read(object: &Object) -> Object {
-    let mut object = object.clone();
-    printed::complete(&mut object);
-    printed::bare(&mut object);
-    object
 }
 
 /// Makes the new object from the old one (both in the call's version). `None`: it does not exist.
@@ -317,10 +311,12 @@ impl Registry {
         self.admit(call, Operation::Update, &mut new, Some(&old), options.into())
             .await?;
         access::set_generation(&mut new, access::generation(&old));
+        printed::settle(&mut new);
         strategy.prepare_update(part, &mut new, &old);
         meta::keep_identity(&mut new, &old);
-        let counts = (meta::content_differs(&new, &old) && meta::content_differs(&as_read(&new), &old))
-            || (part == Part::Main && strategy.metadata_counts(&new, &old));
+        // What the strategy took away may be something that is always there.
+        printed::settle(&mut new);
+        let counts = meta::content_differs(&new, &old) || (part == Part::Main && strategy.metadata_counts(&new, &old));
         if strategy.has_generation() && counts {
             access::set_generation(&mut new, access::generation(&old) + 1);
         } else if access::generation(&old) == 0 && access::generation(&new) == 0 {

@@ -137,11 +137,7 @@ impl Entry {
     }
     /// The object as a tree, without the nulls of what is not there. Costs a parse: for writes and other formats only.
     pub fn object(&self) -> Object {
-        let mut object = serde_json::from_slice(self.as_slice()).unwrap_or(Object::Null);
-        if memchr::memmem::find(self.as_slice(), b":null").is_some() {
-            printed::bare(&mut object);
-        }
-        object
+        printed::read(self.as_slice())
     }
     /// The object's metadata as a tree: a fraction of [`Entry::object`]'s cost.
     pub fn metadata(&self) -> Object {

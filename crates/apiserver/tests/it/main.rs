@@ -22,6 +22,7 @@ mod patches;
 mod plugins;
 mod policies;
 mod policy_versions;
+mod printed;
 mod proxy;
 mod quotas;
 mod streams;

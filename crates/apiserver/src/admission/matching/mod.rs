@@ -12,10 +12,11 @@ mod rules;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use sampan_api::codec::{self, printed};
 use sampan_api::schema::{self, Type};
 use sampan_api::selector::LabelSelector;
 use sampan_api::status::Status;
-use sampan_api::{Object, codec, meta};
+use sampan_api::{Object, meta};
 use serde_json::Value;
 
 pub use asker::Asker;
@@ -103,7 +104,7 @@ impl Matched {
     }
 
     /// An object as admission holds it (built-in kinds as they are stored, custom ones in the version of the
-    /// request) in this version. May have to ask somebody.
+    /// request) in this version, with the zeros Go prints. May have to ask somebody.
     pub async fn shown<'o>(
         &self,
         review: &Review<'_>,
@@ -120,14 +121,15 @@ impl Matched {
                     .await
                     .map(|shown| Some(Cow::Owned(shown)));
             }
-            None if row.converts() => {
-                let mut shown = object.clone();
-                row.from_storage(&mut shown);
-                return Ok(Some(Cow::Owned(shown)));
-            }
-            _ => {}
+            Some(_) => return Ok(Some(Cow::Borrowed(object))),
+            None => {}
         }
-        Ok(Some(Cow::Borrowed(object)))
+        let mut shown = object.clone();
+        if review.is_whole() {
+            row.from_storage(&mut shown);
+        }
+        printed::settle(&mut shown);
+        Ok(Some(Cow::Owned(shown)))
     }
 
     /// The way back.

@@ -1,5 +1,6 @@
 //! What mutations make of an object: configurations merged by its schema, and JSON patches.
 
+use sampan_api::codec::printed;
 use sampan_api::patch::apply::{self, FieldSet};
 use sampan_api::patch::json::{JsonPatch, JsonPatchError};
 use sampan_api::schema::{ListKind, Type};
@@ -134,8 +135,12 @@ pub fn patch(object: &Object, made: &Value<'_>) -> Result<Object, String> {
     let wrong = |error: JsonPatchError| format!("JSON Patch: {error}");
     let patch = JsonPatch::from_value(Json::Array(operations)).map_err(wrong)?;
     let mut patched = object.clone();
+    printed::complete(&mut patched);
     match patch.apply(&mut patched) {
-        Ok(()) => Ok(patched),
+        Ok(()) => {
+            printed::bare(&mut patched);
+            Ok(patched)
+        }
         Err(error) if error.is_failed_test() => Ok(object.clone()),
         Err(error) => Err(wrong(error)),
     }

@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use sampan_api::Object;
+use sampan_api::codec::printed;
 use sampan_api::quota::{self, Evaluator};
 use sampan_api::status::Status;
 use sampan_store::{Condition, Op, Revision, Write, Written};
@@ -276,7 +277,7 @@ async fn write(reader: &Reader, quota: Quota) -> Result<Wrote, Status> {
     match reader.cache().store().write(write).await {
         Ok(Written::Committed { revision, .. }) => Ok(Wrote::At(revision)),
         Ok(Written::Refused { current, .. }) => Ok(Wrote::Moved(current.map(|current| {
-            let object: Object = serde_json::from_slice(&current.value).unwrap_or(Object::Null);
+            let object = printed::read(&current.value);
             Box::new(Quota::new(current.key, current.mod_revision, object))
         }))),
         Err(error) => Err(*crate::registry::store_failure(error)),

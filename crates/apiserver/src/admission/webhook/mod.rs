@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use sampan_api::Object;
+use sampan_api::codec::printed;
 use sampan_api::patch::json::JsonPatch;
 use sampan_api::status::Status;
 use sampan_auth::Authorizer;
@@ -329,6 +330,8 @@ fn patched(
         ))
     })?;
     let mut new = before.clone();
+    // The patch is of what the webhook has been sent.
+    printed::complete(&mut new);
     patch.apply(&mut new).map_err(|error| internal(error.to_string()))?;
     let hook = invocation.hook;
     let misfit = |misfit: Misfit| match misfit {
@@ -337,6 +340,7 @@ fn patched(
     };
     // What is unknown is dropped.
     invocation.matched.conform(review, &before, &mut new).map_err(misfit)?;
+    printed::settle(&mut new);
     keep_managers(&before, &mut new, notes);
     Ok((before, new))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use sampan_api::Object;
+use sampan_api::codec::printed;
 use sampan_api::patch::json::JsonPatch;
 use sampan_api::status::{Cause, Details, Status};
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ struct Asked<'a> {
     old_object: Option<&'a Object>,
 }
 
-/// The body of the call.
+/// The body of the call: objects as Go prints them.
 pub fn request(
     version: &str,
     uid: &str,
@@ -36,14 +37,21 @@ pub fn request(
     object: Option<&Object>,
     old_object: Option<&Object>,
 ) -> Vec<u8> {
+    let printed = |object: Option<&Object>| {
+        object.cloned().map(|mut object| {
+            printed::complete(&mut object);
+            object
+        })
+    };
+    let (object, old_object) = (printed(object), printed(old_object));
     let sent = Sent {
         kind: "AdmissionReview",
         api_version: format!("admission.k8s.io/{version}"),
         request: Asked {
             uid,
             request,
-            object,
-            old_object,
+            object: object.as_ref(),
+            old_object: old_object.as_ref(),
         },
     };
     // Trees of maps with text keys always encode.

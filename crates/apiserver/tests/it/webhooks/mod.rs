@@ -48,6 +48,10 @@ fn verdict(path: &str, request: &Value) -> Option<Value> {
         "/once" => json!({"allowed": true}),
         "/container" => patched(&json!([{"op": "add", "path": "/spec/initContainers",
             "value": [{"name": "added", "image": "busybox"}]}])),
+        // Paths that are there only because Go prints them.
+        "/rules" => patched(&json!([{"op": "test", "path": "/rules", "value": null},
+            {"op": "replace", "path": "/rules", "value": [{"nonResourceURLs": ["/x"], "verbs": ["get"]}]}])),
+        "/same" => patched(&json!([{"op": "test", "path": "/metadata/name", "value": "a"}])),
         "/unknown" => patched(&json!([{"op": "add", "path": "/spec/nonsense", "value": 1}])),
         "/mistyped" => patched(&json!([{"op": "add", "path": "/data", "value": 7}])),
         "/kind" => patched(&json!([{"op": "replace", "path": "/kind", "value": "Secret"}])),

@@ -165,6 +165,36 @@ async fn mutations_build_on_each_other_and_are_seen_by_validation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn webhooks_see_and_patch_what_go_prints() {
+    let hooks = Hooks::start().await;
+    let api = &hooks.api;
+    const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let role = |name: &str| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name}});
+    let of = || rules(&["CREATE", "UPDATE"], &["clusterroles"]);
+    let first = with(
+        hooks.hook("first", "/allow", of()),
+        "reinvocationPolicy",
+        json!("IfNeeded"),
+    );
+    hooks
+        .mutating("same", vec![first, hooks.hook("same", "/same", of())])
+        .await;
+    let made = api.post(ROLES, role("a")).await.ok();
+    let seen = hooks.last("/allow");
+    assert_eq!(seen["object"].get("rules"), Some(&Value::Null), "{seen}");
+    // A patch that changes nothing is no change: who wants to be called again then is not.
+    assert_eq!(hooks.count("/allow"), 1);
+    let path = format!("{ROLES}/a");
+    assert_eq!(api.put(&path, made.clone()).await.ok(), made);
+    assert_eq!(hooks.last("/allow")["oldObject"].get("rules"), Some(&Value::Null));
+
+    hooks.forget().await;
+    hooks.mutating("rules", vec![hooks.hook("rules", "/rules", of())]).await;
+    let made = api.post(ROLES, role("b")).await.ok();
+    assert_eq!(made["rules"], json!([{"nonResourceURLs": ["/x"], "verbs": ["get"]}]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_webhooks_fail_as_their_policy_says() {
     let hooks = Hooks::start().await;
     let api = &hooks.api;
