@@ -157,6 +157,18 @@ async fn tail_offset(file: &mut File, count: u64) -> io::Result<u64> {
     Ok(0)
 }
 
+/// A log is a plain file: what took its place (a link, a pipe) is not read, for this process may read more than whoever
+/// put it there.
+async fn plain(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = options.read(true).custom_flags(flags).open(path).await?;
+    match file.metadata().await?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other(format!("{} is no plain file", path.display()))),
+    }
+}
+
 /// Copies the log at `path` to `out` as `options` want it. With `follow`, until `ended` resolves (and
 /// what was written before is read) or `out` fails.
 pub async fn read<W: AsyncWrite + Unpin>(
@@ -172,7 +184,7 @@ pub async fn read<W: AsyncWrite + Unpin>(
     } else {
         None
     };
-    let mut file = File::open(path).await?;
+    let mut file = plain(path).await?;
     if let Some(count) = options.tail {
         let offset = tail_offset(&mut file, count).await?;
         file.seek(SeekFrom::Start(offset)).await?;
@@ -205,7 +217,7 @@ pub async fn read<W: AsyncWrite + Unpin>(
         output.out.flush().await?;
         let Some(watch) = &watch else { break };
         if rotated(&file, path).await {
-            file = File::open(path).await?;
+            file = plain(path).await?;
             pending.clear();
             continue;
         }

@@ -63,6 +63,13 @@ pub fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
 }
 
+/// A detached copy of the mount that a file is on, showing just the file: whatever its name leads to by now.
+pub fn open_tree_of(file: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | (libc::O_CLOEXEC | libc::AT_EMPTY_PATH).cast_unsigned();
+    // SAFETY: the empty string is static.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, file.as_raw_fd(), c"".as_ptr(), flags) })
+}
+
 /// Attaches a detached mount at `target`.
 pub fn move_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
     const F_EMPTY_PATH: libc::c_uint = 0x4;
@@ -145,6 +152,24 @@ pub fn close_from_3() -> Result<()> {
     // SAFETY: the only caller is a child that then only waits.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     Errno::result(result).map(drop)
+}
+
+/// Closes all descriptors above 2 but those in `kept`: for children of [`clone_process`], whose copies of the owners are
+/// never dropped.
+pub fn close_others(mut kept: Vec<RawFd>) -> Result<()> {
+    kept.sort_unstable();
+    let mut from = 3_u32;
+    let gaps = kept.into_iter().filter_map(|fd| u32::try_from(fd).ok());
+    for until in gaps.chain([u32::MAX]) {
+        if until > from {
+            let last = if until == u32::MAX { until } else { until - 1 };
+            // SAFETY: nobody in this process uses the closed descriptors any more.
+            let result = unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) };
+            Errno::result(result)?;
+        }
+        from = from.max(until.saturating_add(1));
+    }
+    Ok(())
 }
 
 /// Leaves the session keyring of whoever started us for a new, empty one.

@@ -61,6 +61,29 @@ impl Tar {
     pub fn hard(self, name: &str, target: &str) -> Self {
         self.entry(tar::EntryType::Link, name, 0o644, (0, 0), target, b"")
     }
+    pub fn device(mut self, name: &str, kind: tar::EntryType, major: u32, minor: u32) -> Self {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o666);
+        header.set_size(0);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        self.0.append(&header, &b""[..]).unwrap();
+        self
+    }
+    /// A longer name, or target, of the next entry, in GNU's way.
+    pub fn long(self, text: &str, kind: tar::EntryType) -> Self {
+        self.entry(kind, "././@LongLink", 0o644, (0, 0), "", format!("{text}\0").as_bytes())
+    }
+    /// A property of the next entry, in POSIX's way.
+    pub fn pax(self, key: &str, value: &str) -> Self {
+        let rest = key.len() + value.len() + 3;
+        let digits = (rest + 2).to_string().len();
+        let record = format!("{} {key}={value}\n", rest + digits);
+        self.entry(tar::EntryType::XHeader, "pax", 0o644, (0, 0), "", record.as_bytes())
+    }
     pub fn finish(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }

@@ -159,4 +159,60 @@ mod tests {
         }
         assert!(volume.join("inside/new/deep").is_dir());
     }
+
+    /// A container exchanges a component for a link to the node's files while the sub-path is opened (CVE-2017-1002101,
+    /// CVE-2021-25741): what is opened, or made on the way, is in the volume.
+    #[test]
+    fn components_swapped_meanwhile_lead_nowhere() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, victim) = (dir.path().join("volume"), dir.path().join("victim"));
+        for made in [volume.join("a/deep"), victim.join("deep")] {
+            fs::create_dir_all(made).unwrap();
+        }
+        fs::write(volume.join("a/file"), "").unwrap();
+        fs::write(victim.join("file"), "").unwrap();
+        symlink(&victim, volume.join("b")).unwrap();
+        let ours: Vec<u64> = ["a", "a/deep", "a/file"]
+            .iter()
+            .map(|path| fs::metadata(volume.join(path)).unwrap().ino())
+            .collect();
+        let (done, a, b) = (AtomicBool::new(false), volume.join("a"), volume.join("b"));
+        let (mut opened, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                while !done.load(Ordering::Relaxed) {
+                    nix::fcntl::renameat2(nix::fcntl::AT_FDCWD, &a, nix::fcntl::AT_FDCWD, &b, flags).unwrap();
+                }
+            });
+            for round in 0..20_000 {
+                let path = [
+                    "a",
+                    "a/deep",
+                    "a/file",
+                    "b",
+                    "b/deep",
+                    "b/file",
+                    "a/new/dir",
+                    "b/new/dir",
+                ][round % 8];
+                match open_beneath(&volume, path) {
+                    Ok(fd) => {
+                        opened += 1;
+                        let inode = fstat(&fd).unwrap().st_ino;
+                        assert!(path.contains("new") || ours.contains(&inode), "{path}");
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(!victim.join("new").exists());
+        assert!(opened > 0 && refused > 0, "{opened} opened, {refused} refused");
+        println!(
+            "sub-paths through links swapped in: {} attempts, none led out",
+            opened + refused
+        );
+    }
 }

@@ -177,7 +177,8 @@ impl Embedded {
                 )));
             }
             fs::create_dir_all(dir).map_err(internal(format!("create {}", dir.display())))?;
-            let private = fs::Permissions::from_mode(0o711);
+            // Programs of images keep their setuid bits, and devices their numbers: not for the node's other users.
+            let private = fs::Permissions::from_mode(0o700);
             fs::set_permissions(dir, private).map_err(internal(format!("protect {}", dir.display())))?;
         }
         let kind = nix::sys::statfs::statfs(&config.root).map_err(internal("look at the file system"))?;

@@ -80,8 +80,8 @@ pub struct Namespaces<'a> {
 /// Becomes the container's first process. Only for a child of [`sys::clone_process`].
 pub fn container(spec: &ContainerSpec, ns: Namespaces<'_>, channel: &OwnedFd, stdio: Stdio) -> ! {
     let prepare = || {
-        wait_for_go(channel)?;
         prctl::set_dumpable(false).map_err(doing("make the process undumpable"))?;
+        wait_for_go(channel)?;
         setsid().map_err(doing("start a session"))?;
         if spec.cgroups.v1.is_empty() {
             unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("make a cgroup namespace"))?;
@@ -92,17 +92,21 @@ pub fn container(spec: &ContainerSpec, ns: Namespaces<'_>, channel: &OwnedFd, st
     report(channel, &result)
 }
 
-/// Becomes a further process of a container. `mounts` and `cgroup` are its namespaces; the process
-/// namespace was chosen before the clone.
-pub fn join(process: &ProcessSpec, mounts: &OwnedFd, cgroup: Option<&OwnedFd>, channel: &OwnedFd, stdio: Stdio) -> ! {
+/// Becomes a further process of a container, inside whose process and mount namespaces it was cloned. `cgroup` is the
+/// namespace of control groups it is to join.
+pub fn join(process: &ProcessSpec, cgroup: Option<&OwnedFd>, channel: &OwnedFd, stdio: Stdio) -> ! {
     let prepare = || {
-        wait_for_go(channel)?;
         prctl::set_dumpable(false).map_err(doing("make the process undumpable"))?;
+        // What the shim holds is none of the container's business, not even to look at in /proc/PID/fd.
+        let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
+        let kept = streams.into_iter().flatten().chain(cgroup).chain([channel]);
+        sys::close_others(kept.map(AsRawFd::as_raw_fd).collect()).map_err(doing("close descriptors"))?;
+        wait_for_go(channel)?;
         setsid().map_err(doing("start a session"))?;
-        if let Some(cgroup) = cgroup {
-            setns(cgroup, CloneFlags::CLONE_NEWCGROUP).map_err(doing("join the cgroup namespace"))?;
+        match cgroup {
+            Some(cgroup) => setns(cgroup, CloneFlags::CLONE_NEWCGROUP).map_err(doing("join the cgroup namespace")),
+            None => Ok(()),
         }
-        setns(mounts, CloneFlags::CLONE_NEWNS).map_err(doing("join the mount namespace"))
     };
     let result = prepare().and_then(|()| become_program(process, channel, stdio, false));
     report(channel, &result)

@@ -2,13 +2,12 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::fs;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Uid, chdir, execve, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, execve, fchdir, setgroups, setresgid, setresuid};
 
 use super::users::Identity;
 use super::{Failure, Result, doing};
@@ -25,17 +24,17 @@ pub fn execute(process: &ProcessSpec, identity: &Identity) -> Result<Infallible>
     } else {
         &process.cwd
     };
-    if !cwd.exists() {
-        fs::create_dir_all(cwd).map_err(doing(format!("create working directory {}", cwd.display())))?;
-    }
-    chdir(cwd).map_err(doing(format!("change to working directory {}", cwd.display())))?;
+    let dir = super::rootfs::working_directory(cwd)?;
+    fchdir(&dir).map_err(doing(format!("change to working directory {}", cwd.display())))?;
+    drop(dir);
     // A name like /proc/self/fd/7 could lead out of the container; the kernel then knows no path.
     nix::unistd::getcwd().map_err(doing("working directory is outside the container"))?;
     if let Some(profile) = &process.apparmor {
         // Of this thread, at the next execve. The older file is for kernels without the newer.
         let text = format!("exec {profile}");
-        let written = fs::write("/proc/thread-self/attr/apparmor/exec", &text)
-            .or_else(|_| fs::write("/proc/thread-self/attr/exec", &text));
+        let write = super::rootfs::write_proc;
+        let written = write("/proc/thread-self/attr/apparmor/exec", &text)
+            .or_else(|_| write("/proc/thread-self/attr/exec", &text));
         written.map_err(doing(format!("apply AppArmor profile {profile}")))?;
     }
     sys::close_on_exec_from_3().map_err(doing("close descriptors"))?;

@@ -2,6 +2,12 @@
 //!
 //! Everything is mounted in the child's own mount namespace, so the node's mount table never shows a
 //! container and the kernel removes all of it with the last process.
+//!
+//! Invariants, because what is mounted may be the work of an attacker (CVE-2025-31133, -52565, -52881 and their kin):
+//! - `/proc` is always the kernel's own, and nothing else is mounted over a part of it, or what this process writes there
+//!   (an AppArmor profile) would go somewhere else;
+//! - what hides and protects comes from the node and is put in place by descriptors before the change of root: no name
+//!   of the container's is looked up twice, and none is followed out of the root.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,6 +19,7 @@ use nix::fcntl::{AtFlags, OFlag, ResolveFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat, mknodat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Gid, Uid, chdir, fchdir, fchownat, pivot_root, symlinkat};
 
 use super::{Failure, Namespaces, Result, doing};
@@ -62,9 +69,7 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
         }
     }
     let overridden = |path: &str| rootfs.mounts.iter().any(|m| m.target == Path::new(path));
-    if !overridden("/proc") {
-        fresh(&root, "/proc", "proc", NO_EXTRAS, NONE)?;
-    }
+    fresh(&root, "/proc", "proc", NO_EXTRAS, NONE)?;
     if !overridden("/dev") {
         device_files(&root, rootfs, shm)?;
     }
@@ -82,14 +87,14 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
     for taken in taken {
         attach(&root, rootfs, taken)?;
     }
-    change_root(&root)?;
-    drop(root);
     for path in &rootfs.read_only_paths {
-        read_only(path)?;
+        read_only(&root, path)?;
     }
     for path in &rootfs.masked {
-        mask(path)?;
+        mask(&root, path)?;
     }
+    change_root(&root)?;
+    drop(root);
     if rootfs.readonly {
         let root = open_dir(Path::new("/"))?;
         let change = MountChange {
@@ -317,7 +322,45 @@ fn attach(root: &OwnedFd, rootfs: &RootfsSpec, taken: Taken<'_>) -> Result<()> {
     let what = || format!("mount {}", mount.target.display());
     let kind = fstat(&tree).map_err(doing(what()))?.st_mode & libc::S_IFMT;
     let target = ensure(root, &mount.target, kind == libc::S_IFDIR)?;
+    if is_proc(&target)? && !is_proc(&tree)? && !PROC_FILES.iter().any(|file| mount.target == Path::new(file)) {
+        return Err(Failure(format!(
+            "{}: only a proc file system can be mounted in /proc",
+            what()
+        )));
+    }
     sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(what()))
+}
+
+/// Files of `/proc` that may be replaced: those by which a container is told of its limits.
+const PROC_FILES: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+fn is_proc(file: impl AsFd) -> Result<bool> {
+    let kind = fstatfs(file).map_err(doing("look at a file system"))?;
+    Ok(kind.filesystem_type() == PROC_SUPER_MAGIC)
+}
+
+/// A file whose content this process writes for the kernel: in the kernel's own `/proc`, or an error.
+pub(super) fn write_proc(path: &str, text: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::File::options();
+    let mut file = options.write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    match is_proc(&file) {
+        Ok(true) => std::io::Write::write_all(&mut file, text.as_bytes()),
+        Ok(false) => Err(std::io::Error::other(format!("{path} is not the kernel's"))),
+        Err(Failure(why)) => Err(std::io::Error::other(why)),
+    }
 }
 
 /// An image's content as a mount: its layers without a writable one on top.
@@ -359,37 +402,51 @@ fn change_root(root: &OwnedFd) -> Result<()> {
     chdir("/").map_err(doing("enter the root"))
 }
 
-fn read_only(path: &Path) -> Result<()> {
+/// What is at `path` inside, if anything is.
+fn inside(root: &OwnedFd, path: &Path) -> Result<Option<OwnedFd>> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    match sampan_paths::open_in(root, relative, OFlag::O_PATH, resolve) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(error) => Err(Failure(format!("open {} inside: {error}", path.display()))),
+    }
+}
+
+fn read_only(root: &OwnedFd, path: &Path) -> Result<()> {
     let what = || format!("make {} read-only", path.display());
-    let tree = match sys::open_tree(path, true) {
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-        other => other.map_err(doing(what()))?,
+    let Some(target) = inside(root, path)? else {
+        return Ok(());
     };
+    let tree = sys::open_tree(&fd_path(&target), true).map_err(doing(what()))?;
     let change = MountChange {
         readonly: true,
         recursive: true,
         ..MountChange::default()
     };
     sys::set_mount(tree.as_fd(), change).map_err(doing(what()))?;
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let target = open(path, flags, Mode::empty()).map_err(doing(what()))?;
     sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(what()))
 }
 
-fn mask(path: &Path) -> Result<()> {
+fn mask(root: &OwnedFd, path: &Path) -> Result<()> {
     let what = || format!("hide {}", path.display());
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let target = match open(path, flags, Mode::empty()) {
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-        other => other.map_err(doing(what()))?,
+    let Some(target) = inside(root, path)? else {
+        return Ok(());
     };
     if fstat(&target).map_err(doing(what()))?.st_mode & libc::S_IFMT == libc::S_IFDIR {
         let flags = NO_EXTRAS | MsFlags::MS_RDONLY;
         mount(Some("tmpfs"), &fd_path(&target), Some("tmpfs"), flags, Some("size=0k")).map_err(doing(what()))
     } else {
+        // The node's: what the container has at /dev/null may be anything.
         let null = sys::open_tree(Path::new("/dev/null"), false).map_err(doing(what()))?;
         sys::move_mount(null.as_fd(), target.as_fd()).map_err(doing(what()))
     }
+}
+
+/// The working directory of a program, made if it is missing. Opened inside the root, and through no magic link: one of
+/// those leads to wherever a descriptor of this process does.
+pub(super) fn working_directory(path: &Path) -> Result<OwnedFd> {
+    ensure(&open_dir(Path::new("/"))?, path, true)
 }
 
 /// A new terminal of this container as standard streams; returns its master. The first process's is
@@ -403,11 +460,10 @@ pub fn terminal(first: bool) -> Result<OwnedFd> {
     nix::unistd::dup2_stderr(&peer).map_err(doing("connect the terminal"))?;
     sys::control_terminal().map_err(doing("control the terminal"))?;
     if first {
-        let flags = OFlag::O_CREAT | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        let flags = OFlag::O_CREAT | OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NOFOLLOW;
         let console = open("/dev/console", flags, Mode::from_bits_truncate(0o600));
         let console = console.map_err(doing("make /dev/console"))?;
-        let name = std::fs::read_link("/proc/self/fd/0").map_err(doing("name the terminal"))?;
-        let tree = sys::open_tree(&name, false).map_err(doing("show the terminal as /dev/console"))?;
+        let tree = sys::open_tree_of(peer.as_fd()).map_err(doing("show the terminal as /dev/console"))?;
         sys::move_mount(tree.as_fd(), console.as_fd()).map_err(doing("show the terminal as /dev/console"))?;
     }
     Ok(master)

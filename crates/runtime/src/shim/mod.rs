@@ -53,7 +53,7 @@ use self::setup::Sandbox;
 use crate::init::{self, Stdio};
 use crate::logs::Stream;
 use crate::protocol::{Exec, Frames, Reply, Request};
-use crate::spec::{self, CgroupSpec, ContainerSpec, ExitRecord, StartRecord, file};
+use crate::spec::{self, CgroupSpec, ContainerSpec, ExitRecord, StartRecord, UserSpec, file};
 use crate::sys;
 use crate::types::NamespaceMode;
 
@@ -587,6 +587,15 @@ impl Shim {
         let mut process = container.spec.process.clone();
         process.args = request.args;
         process.tty = request.tty;
+        if let Some(start) = &container.started {
+            // Who it was found to be when it started: its files may say something else by now.
+            process.user = UserSpec {
+                user: start.user.uid.to_string(),
+                group: start.user.gid.to_string(),
+                supplemental: start.user.supplemental_groups.clone(),
+                merge_groups: false,
+            };
+        }
         if request.tty && !process.env.iter().any(|entry| entry.starts_with("TERM=")) {
             process.env.push("TERM=xterm".into());
         }
@@ -602,11 +611,11 @@ impl Shim {
         let v2 = container.spec.cgroups.v1.is_empty();
         let cgroup = if v2 { Some(namespace("cgroup")?) } else { None };
         let (ours, theirs) = init::channel().map_err(|e| failed("make a channel")(e.into()))?;
-        let cloned = setup::clone_in(&pids, &sandbox.own_pids, CloneFlags::empty());
+        let cloned = setup::clone_inside(&pids, &mounts, sandbox);
         match cloned.map_err(|e| failed("make a process")(e.into()))? {
             None => {
                 drop(ours);
-                init::join(&process, &mounts, cgroup.as_ref(), &theirs, stdio)
+                init::join(&process, cgroup.as_ref(), &theirs, stdio)
             }
             Some(pid) => {
                 drop((theirs, stdio));

@@ -189,6 +189,18 @@ pub fn clone_in(namespace: &OwnedFd, own: &OwnedFd, flags: CloneFlags) -> nix::R
     cloned
 }
 
+/// Clones inside a container. The child has the container's root from its first moment: the container sees it at once, and
+/// with `CAP_SYS_PTRACE` it could go where `/proc/PID/root` leads.
+pub fn clone_inside(pids: &OwnedFd, mounts: &OwnedFd, sandbox: &Sandbox) -> nix::Result<Option<Pid>> {
+    setns(mounts, CloneFlags::CLONE_NEWNS)?;
+    let cloned = clone_in(pids, &sandbox.own_pids, CloneFlags::empty());
+    if matches!(cloned, Ok(None)) {
+        return cloned;
+    }
+    setns(&sandbox.mounts, CloneFlags::CLONE_NEWNS)?;
+    cloned
+}
+
 /// A child that prepares something, says a byte and waits to be told that it can go.
 fn helper(flags: CloneFlags, prepare: impl FnOnce() -> nix::Result<()>) -> Result<(Pid, OwnedFd), String> {
     let fail = |error: Errno| format!("make a helper process: {error}");

@@ -1,5 +1,6 @@
 //! Real containers, as root, from an image with a static busybox. Skipped with a message elsewhere.
 
+mod escapes;
 mod lifecycle;
 mod registry;
 mod resources;

@@ -94,6 +94,173 @@ fn symbolic_links_are_followed_inside_the_image_only() {
     assert!(dir.path().join("tmp/two").is_file());
 }
 
+/// Layers that reach out, in every way that is known. Refused or not: what matters is that nothing outside has changed.
+#[test]
+fn no_layer_reaches_out() {
+    if !root_or_skip() {
+        return;
+    }
+    let outer = tempfile::tempdir().unwrap();
+    let victim = outer.path().join("victim");
+    std::fs::create_dir_all(victim.join("below")).unwrap();
+    std::fs::write(victim.join("secret"), b"secret").unwrap();
+    let away = victim.to_str().unwrap().to_owned();
+    let up = format!("{}{}", "../".repeat(3), "victim");
+    let name = |dir: &str, name: &str| format!("{dir}/{name}");
+    let mut layers: Vec<(String, Tar)> = Vec::new();
+    for out in [&away, &up] {
+        let link = || Tar::new().link("l", out);
+        layers.extend([
+            (format!("a file through {out}"), link().file("l/made", b"x")),
+            (format!("a file over one through {out}"), link().file("l/secret", b"x")),
+            (format!("a directory through {out}"), link().dir("l/made", 0o777)),
+            (format!("the directory {out} itself"), link().dir("l", 0o777)),
+            (format!("a deeper directory of {out}"), link().dir("l/below", 0o777)),
+            (format!("a link through {out}"), link().link("l/made", "x")),
+            (
+                format!("a hard link into {out}"),
+                link().file("x", b"").hard("l/made", "x"),
+            ),
+            (
+                format!("a hard link from {out}"),
+                link().hard("x", "l/secret").file("x", b"changed"),
+            ),
+            (
+                format!("a hard link to {out}"),
+                Tar::new().hard("x", &name(out, "secret")).file("x", b"changed"),
+            ),
+            (format!("a whiteout through {out}"), link().file("l/.wh.secret", b"")),
+            (
+                format!("an opaque directory through {out}"),
+                link().file("l/.wh..wh..opq", b""),
+            ),
+            (
+                format!("a whiteout of {out}"),
+                link().file(".wh.l", b"").file("l/made", b""),
+            ),
+            (
+                format!("a device through {out}"),
+                link().device("l/made", tar::EntryType::Char, 1, 3),
+            ),
+            (
+                format!("a link over a directory, then into {out}"),
+                Tar::new().dir("d", 0o755).link("d", out).file("d/made", b""),
+            ),
+            (
+                format!("two links to {out}"),
+                link().link("m", "l/below").file("m/made", b""),
+            ),
+            (
+                format!("a link in a link to {out}"),
+                Tar::new()
+                    .link("a", "b/c")
+                    .dir("b", 0o755)
+                    .link("b/c", out)
+                    .file("a/made", b""),
+            ),
+            (format!("a file named {out}"), Tar::new().file(&name(out, "made"), b"")),
+            (
+                format!("a file over {out}"),
+                Tar::new().file(&name(out, "secret"), b"x"),
+            ),
+            (
+                format!("an owner of {out}"),
+                link().owned_file("l/secret", b"secret", 0o6777, 7, 7),
+            ),
+            (
+                format!("a long name of {out}"),
+                Tar::new()
+                    .long(&name(out, "made"), tar::EntryType::GNULongName)
+                    .file("x", b""),
+            ),
+            (
+                format!("a long link to {out}"),
+                Tar::new()
+                    .long(out, tar::EntryType::GNULongLink)
+                    .link("l", "x")
+                    .file("l/made", b""),
+            ),
+            (
+                format!("a PAX path of {out}"),
+                Tar::new().pax("path", &name(out, "made")).file("x", b""),
+            ),
+            (
+                format!("a PAX link to {out}"),
+                Tar::new().pax("linkpath", out).link("l", "x").file("l/made", b""),
+            ),
+            (
+                format!("a PAX hard link to {out}"),
+                Tar::new()
+                    .pax("linkpath", &name(out, "secret"))
+                    .hard("x", "y")
+                    .file("x", b"changed"),
+            ),
+            (
+                format!("a redirect of the overlay to {out}"),
+                Tar::new()
+                    .pax("SCHILY.xattr.trusted.overlay.redirect", out)
+                    .dir("d", 0o755)
+                    .file("d/made", b""),
+            ),
+        ]);
+    }
+    for named in [
+        "../victim/made",
+        "../../victim/made",
+        "a/../../../victim/made",
+        "/../victim/made",
+        "./../victim/made",
+        "..",
+        "a/..",
+        "l/../../victim/made",
+    ] {
+        layers.push((
+            format!("a file {named}"),
+            Tar::new().dir("a", 0o755).link("l", "a").file(named, b""),
+        ));
+        layers.push((
+            format!("a whiteout {named}"),
+            Tar::new().file(&named.replace("made", ".wh.secret"), b""),
+        ));
+    }
+    for hidden in [".wh..", ".wh...", ".wh.", ".wh..wh..wh.", "a/.wh..."] {
+        layers.push((format!("a whiteout {hidden}"), Tar::new().file(hidden, b"")));
+    }
+    let before = |path: &Path| {
+        let meta = path.symlink_metadata().unwrap();
+        (
+            meta.mode(),
+            meta.uid(),
+            meta.nlink(),
+            xattr::list(path).unwrap().count(),
+        )
+    };
+    let watched = [victim.clone(), victim.join("below"), victim.join("secret")];
+    let were: Vec<_> = watched.iter().map(|path| before(path)).collect();
+    let mut through = Vec::new();
+    let tried = layers.len();
+    let mut accepted = 0;
+    for (index, (what, tar)) in layers.into_iter().enumerate() {
+        let target = outer.path().join(format!("store/{index}/layer"));
+        std::fs::create_dir_all(&target).unwrap();
+        accepted += usize::from(unpack(file_of(&tar.finish()), &target, &[]).is_ok());
+        let are: Vec<_> = watched.iter().map(|path| before(path)).collect();
+        let whole = std::fs::read(victim.join("secret")).unwrap() == b"secret";
+        let names =
+            std::fs::read_dir(&victim).unwrap().count() + std::fs::read_dir(victim.join("below")).unwrap().count();
+        let around = std::fs::read_dir(target.parent().unwrap()).unwrap().count();
+        let redirected = xattr::get(target.join("d"), "trusted.overlay.redirect").ok().flatten();
+        if are != were || !whole || names != 2 || around != 1 || redirected.is_some() {
+            through.push(what);
+        }
+    }
+    println!(
+        "layers that reach out: {tried} attempts, {} refused, {accepted} of them by staying inside",
+        tried - through.len()
+    );
+    assert_eq!(through, Vec::<String>::new(), "these got through");
+}
+
 #[test]
 fn a_link_that_points_at_a_file_outside_is_replaced_not_written_through() {
     let outside = tempfile::tempdir().unwrap();
