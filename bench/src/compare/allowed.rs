@@ -29,6 +29,16 @@ const ROWS: &[Row] = &[
         "a list that is given and empty is as good as none by the time it is checked; only the text of an error tells",
     ),
     (
+        "Job",
+        ["", "no answer", "spec.completions: Required value"],
+        "upstream crashes over it",
+    ),
+    (
+        "Job",
+        [".metadata.name = ", "spec.template.labels: ", "metadata.labels: "],
+        "a Job's own labels are made before it is checked instead of after: one error more tells of the same name",
+    ),
+    (
         "LimitRange",
         [".spec.limits = []", "201 ", "201"],
         "a list that is given and empty is as good as none by the time owners are noted",

@@ -30,6 +30,15 @@ impl Answer {
         Ok(Answer { code, warnings, body })
     }
 
+    /// The connection ended instead.
+    pub fn none() -> Self {
+        Answer {
+            code: 0,
+            warnings: Vec::new(),
+            body: "no answer".into(),
+        }
+    }
+
     /// The object of a successful answer.
     pub fn object(&self) -> Option<&Value> {
         (200..300).contains(&self.code).then_some(&self.body)

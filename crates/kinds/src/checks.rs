@@ -12,6 +12,8 @@ pub(crate) type Check = (&'static str, Rule);
 pub(crate) enum Rule {
     /// Present and not empty; the detail is upstream's, often empty.
     Required(&'static str),
+    /// There, if with nothing in it: what Go points to.
+    Given,
     /// When present and not empty, one of these.
     OneOf(&'static [&'static str]),
     /// When given, even as an empty text (a pointer in Go), one of these.
@@ -98,6 +100,11 @@ fn check(rule: Rule, path: &field::Path, value: Option<&Value>, errors: &mut fie
         Rule::Required(detail) => {
             if is_blank(value) {
                 errors.push(field::Error::required(path, detail));
+            }
+        }
+        Rule::Given => {
+            if value.is_none_or(Value::is_null) {
+                errors.push(field::Error::required(path, ""));
             }
         }
         Rule::RequiredOneOf(allowed) => {

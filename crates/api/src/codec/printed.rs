@@ -62,17 +62,24 @@ fn complete_value(ty: &Type, value: &mut Value) {
             values.values_mut().for_each(|item| complete_value(&map.values, item));
         }
         (Type::Def(_), Value::Object(map)) => {
-            for field in ty.as_struct().map(|below| below.fields.as_slice()).unwrap_or_default() {
-                match map.get_mut(field.name.as_ref()) {
-                    // Go's storage keeps no empty lists: they come back as none.
-                    Some(value) if field.printed == Printed::Null && is_empty(value) => *value = Value::Null,
-                    Some(value) => complete_value(&field.ty, value),
-                    None => {
-                        if let Some(mut value) = absent(field) {
-                            complete_value(&field.ty, &mut value);
-                            map.insert(field.name.clone().into_owned(), value);
-                        }
+            let Some(below) = ty.as_struct() else {
+                return;
+            };
+            for (key, value) in map.iter_mut() {
+                match below.field(key) {
+                    // Go's storage keeps no empty lists and maps: they come back as none. What is pointed to stays.
+                    Some(field) if field.printed == Printed::Null && holds_nothing(&field.ty, value) => {
+                        *value = Value::Null;
                     }
+                    Some(field) => complete_value(&field.ty, value),
+                    None => {}
+                }
+            }
+            for field in &below.fields {
+                if field.printed != Printed::Nothing && !map.contains_key(field.name.as_ref()) {
+                    let mut value = absent(field).unwrap_or_default();
+                    complete_value(&field.ty, &mut value);
+                    map.insert(field.name.clone().into_owned(), value);
                 }
             }
         }
@@ -107,10 +114,11 @@ fn bare_value(ty: &Type, value: &mut Value) {
     }
 }
 
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Array(items) => items.is_empty(),
-        Value::Object(map) => map.is_empty(),
+/// An empty list or map.
+fn holds_nothing(ty: &Type, value: &Value) -> bool {
+    match (ty, value) {
+        (Type::List(_) | Type::Strings, Value::Array(items)) => items.is_empty(),
+        (Type::Map(_), Value::Object(map)) => map.is_empty(),
         _ => false,
     }
 }
@@ -147,6 +155,17 @@ mod tests {
                     "spec": {"drivers": [{"name": "d", "nodeID": "n", "topologyKeys": null}]}}),
                 json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {},
                     "spec": {"drivers": [{"name": "d", "nodeID": "n"}]}}),
+            ),
+            (
+                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {}, "spec": {"selector": {},
+                    "serviceName": "", "template": {"metadata": {}, "spec": {"containers": []}}, "updateStrategy": {}},
+                    "status": {"availableReplicas": 0, "replicas": 0}}),
+                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {}, "spec": {"selector": {},
+                    "serviceName": "", "template": {"metadata": {}, "spec": {"containers": null}}, "updateStrategy": {}},
+                    "status": {"availableReplicas": 0, "replicas": 0}}),
+                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {}, "spec": {"selector": {},
+                    "serviceName": "", "template": {"metadata": {}, "spec": {}}, "updateStrategy": {}},
+                    "status": {"availableReplicas": 0, "replicas": 0}}),
             ),
             (
                 json!({"apiVersion": "example.com/v1", "kind": "Custom", "spec": {"a": null}}),

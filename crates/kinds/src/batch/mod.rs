@@ -2,6 +2,7 @@
 
 mod cron;
 mod cron_job;
+mod indexed;
 mod job;
 mod print;
 mod validate;

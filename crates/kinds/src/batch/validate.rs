@@ -5,9 +5,10 @@ use sampan_api::selector::{LabelSelector, validate_label_selector};
 use sampan_api::{Object, names as api};
 use serde_json::{Map, Value};
 
-use super::cron;
 use super::job::{NAME_LABELS, UID_LABELS};
+use super::{cron, indexed};
 use crate::checks::{self, Check, Rule};
+use crate::networking::validate::domain_path;
 use crate::pod_spec::validate::template as validate_template;
 use crate::print::is_true;
 use crate::spec::Part;
@@ -21,8 +22,9 @@ const SPEC: &[Check] = &[
     ("ttlSecondsAfterFinished", Rule::NonNegative),
     ("backoffLimitPerIndex", Rule::NonNegative),
     ("maxFailedIndexes", Rule::NonNegative),
-    ("completionMode", Rule::GivenOneOf(&["NonIndexed", "Indexed"])),
 ];
+
+const MODE: &[Check] = &[("completionMode", Rule::GivenOneOf(&["NonIndexed", "Indexed"]))];
 
 pub(super) fn job(job: &Object, errors: &mut Errors) {
     let path = Path::new("spec");
@@ -119,9 +121,18 @@ fn job_spec(spec: &Value, path: &Path, errors: &mut Errors) {
             "when maxFailedIndexes is specified",
         ));
     }
-    if tree::text(spec, "completionMode") == "Indexed" {
-        indexed(spec, path, errors);
-    } else {
+    if let Some(manager) = tree::get(spec, "managedBy").and_then(Value::as_str) {
+        let path = path.child("managedBy");
+        domain_path(manager, &path, errors);
+        if manager.len() > 63 {
+            errors.push(Error::too_long(&path, 63));
+        }
+    }
+    checks::run_at(MODE, spec, path, None, errors);
+    let mode = tree::get(spec, "completionMode").and_then(Value::as_str);
+    if mode == Some("Indexed") {
+        indexed::limits(spec, path, errors);
+    } else if mode.is_none_or(|mode| mode == "NonIndexed") {
         for name in ["backoffLimitPerIndex", "maxFailedIndexes"] {
             if let Some(number) = of(name) {
                 errors.push(Error::invalid(
@@ -131,15 +142,17 @@ fn job_spec(spec: &Value, path: &Path, errors: &mut Errors) {
                 ));
             }
         }
-        if let Some(policy) = tree::get(spec, "successPolicy") {
-            errors.push(Error::invalid(
-                &path.child("successPolicy"),
-                policy.clone(),
-                "requires indexed completion mode",
-            ));
-        }
     }
     failure_policy(spec, path, errors);
+    if let Some(policy) = tree::get(spec, "successPolicy") {
+        let path = path.child("successPolicy");
+        if mode == Some("Indexed") {
+            indexed::success_policy(spec, policy, &path, errors);
+        } else {
+            let why = "requires indexed completion mode";
+            errors.push(Error::invalid(&path, policy.clone(), why));
+        }
+    }
     let policy = tree::get(spec, "podReplacementPolicy").and_then(Value::as_str);
     let allowed: &[&str] = if tree::get(spec, "podFailurePolicy").is_some() {
         &["Failed"]
@@ -175,67 +188,6 @@ fn restart_policy(spec: &Value, path: &Path, errors: &mut Errors) {
             "only \"Never\" is supported when podFailurePolicy is specified",
         )),
         other => errors.push(Error::not_supported(&path, other, &["OnFailure", "Never"])),
-    }
-}
-
-fn indexed(spec: &Value, path: &Path, errors: &mut Errors) {
-    let of = |name: &str| tree::opt_int(spec, name);
-    let mut too_big = |name: &str, number: i64, why: String| {
-        errors.push(Error::invalid(&path.child(name), number, why));
-    };
-    if let Some(parallelism) = of("parallelism").filter(|number| *number > 100_000) {
-        let why = "must be less than or equal to 100000 when completion mode is Indexed".to_owned();
-        too_big("parallelism", parallelism, why);
-    }
-    if let Some(failed) = of("maxFailedIndexes") {
-        if of("completions").is_some_and(|completions| failed > completions) {
-            too_big(
-                "maxFailedIndexes",
-                failed,
-                "must be less than or equal to completions".to_owned(),
-            );
-        }
-        if failed > 100_000 {
-            too_big(
-                "maxFailedIndexes",
-                failed,
-                "must be less than or equal to 100000".to_owned(),
-            );
-        }
-    }
-    if of("completions").is_none() {
-        errors.push(Error::required(
-            &path.child("completions"),
-            "when completion mode is Indexed",
-        ));
-    }
-    if let Some(policy) = tree::get(spec, "successPolicy") {
-        let path = path.child("successPolicy").child("rules");
-        let rules = tree::items(policy, "rules");
-        if rules.is_empty() {
-            errors.push(Error::required(
-                &path,
-                "at least one rules must be specified when the successPolicy is specified",
-            ));
-        }
-        if rules.len() > 20 {
-            errors.push(Error::too_many(&path, rules.len(), 20));
-        }
-        for (index, rule) in rules.iter().enumerate() {
-            let path = path.index(index);
-            let count = tree::opt_int(rule, "succeededCount");
-            if count.is_none() && tree::get(rule, "succeededIndexes").is_none() {
-                errors.push(Error::required(
-                    &path,
-                    "at least one of succeededCount or succeededIndexes must be specified",
-                ));
-            }
-            let all = of("completions").unwrap_or_default();
-            if let Some(count) = count.filter(|count| *count > all) {
-                let why = format!("must be less than or equal to {all} (the number of specified completions)");
-                errors.push(Error::invalid(&path.child("succeededCount"), count, why));
-            }
-        }
     }
 }
 

@@ -330,14 +330,10 @@ pub(super) fn ingress_class(class: &Object, errors: &mut Errors) {
     let path = Path::new("spec");
     let controller = tree::text(class, "spec.controller");
     let at = path.child("controller");
-    if controller.is_empty() {
-        errors.push(Error::required(&at, ""));
-    } else {
-        if controller.len() > 250 {
-            errors.push(Error::too_long(&at, 250));
-        }
-        domain_path(controller, &at, errors);
+    if controller.len() > 250 {
+        errors.push(Error::too_long(&at, 250));
     }
+    domain_path(controller, &at, errors);
     let Some(parameters) = tree::get(class, "spec.parameters") else {
         return;
     };
@@ -360,10 +356,19 @@ pub(super) fn ingress_class(class: &Object, errors: &mut Errors) {
 
 /// `example.com/something`
 pub(crate) fn domain_path(text: &str, path: &Path, errors: &mut Errors) {
+    if text.is_empty() {
+        errors.push(Error::required(path, ""));
+        return;
+    }
     match text.split_once('/') {
         Some((domain, rest)) if !domain.is_empty() && !rest.is_empty() => {
             for message in api::dns1123_subdomain(domain) {
                 errors.push(Error::invalid(path, domain, message));
+            }
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&byte);
+            if !rest.bytes().all(fits) {
+                let why = "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
+                errors.push(Error::invalid(path, rest, why));
             }
         }
         _ => errors.push(Error::invalid(
@@ -375,7 +380,7 @@ pub(crate) fn domain_path(text: &str, path: &Path, errors: &mut Errors) {
 }
 
 pub(super) const IP_ADDRESS: &[Check] = &[
-    ("spec.parentRef", Rule::Required("")),
+    ("spec.parentRef", Rule::Given),
     ("spec.parentRef.group", Rule::Named(api::dns1123_subdomain)),
     ("spec.parentRef.resource", Rule::RequiredNamed(api::path_segment)),
     ("spec.parentRef.name", Rule::RequiredNamed(api::path_segment)),
@@ -488,6 +493,14 @@ mod tests {
                 &strategies::IP_ADDRESS,
                 json!({"spec": {}}),
                 vec!["spec.parentRef: Required value"],
+            ),
+            (
+                &strategies::IP_ADDRESS,
+                json!({"spec": {"parentRef": {}}}),
+                vec![
+                    "spec.parentRef.resource: Required value",
+                    "spec.parentRef.name: Required value",
+                ],
             ),
         ];
         for (rules, mut object, wanted) in cases {

@@ -8,10 +8,6 @@ use crate::tree;
 
 pub(super) fn default(pod: &mut Object) {
     mirror_addresses(pod);
-    let host = tree::text(pod, "status.hostIP").to_owned();
-    if !host.is_empty() && tree::items(pod, "status.hostIPs").is_empty() {
-        tree::set(pod, "status.hostIPs", vec![Value::from_iter([("ip", host)])]);
-    }
     let Some(spec) = pod.get_mut("spec").filter(|spec| spec.is_object()) else {
         return;
     };
