@@ -31,6 +31,7 @@ pub mod server;
 mod sources;
 mod status_writer;
 mod thresholds;
+mod user_ids;
 mod worker;
 
 pub use config::{Housekeeping, NodeConfig};

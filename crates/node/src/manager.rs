@@ -221,7 +221,7 @@ impl Manager {
             if self.worker(&uid).is_some() {
                 continue;
             }
-            if let Err(error) = self.cx.volumes.teardown(&uid).await {
+            if let Err(error) = self.cx.remove_directory(&uid).await {
                 tracing::warn!(uid, %error, "left-over volumes could not be removed");
             }
         }

@@ -1,7 +1,7 @@
 //! What the node needs of the pod network: a namespace with addresses before a sandbox is made, and its end after.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -47,8 +47,17 @@ pub trait PodNetworking: Send + Sync {
     async fn setup(&self, request: &NetworkRequest) -> Result<PodNetworkStatus, NetworkError>;
     /// Says that a Pod set up by an earlier process still has its network.
     async fn adopt(&self, request: &NetworkRequest, status: &PodNetworkStatus) -> Result<(), NetworkError>;
-    /// Gives addresses and ports back and removes the namespace.
+    /// Where the Pod's network namespace is, or will be.
+    fn namespace(&self, request: &NetworkRequest) -> PathBuf;
+    /// Gives addresses and ports back and removes the namespace, and the user namespace it belongs to.
     async fn teardown(&self, request: &NetworkRequest) -> Result<(), NetworkError>;
+}
+
+/// Where the user namespace that a network namespace belongs to is kept.
+pub fn users_path(netns: &Path) -> PathBuf {
+    let mut name = netns.as_os_str().to_owned();
+    name.push(".users");
+    name.into()
 }
 
 /// The request for a Pod's sandbox.
@@ -116,7 +125,7 @@ impl PodNetworking for FakeNetworking {
         state.0 = state.0.wrapping_add(1);
         // Loopback addresses, so that probes in tests reach listeners of the test.
         let status = PodNetworkStatus {
-            netns: PathBuf::from(format!("/var/run/netns/{}-{}", request.uid, request.attempt)),
+            netns: self.namespace(request),
             ips: vec![format!("127.0.1.{}", state.0)],
         };
         state.1.insert(request.uid.clone(), status.clone());
@@ -127,6 +136,9 @@ impl PodNetworking for FakeNetworking {
         state.2.push(format!("adopt {}", request.name));
         state.1.insert(request.uid.clone(), status.clone());
         Ok(())
+    }
+    fn namespace(&self, request: &NetworkRequest) -> PathBuf {
+        PathBuf::from(format!("/var/run/netns/{}", key(request)))
     }
     async fn teardown(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
         let mut state = self.lock();
@@ -159,11 +171,18 @@ impl PodNetworking for sampan_network::PodNetwork {
         wire(self, request, status.netns.clone()).await.map(drop)
     }
 
+    fn namespace(&self, request: &NetworkRequest) -> PathBuf {
+        self.config().netns_dir.join(key(request))
+    }
+
     async fn teardown(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
         let down = sampan_network::PodNetwork::teardown(self, &key(request)).await;
         down.map_err(|error| NetworkError(error.to_string()))?;
-        let path = self.config().netns_dir.join(key(request));
-        let removed = tokio::task::spawn_blocking(move || sampan_network::netns::remove(&path));
+        let path = self.namespace(request);
+        let removed = tokio::task::spawn_blocking(move || {
+            sampan_network::netns::remove(&path)?;
+            sampan_network::netns::remove(&users_path(&path))
+        });
         removed
             .await
             .map_err(|error| NetworkError(error.to_string()))?

@@ -20,6 +20,7 @@ use crate::node_status::{NodeKeeper, Pressure};
 use crate::server::{self, Server};
 use crate::sources::ObjectSources;
 use crate::status_writer::StatusWriter;
+use crate::user_ids::{Range, UserIds};
 use crate::worker::{Context, Images};
 use crate::{NodeConfig, machine};
 
@@ -94,7 +95,9 @@ impl Node {
         let disk = machine::disk(&config.data_dir).unwrap_or_default();
         let (capacity, allocatable) =
             machine::resources(machine::cpus(), memory, disk, &machine::hugepages(), config.max_pods);
+        let users = UserIds::load(&config.data_dir.join("pods"), Range::of_machine(config.max_pods));
         let cx = Arc::new(Context {
+            users,
             volumes: Volumes::new(config.data_dir.clone(), sources.clone()),
             config: config.clone(),
             runtime: Arc::clone(&runtime),

@@ -10,7 +10,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node as ApiNode, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    ContainerImage, DaemonEndpoint, Node as ApiNode, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -196,6 +197,17 @@ async fn build(config: &NodeConfig, runtime: &Arc<dyn Runtime>, pressure: Pressu
         }),
         images: Some(image_list(&images)),
         node_info: Some(machine::info(&config.version, &version)),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(true),
+        }),
+        // The one handler, which Pods without a RuntimeClass use.
+        runtime_handlers: Some(vec![NodeRuntimeHandler {
+            name: Some(String::new()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(true),
+                user_namespaces: Some(state.as_ref().is_ok_and(|status| status.user_namespaces)),
+            }),
+        }]),
         ..NodeStatus::default()
     }
 }

@@ -5,7 +5,7 @@
 //! call is recorded ([`FakeRuntime::calls`]).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -351,6 +351,10 @@ impl Runtime for FakeRuntime {
         Ok(no_usage())
     }
 
+    async fn make_namespaces(&self, users: &UserNamespace, _network: &Path) -> Result<()> {
+        let name = users.path.display().to_string();
+        self.begin("make_namespaces", &name).map(drop)
+    }
     async fn run_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<String> {
         let mut state = self.begin("run_pod_sandbox", &config.metadata.name)?;
         let id = state.new_id("sandbox");

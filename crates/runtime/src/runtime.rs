@@ -4,6 +4,7 @@
 //! byte streams themselves), no polling list for exits ([`Runtime::events`] is lossless within one
 //! process), and images carry their configuration so that the node needs no second look-up.
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -107,6 +108,10 @@ pub trait Runtime: Send + Sync {
 
     // ---- sandboxes ----
 
+    /// Makes a user namespace and a network namespace that belongs to it, and keeps both by bind mounts at
+    /// `users.path` and `network`, which are the caller's to take away. Not part of CRI, where an engine makes both
+    /// and calls the network itself. Idempotent.
+    async fn make_namespaces(&self, users: &UserNamespace, network: &Path) -> Result<()>;
     /// Creates and starts a sandbox; returns its id.
     async fn run_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<String>;
     /// Kills every container of the sandbox and lets go of its namespaces. Idempotent.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::seccomp::Filter;
-use crate::types::{ContainerUser, MountPropagation, NamespaceMode, StringMap};
+use crate::types::{ContainerUser, MountPropagation, NamespaceMode, StringMap, UserNamespace};
 
 /// What the shim of a sandbox needs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -22,6 +22,7 @@ pub struct SandboxSpec {
     pub ipc: NamespaceMode,
     pub pid: NamespaceMode,
     pub sysctls: StringMap,
+    pub users: Option<UserNamespace>,
     pub shm_size: u64,
     /// Control group directories the shim itself goes to.
     pub cgroups: Vec<PathBuf>,
@@ -61,6 +62,7 @@ pub struct ProcessSpec {
     pub no_new_privs: bool,
     pub seccomp: Option<Filter>,
     pub apparmor: Option<String>,
+    pub users: Option<UserNamespace>,
 }
 
 /// Who to be; names are looked up in the container's `/etc/passwd` and `/etc/group`.

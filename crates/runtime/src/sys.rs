@@ -100,13 +100,6 @@ pub struct MountChange {
 
 /// Changes the mount `fd` is in (the root of).
 pub fn set_mount(fd: BorrowedFd<'_>, change: MountChange) -> Result<()> {
-    #[repr(C)]
-    struct MountAttr {
-        set: u64,
-        clear: u64,
-        propagation: u64,
-        userns: u64,
-    }
     const RDONLY: u64 = 1;
     const NOSUID: u64 = 2;
     let mut set = 0;
@@ -118,12 +111,37 @@ pub fn set_mount(fd: BorrowedFd<'_>, change: MountChange) -> Result<()> {
     }
     let attr = MountAttr {
         set,
-        clear: 0,
         propagation: change.propagation,
-        userns: 0,
+        ..MountAttr::default()
     };
+    mount_setattr(fd, attr, change.recursive)
+}
+
+/// Shows the owners of files in a detached mount as the user namespace has them: what belongs to 0 on disk belongs
+/// to its root. `EINVAL` when the file system cannot.
+pub fn map_ids(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    const IDMAP: u64 = 0x0010_0000;
+    let attr = MountAttr {
+        set: IDMAP,
+        userns: u64::try_from(users.as_raw_fd()).map_err(|_| Errno::EBADF)?,
+        ..MountAttr::default()
+    };
+    mount_setattr(mount, attr, recursive)
+}
+
+/// As the kernel lays it out.
+#[repr(C)]
+#[derive(Default)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+fn mount_setattr(fd: BorrowedFd<'_>, attr: MountAttr, recursive: bool) -> Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
-    if change.recursive {
+    if recursive {
         flags |= libc::AT_RECURSIVE;
     }
     // SAFETY: `attr` has the kernel's layout and its size is passed; both live through the call.

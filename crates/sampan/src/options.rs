@@ -151,8 +151,8 @@ pub struct Options {
         default_missing_value = "true"
     )]
     pub encryption_provider_config_automatic_reload: Option<bool>,
+    /// The audit log
     #[command(flatten)]
-    #[serde(flatten)]
     pub audit: AuditOptions,
 }
 

@@ -84,6 +84,7 @@ pub fn sandbox(
                 },
             },
             netns,
+            users: None,
             shm_size: None,
             resources: Some(qos::pod_resources(pod)),
         },

@@ -177,6 +177,11 @@ pub fn host_network(pod: &Pod) -> bool {
     spec(pod).host_network.unwrap_or(false)
 }
 
+/// Whether the Pod's users are the node's.
+pub fn host_users(pod: &Pod) -> bool {
+    spec(pod).host_users.unwrap_or(true)
+}
+
 pub fn is_deleting(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
@@ -193,9 +198,6 @@ pub fn grace_seconds(pod: &Pod) -> i64 {
 /// What the Pod asks for and this node cannot give: better said than left out in silence.
 pub fn unsupported(pod: &Pod) -> Option<String> {
     let spec = spec(pod);
-    if spec.host_users == Some(false) {
-        return Some("user namespaces are not supported on this node; leave hostUsers out".into());
-    }
     if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
         return Some("dynamic resource allocation is not supported on this node; leave resourceClaims out".into());
     }
@@ -293,7 +295,7 @@ mod tests {
         for (spec, named) in [
             (json!({"containers": []}), None),
             (json!({"containers": [], "hostUsers": true}), None),
-            (json!({"containers": [], "hostUsers": false}), Some("hostUsers")),
+            (json!({"containers": [], "hostUsers": false}), None),
             (
                 json!({"containers": [], "resourceClaims": [{"name": "r"}]}),
                 Some("resourceClaims"),

@@ -224,7 +224,7 @@ impl Worker {
             let down = self.cx.network.teardown(&network::request(&pod, 0)).await;
             down.map_err(|error| error.to_string())?;
         }
-        let torn_down = self.cx.volumes.teardown(&self.uid).await;
+        let torn_down = self.cx.remove_directory(&self.uid).await;
         torn_down.map_err(|error| error.to_string())?;
         self.cx.sources.unregister(&self.uid);
         {
@@ -252,7 +252,7 @@ impl Worker {
             let removed = self.cx.runtime.remove_container(&record.id).await;
             removed.map_err(|error| error.to_string())?;
         }
-        let torn_down = self.cx.volumes.teardown(&self.uid).await;
+        let torn_down = self.cx.remove_directory(&self.uid).await;
         torn_down.map_err(|error| error.to_string())?;
         let logs = config::log_directory(
             &self.cx.config.pod_logs_dir(),

@@ -35,6 +35,7 @@ use crate::pod::{self, Observed, label};
 use crate::probes::run::{Assignment, Prober, keep_asking};
 use crate::probes::{ProbeKind, ProbeResults};
 use crate::sources::ObjectSources;
+use crate::user_ids::UserIds;
 
 pub use images::Images;
 
@@ -44,6 +45,8 @@ pub struct Context {
     pub runtime: Arc<dyn Runtime>,
     pub network: Arc<dyn PodNetworking>,
     pub volumes: Volumes,
+    /// Ids of Pods whose users are not the node's.
+    pub users: UserIds,
     pub sources: Arc<ObjectSources>,
     pub recorder: Recorder,
     pub services: Informer<Service>,
@@ -55,6 +58,15 @@ pub struct Context {
     pub tasks: Tasks,
     /// When this node's agent started.
     pub started: Timestamp,
+}
+
+impl Context {
+    /// Removes a Pod's volumes and its directory, and gives its ids back. Idempotent.
+    pub async fn remove_directory(&self, uid: &str) -> Result<(), sampan_volumes::VolumeError> {
+        self.volumes.teardown(uid).await?;
+        self.users.give_back(uid);
+        Ok(())
+    }
 }
 
 /// What the worker remembers between events. Lost without harm when the process ends.

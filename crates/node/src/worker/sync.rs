@@ -7,11 +7,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use sampan_client::EventType;
-use sampan_runtime::PodSandboxState;
+use sampan_runtime::{PodSandboxState, UserNamespace};
 use sampan_volumes::Prepared;
 
 use super::{Worker, retry_delay};
-use crate::network::{self, PodNetworkStatus};
+use crate::network::{self, NetworkRequest, PodNetworkStatus};
 use crate::pod::actions::{self, Actions};
 use crate::pod::status::{Verdict, Waiting};
 use crate::pod::{self, Observed, Role, config, files};
@@ -270,11 +270,13 @@ impl Worker {
                 ..PodNetworkStatus::default()
             }
         } else {
+            self.make_users(pod, &request).await?;
             let setup = self.cx.network.setup(&request).await;
             setup.map_err(|error| format!("the pod network could not be set up: {error}"))?
         };
         let netns = (!pod::host_network(pod)).then(|| network.netns.clone());
-        let config = config::sandbox(node, pod, attempt, hostname, dns, netns, &network.ips);
+        let mut config = config::sandbox(node, pod, attempt, hostname, dns, netns, &network.ips);
+        config.linux.users = self.users(pod, &request)?;
         match self.cx.runtime.run_pod_sandbox(&config).await {
             Ok(_id) => Ok(()),
             Err(error) => {
@@ -286,6 +288,28 @@ impl Worker {
                 Err(error.to_string())
             }
         }
+    }
+
+    /// The user namespace of a Pod whose users are not the node's.
+    fn users(&self, pod: &Pod, request: &NetworkRequest) -> Result<Option<UserNamespace>, String> {
+        if pod::host_users(pod) {
+            return Ok(None);
+        }
+        let dir = self.cx.volumes.pod_dir(pod::uid(pod));
+        let taken = self.cx.users.take(pod::uid(pod), &dir);
+        let (first, length) = taken.map_err(|error| format!("the pod's users: {error}"))?;
+        let path = network::users_path(&self.cx.network.namespace(request));
+        Ok(Some(UserNamespace { path, first, length }))
+    }
+
+    /// Makes the Pod's user namespace, and the network namespace in it, if it is to have one.
+    async fn make_users(&self, pod: &Pod, request: &NetworkRequest) -> Result<(), String> {
+        let Some(users) = self.users(pod, request)? else {
+            return Ok(());
+        };
+        let network = self.cx.network.namespace(request);
+        let made = self.cx.runtime.make_namespaces(&users, &network).await;
+        made.map_err(|error| error.to_string())
     }
 
     /// Writes the Pod's hosts file if it is not as it should be.

@@ -84,6 +84,7 @@ impl Embedded {
             apparmor: apparmor(security)?,
             capabilities: capabilities.iter().map(|capability| capability.0).collect(),
             no_new_privs: security.no_new_privs,
+            users: sandbox.record.config.linux.users.clone(),
         };
         let (mounts, mounted_images) = self.mounts(sandbox, config)?;
         let (devices, _) = devices(config)?;

@@ -75,6 +75,11 @@ impl Embedded {
         for name in ["upper", "work", "rootfs", "empty"] {
             fs::create_dir_all(dir.join(name)).map_err(internal(failed))?;
         }
+        if let Some(users) = &sandbox.record.config.linux.users {
+            // What is written to the root directory itself is the container's too.
+            let root = users.outside(0);
+            std::os::unix::fs::chown(dir.join("upper"), Some(root), Some(root)).map_err(internal(failed))?;
+        }
         let built = self.build(sandbox, config, image, id, &cgroup, dir)?;
         spec::write(&dir.join(file::SPEC), &built.spec, false).map_err(internal(failed))?;
         let log = sandbox.record.config.log_directory.join(&config.log_path);

@@ -37,6 +37,7 @@ use self::records::{Container, Sandbox};
 use crate::cgroups::Cgroups;
 use crate::images::{ImageStore, Reference, Registry, RegistryConfig};
 use crate::runtime::{ErrorKind, Result, Runtime, RuntimeError};
+use crate::shim::namespaces;
 use crate::sys::{self, MountChange};
 use crate::types::*;
 
@@ -376,6 +377,7 @@ impl Runtime for Embedded {
             cgroup_version: self.cgroups.version(),
             seccomp: Path::new("/proc/sys/kernel/seccomp").exists(),
             apparmor: build::has_apparmor(),
+            user_namespaces: namespaces::possible(),
         })
     }
 
@@ -422,6 +424,16 @@ impl Runtime for Embedded {
     async fn image_fs_info(&self) -> Result<FilesystemUsage> {
         let images = self.images.clone();
         blocking(move || Ok(images.usage()?)).await
+    }
+
+    async fn make_namespaces(&self, users: &UserNamespace, network: &Path) -> Result<()> {
+        if namespaces::is_kept(&users.path) && namespaces::is_kept(network) {
+            return Ok(());
+        }
+        let exe = PathBuf::from(format!("/proc/self/fd/{}", self.exe.as_raw_fd()));
+        let (users, network) = (users.clone(), network.to_owned());
+        blocking(move || namespaces::make(&exe, &users, &network).map_err(internal("make namespaces for the Pod")))
+            .await
     }
 
     async fn run_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<String> {

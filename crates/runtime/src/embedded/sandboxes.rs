@@ -137,6 +137,7 @@ impl Embedded {
             ipc: linux.namespaces.ipc,
             pid: linux.namespaces.pid,
             sysctls: linux.sysctls.clone(),
+            users: linux.users.clone(),
             shm_size: linux.shm_size.unwrap_or(DEFAULT_SHM),
             cgroups: groups(&self.config.shim_cgroup)?,
             pause_cgroups: if shared_pids { groups(&pause_group)? } else { Vec::new() },

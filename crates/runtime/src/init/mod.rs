@@ -14,10 +14,12 @@
 //! - the child is not dumpable while it is in the container's namespaces with the node's powers, and
 //!   the executable it was copied from sits on a read-only mount, so the container cannot write it;
 //! - every path of the container is resolved inside its root by the kernel (`RESOLVE_IN_ROOT`), or
-//!   after the root was changed.
+//!   after the root was changed;
+//! - with a user namespace, the child enters it when the files are in place and nothing more is needed of the node.
 
 mod process;
 mod rootfs;
+pub(crate) mod userns;
 mod users;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -29,6 +31,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use serde::{Deserialize, Serialize};
 
+use self::userns::Users;
 use crate::spec::{ContainerSpec, ProcessSpec};
 use crate::sys;
 use crate::types::ContainerUser;
@@ -86,20 +89,34 @@ pub fn container(spec: &ContainerSpec, ns: Namespaces<'_>, channel: &OwnedFd, st
         if spec.cgroups.v1.is_empty() {
             unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("make a cgroup namespace"))?;
         }
-        rootfs::enter(spec, ns)
+        let users = Users::open(&spec.process)?;
+        rootfs::enter(spec, ns, users.as_ref())?;
+        Ok(users)
     };
-    let result = prepare().and_then(|()| become_program(&spec.process, channel, stdio, true));
+    let result = prepare().and_then(|users| become_program(&spec.process, users, channel, stdio, true));
     report(channel, &result)
 }
 
 /// Becomes a further process of a container, inside whose process and mount namespaces it was cloned. `cgroup` is the
-/// namespace of control groups it is to join.
-pub fn join(process: &ProcessSpec, cgroup: Option<&OwnedFd>, channel: &OwnedFd, stdio: Stdio) -> ! {
+/// namespace of control groups it is to join, `users` that of its users.
+pub fn join(
+    process: &ProcessSpec,
+    users: Option<Users>,
+    cgroup: Option<&OwnedFd>,
+    channel: &OwnedFd,
+    stdio: Stdio,
+) -> ! {
     let prepare = || {
         prctl::set_dumpable(false).map_err(doing("make the process undumpable"))?;
         // What the shim holds is none of the container's business, not even to look at in /proc/PID/fd.
         let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
-        let kept = streams.into_iter().flatten().chain(cgroup).chain([channel]);
+        let users = users.as_ref().map(Users::namespace);
+        let kept = streams
+            .into_iter()
+            .flatten()
+            .chain(users)
+            .chain(cgroup)
+            .chain([channel]);
         sys::close_others(kept.map(AsRawFd::as_raw_fd).collect()).map_err(doing("close descriptors"))?;
         wait_for_go(channel)?;
         setsid().map_err(doing("start a session"))?;
@@ -108,7 +125,7 @@ pub fn join(process: &ProcessSpec, cgroup: Option<&OwnedFd>, channel: &OwnedFd, 
             None => Ok(()),
         }
     };
-    let result = prepare().and_then(|()| become_program(process, channel, stdio, false));
+    let result = prepare().and_then(|()| become_program(process, users, channel, stdio, false));
     report(channel, &result)
 }
 
@@ -137,6 +154,7 @@ fn wait_for_go(channel: &OwnedFd) -> Result<()> {
 
 fn become_program(
     process: &ProcessSpec,
+    users: Option<Users>,
     channel: &OwnedFd,
     stdio: Stdio,
     first: bool,
@@ -151,7 +169,11 @@ fn become_program(
         sys::send_fds(channel.as_fd(), &word, &[]).map_err(doing("say who it is"))?;
         connect(stdio)?;
     }
-    own_streams(identity.user.uid)?;
+    let uid = identity.user.uid;
+    own_streams(users.as_ref().map_or(uid, |users| users.outside(uid)))?;
+    if let Some(users) = users {
+        users.enter(first)?;
+    }
     process::execute(process, &identity)
 }
 

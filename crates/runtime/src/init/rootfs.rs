@@ -22,6 +22,7 @@ use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat, mknodat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Gid, Uid, chdir, fchdir, fchownat, pivot_root, symlinkat};
 
+use super::userns::Users;
 use super::{Failure, Namespaces, Result, doing};
 use crate::spec::{ContainerSpec, DeviceSpec, MountSpec, RootfsSpec};
 use crate::sys::{self, MountChange};
@@ -36,8 +37,27 @@ struct Taken<'a> {
     tree: Option<OwnedFd>,
 }
 
+/// The container's root while it is put together, and whom new files in it belong to.
+struct Root<'a> {
+    fd: OwnedFd,
+    users: Option<&'a Users>,
+}
+
+impl Root<'_> {
+    /// The node's id of the container's root, or of another user in it.
+    fn id(&self, inside: u32) -> u32 {
+        self.users.map_or(inside, |users| users.outside(inside))
+    }
+
+    /// Mount options that make a new file system the container's.
+    fn owner(&self) -> String {
+        let root = self.id(0);
+        format!("uid={root},gid={root}")
+    }
+}
+
 /// Makes the container's root and changes to it.
-pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
+pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>, users: Option<&Users>) -> Result<()> {
     let rootfs = &spec.rootfs;
     let shm = match ns.shm {
         Some(shm) => {
@@ -49,7 +69,7 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
         None => None,
     };
     // Taken while the node's mounts still are peers of ours: only so can propagation be kept.
-    let taken = take(rootfs)?;
+    let taken = take(rootfs, users)?;
     let cgroups = spec.cgroups.v1.iter().map(|(name, dir)| {
         let tree = sys::open_tree(dir, false);
         Ok((name.as_str(), tree.map_err(doing(format!("take {}", dir.display())))?))
@@ -60,8 +80,9 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(NONE, "/", NONE, flags, NONE).map_err(doing("detach the node's mounts"))?;
     let target = rootfs.dir.join("rootfs");
-    overlay(rootfs, &target)?;
-    let root = open_dir(&target)?;
+    overlay(rootfs, &target, users)?;
+    let fd = open_dir(&target)?;
+    let root = Root { fd, users };
 
     if rootfs.readonly {
         for path in &rootfs.volumes {
@@ -88,12 +109,12 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
         attach(&root, rootfs, taken)?;
     }
     for path in &rootfs.read_only_paths {
-        read_only(&root, path)?;
+        read_only(&root.fd, path)?;
     }
     for path in &rootfs.masked {
-        mask(&root, path)?;
+        mask(&root.fd, path)?;
     }
-    change_root(&root)?;
+    change_root(&root.fd)?;
     drop(root);
     if rootfs.readonly {
         let root = open_dir(Path::new("/"))?;
@@ -107,7 +128,7 @@ pub fn enter(spec: &ContainerSpec, ns: Namespaces<'_>) -> Result<()> {
 }
 
 /// A mount of its own on a directory of the root: making the root read-only does not reach it.
-fn keep_writable(root: &OwnedFd, path: &Path) -> Result<()> {
+fn keep_writable(root: &Root<'_>, path: &Path) -> Result<()> {
     let what = || format!("keep volume {} writable", path.display());
     let target = ensure(root, path, true)?;
     let tree = sys::open_tree(&fd_path(&target), false).map_err(doing(what()))?;
@@ -124,12 +145,15 @@ fn fd_path(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-fn take(rootfs: &RootfsSpec) -> Result<Vec<Taken<'_>>> {
+fn take<'a>(rootfs: &'a RootfsSpec, users: Option<&Users>) -> Result<Vec<Taken<'a>>> {
     let mut taken = Vec::new();
     for mount in &rootfs.mounts {
         let tree = if mount.layers.is_empty() {
             let what = || format!("mount {} at {}", mount.source.display(), mount.target.display());
             let tree = sys::open_tree(&mount.source, true).map_err(doing(what()))?;
+            if let Some(users) = users {
+                users.map(&tree, true, &mount.source)?;
+            }
             let propagation = match mount.propagation {
                 MountPropagation::Private => libc::MS_PRIVATE,
                 MountPropagation::HostToContainer => libc::MS_SLAVE,
@@ -173,11 +197,34 @@ fn joined(layers: &[PathBuf]) -> Vec<u8> {
     parts.join(&b':')
 }
 
-fn overlay(rootfs: &RootfsSpec, target: &Path) -> Result<()> {
-    // Relative names keep the options within the page the kernel gives them.
-    chdir(&rootfs.layers).map_err(doing(format!("enter {}", rootfs.layers.display())))?;
+/// Names of `layers` for mount options, relative to the directory this enters: relative names keep the options
+/// within the page the kernel gives them. With a user namespace the layers are shown under other owners, in a
+/// directory of memory mounted at `place`; what is mounted there next covers it.
+fn lower(rootfs: &RootfsSpec, layers: &[PathBuf], place: &Path, users: Option<&Users>) -> Result<Vec<u8>> {
+    let Some(users) = users else {
+        chdir(&rootfs.layers).map_err(doing(format!("enter {}", rootfs.layers.display())))?;
+        return Ok(joined(layers));
+    };
+    let what = || doing("show the layers under other owners");
+    mount(Some("layers"), place, Some("tmpfs"), NO_EXTRAS, Some("mode=700")).map_err(what())?;
+    chdir(place).map_err(what())?;
+    let here = open_dir(Path::new("."))?;
+    let mut names = Vec::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let (name, layer) = (PathBuf::from(number.to_string()), rootfs.layers.join(layer));
+        let tree = sys::open_tree(&layer, false).map_err(doing(format!("take {}", layer.display())))?;
+        users.map(&tree, false, &layer)?;
+        mkdirat(&here, &name, Mode::from_bits_truncate(0o700)).map_err(what())?;
+        let target = openat(&here, &name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        sys::move_mount(tree.as_fd(), target.map_err(what())?.as_fd()).map_err(what())?;
+        names.push(name);
+    }
+    Ok(joined(&names))
+}
+
+fn overlay(rootfs: &RootfsSpec, target: &Path, users: Option<&Users>) -> Result<()> {
     let mut options = b"lowerdir=".to_vec();
-    options.extend(joined(&rootfs.lower));
+    options.extend(lower(rootfs, &rootfs.lower, target, users)?);
     options.extend(b",upperdir=");
     options.extend(rootfs.dir.join("upper").as_os_str().as_bytes());
     options.extend(b",workdir=");
@@ -197,13 +244,13 @@ fn overlay(rootfs: &RootfsSpec, target: &Path) -> Result<()> {
 }
 
 /// Opens `path` inside the root, creating what is missing.
-fn ensure(root: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd> {
+fn ensure(root: &Root<'_>, path: &Path, directory: bool) -> Result<OwnedFd> {
     let relative: PathBuf = path
         .components()
         .filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir))
         .collect();
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    let look = || sampan_paths::open_in(root, &relative, OFlag::O_PATH, resolve);
+    let look = || sampan_paths::open_in(&root.fd, &relative, OFlag::O_PATH, resolve);
     match look() {
         Err(Errno::ENOENT) => {}
         other => return other.map_err(doing(format!("open {} inside", path.display()))),
@@ -219,21 +266,27 @@ fn ensure(root: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd> {
         openat(&parent, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
     }
     .map_err(doing(format!("create {} inside", path.display())))?;
+    if root.users.is_some() {
+        let (uid, gid) = (Uid::from_raw(root.id(0)), Gid::from_raw(root.id(0)));
+        let owned = fchownat(&parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW);
+        owned.map_err(doing(format!("give {} to its owner", path.display())))?;
+    }
     look().map_err(doing(format!("open {} inside", path.display())))
 }
 
 /// Mounts a new file system inside.
-fn fresh(root: &OwnedFd, path: &str, kind: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
+fn fresh(root: &Root<'_>, path: &str, kind: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
     let target = ensure(root, Path::new(path), true)?;
     mount(Some(kind), &fd_path(&target), Some(kind), flags, data).map_err(doing(format!("mount {kind} at {path}")))
 }
 
-fn device_files(root: &OwnedFd, rootfs: &RootfsSpec, shm: Option<OwnedFd>) -> Result<()> {
+fn device_files(root: &Root<'_>, rootfs: &RootfsSpec, shm: Option<OwnedFd>) -> Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME;
-    fresh(root, "/dev", "tmpfs", flags, Some("mode=755,size=65536k"))?;
+    let options = format!("mode=755,size=65536k,{}", root.owner());
+    fresh(root, "/dev", "tmpfs", flags, Some(&options))?;
     let no_exec = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";
-    fresh(root, "/dev/pts", "devpts", no_exec, Some(options))?;
+    let options = format!("newinstance,ptmxmode=0666,mode=0620,gid={}", root.id(5));
+    fresh(root, "/dev/pts", "devpts", no_exec, Some(&options))?;
     fresh(root, "/dev/mqueue", "mqueue", NO_EXTRAS, NONE)?;
     let target = ensure(root, Path::new("/dev/shm"), true)?;
     let shm = match shm {
@@ -244,7 +297,8 @@ fn device_files(root: &OwnedFd, rootfs: &RootfsSpec, shm: Option<OwnedFd>) -> Re
     match shm {
         Some(shm) => sys::move_mount(shm.as_fd(), target.as_fd()).map_err(doing("mount /dev/shm"))?,
         None => {
-            let data = Some("mode=1777,size=65536k");
+            let data = format!("mode=1777,size=65536k,{}", root.owner());
+            let data = Some(data.as_str());
             mount(Some("shm"), &fd_path(&target), Some("tmpfs"), NO_EXTRAS, data).map_err(doing("mount /dev/shm"))?;
         }
     }
@@ -264,7 +318,7 @@ fn device_files(root: &OwnedFd, rootfs: &RootfsSpec, shm: Option<OwnedFd>) -> Re
     Ok(())
 }
 
-fn make_device(root: &OwnedFd, device: &DeviceSpec) -> Result<()> {
+fn make_device(root: &Root<'_>, device: &DeviceSpec) -> Result<()> {
     let what = || format!("make device {}", device.path.display());
     let (Some(dir), Some(name)) = (device.path.parent(), device.path.file_name()) else {
         return Err(Failure(format!("{}: no such path", what())));
@@ -283,13 +337,13 @@ fn make_device(root: &OwnedFd, device: &DeviceSpec) -> Result<()> {
         Err(Errno::EEXIST) => return Ok(()),
         other => other.map_err(doing(what()))?,
     }
-    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    let (uid, gid) = (Uid::from_raw(root.id(device.uid)), Gid::from_raw(root.id(device.gid)));
     fchownat(&dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(doing(what()))
 }
 
 /// What programs that look at their own limits read. Version 1 shows the container's directory of
 /// each controller; version 2 is a mount of its own, whose root the cgroup namespace sets.
-fn control_groups(root: &OwnedFd, v1: Vec<(&str, OwnedFd)>, writable: bool) -> Result<()> {
+fn control_groups(root: &Root<'_>, v1: Vec<(&str, OwnedFd)>, writable: bool) -> Result<()> {
     let read_only = if writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
     if v1.is_empty() {
         return fresh(root, "/sys/fs/cgroup", "cgroup2", NO_EXTRAS | read_only, NONE);
@@ -313,11 +367,11 @@ fn control_groups(root: &OwnedFd, v1: Vec<(&str, OwnedFd)>, writable: bool) -> R
     sys::set_mount(dir.as_fd(), change).map_err(doing("make /sys/fs/cgroup read-only"))
 }
 
-fn attach(root: &OwnedFd, rootfs: &RootfsSpec, taken: Taken<'_>) -> Result<()> {
+fn attach(root: &Root<'_>, rootfs: &RootfsSpec, taken: Taken<'_>) -> Result<()> {
     let mount = taken.mount;
     let tree = match taken.tree {
         Some(tree) => tree,
-        None => image_tree(rootfs, mount)?,
+        None => image_tree(rootfs, mount, root.users)?,
     };
     let what = || format!("mount {}", mount.target.display());
     let kind = fstat(&tree).map_err(doing(what()))?.st_mode & libc::S_IFMT;
@@ -364,14 +418,13 @@ pub(super) fn write_proc(path: &str, text: &str) -> std::io::Result<()> {
 }
 
 /// An image's content as a mount: its layers without a writable one on top.
-fn image_tree(rootfs: &RootfsSpec, spec: &MountSpec) -> Result<OwnedFd> {
+fn image_tree(rootfs: &RootfsSpec, spec: &MountSpec, users: Option<&Users>) -> Result<OwnedFd> {
     let what = || format!("mount an image at {}", spec.target.display());
     // Any directory of ours serves as a place to mount on for a moment.
     let place = rootfs.dir.join("work");
-    chdir(&rootfs.layers).map_err(doing(what()))?;
     let mut options = b"lowerdir=".to_vec();
     // An overlay needs two layers; an empty one changes nothing.
-    options.extend(joined(&spec.layers));
+    options.extend(lower(rootfs, &spec.layers, &place, users)?);
     options.extend(b":");
     options.extend(rootfs.dir.join("empty").as_os_str().as_bytes());
     let options = Some(OsStr::from_bytes(&options));
@@ -386,6 +439,11 @@ fn image_tree(rootfs: &RootfsSpec, spec: &MountSpec) -> Result<OwnedFd> {
     };
     drop(base);
     umount2(&place, MntFlags::MNT_DETACH).map_err(doing(what()))?;
+    if users.is_some() {
+        // Where the layers were shown.
+        chdir("/").map_err(doing(what()))?;
+        umount2(&place, MntFlags::MNT_DETACH).map_err(doing(what()))?;
+    }
     let change = MountChange {
         readonly: true,
         ..MountChange::default()
@@ -446,7 +504,11 @@ fn mask(root: &OwnedFd, path: &Path) -> Result<()> {
 /// The working directory of a program, made if it is missing. Opened inside the root, and through no magic link: one of
 /// those leads to wherever a descriptor of this process does.
 pub(super) fn working_directory(path: &Path) -> Result<OwnedFd> {
-    ensure(&open_dir(Path::new("/"))?, path, true)
+    let root = Root {
+        fd: open_dir(Path::new("/"))?,
+        users: None,
+    };
+    ensure(&root, path, true)
 }
 
 /// A new terminal of this container as standard streams; returns its master. The first process's is

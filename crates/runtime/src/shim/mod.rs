@@ -27,6 +27,7 @@ macro_rules! complain {
 
 mod client;
 mod container;
+pub(crate) mod namespaces;
 mod output;
 mod setup;
 pub(crate) mod spawner;
@@ -50,6 +51,7 @@ use self::client::Client;
 use self::container::{Attachment, Container, Starting, nonblocking};
 use self::output::Sink;
 use self::setup::Sandbox;
+use crate::init::userns::Users;
 use crate::init::{self, Stdio};
 use crate::logs::Stream;
 use crate::protocol::{Exec, Frames, Reply, Request};
@@ -68,6 +70,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::from(2);
     };
     let run = || -> Result<(), String> {
+        if dir == namespaces::ARGUMENT {
+            return namespaces::serve();
+        }
         let dir = match spawner::is_argument(&dir) {
             true => match spawner::serve()? {
                 Some(dir) => dir,
@@ -610,12 +615,13 @@ impl Shim {
         let pids = namespace("pid")?;
         let v2 = container.spec.cgroups.v1.is_empty();
         let cgroup = if v2 { Some(namespace("cgroup")?) } else { None };
+        let users = Users::open(&process).map_err(|failure| error_reply(failure.0))?;
         let (ours, theirs) = init::channel().map_err(|e| failed("make a channel")(e.into()))?;
         let cloned = setup::clone_inside(&pids, &mounts, sandbox);
         match cloned.map_err(|e| failed("make a process")(e.into()))? {
             None => {
                 drop(ours);
-                init::join(&process, cgroup.as_ref(), &theirs, stdio)
+                init::join(&process, users, cgroup.as_ref(), &theirs, stdio)
             }
             Some(pid) => {
                 drop((theirs, stdio));

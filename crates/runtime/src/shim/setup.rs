@@ -15,10 +15,13 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, chdir, dup2_stdin, pivot_root, setsid};
 
 use super::container::nonblocking;
-use crate::init::Namespaces;
+use crate::init::{Namespaces, userns};
 use crate::spec::{self, SandboxSpec, file};
 use crate::sys;
-use crate::types::NamespaceMode;
+use crate::types::{NamespaceMode, StringMap, UserNamespace};
+
+/// What a helper process says when it has done its work.
+const PREPARED: &str = "prepared";
 
 /// What the shim holds of its sandbox.
 pub struct Sandbox {
@@ -28,6 +31,12 @@ pub struct Sandbox {
     /// The node's process namespace, to come back to.
     pub own_pids: OwnedFd,
     pub pause: Option<Pause>,
+}
+
+/// A Pod's user namespace, held.
+struct Users<'a> {
+    config: &'a UserNamespace,
+    namespace: OwnedFd,
 }
 
 /// The first process of a shared process namespace.
@@ -116,6 +125,15 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
             .map_err(|error| format!("{path}: {error}"))
     };
     let (mounts, own_pids) = (own("mnt")?, own("pid")?);
+    let users = match &spec.users {
+        Some(config) => {
+            let path = config.path.display();
+            let namespace = File::open(&config.path).map_err(|error| format!("open user namespace {path}: {error}"))?;
+            let namespace = namespace.into();
+            Some(Users { config, namespace })
+        }
+        None => None,
+    };
     let mut new = CloneFlags::empty();
     if spec.ipc != NamespaceMode::Node {
         new |= CloneFlags::CLONE_NEWIPC;
@@ -134,19 +152,21 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
         }
         (None, _) => new |= CloneFlags::CLONE_NEWNET,
     }
-    unshare(new).map_err(fail("make namespaces"))?;
+    match &users {
+        Some(users) => unshare_as(users, new, &spec.sysctls)?,
+        None => unshare(new).map_err(fail("make namespaces"))?,
+    }
     if new.contains(CloneFlags::CLONE_NEWNET) {
         sys::loopback_up().map_err(fail("bring loopback up"))?;
     }
     if new.contains(CloneFlags::CLONE_NEWUTS) && !spec.hostname.is_empty() {
         nix::unistd::sethostname(&spec.hostname).map_err(fail("set the host name"))?;
     }
-    // We are in the namespaces these belong to.
-    for (name, value) in &spec.sysctls {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        fs::write(&path, value).map_err(|error| format!("set sysctl {name}={value}: {error}"))?;
+    if users.is_none() {
+        // We are in the namespaces these belong to.
+        set_sysctls(&spec.sysctls)?;
     }
-    if spec.network != NamespaceMode::Node {
+    if spec.network != NamespaceMode::Node && users.is_none() {
         // As elsewhere: in a network of its own a Pod needs no privilege for low ports and ping.
         for (name, value) in [
             ("ip_unprivileged_port_start", "0"),
@@ -162,10 +182,10 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
     }
     let shm = match spec.ipc {
         NamespaceMode::Node => None,
-        _ => Some(shared_memory(dir, spec.shm_size)?),
+        _ => Some(shared_memory(dir, spec.shm_size, users.as_ref())?),
     };
     let pause = match spec.pid {
-        NamespaceMode::Pod => Some(pause(&spec)?),
+        NamespaceMode::Pod => Some(pause(&spec, users.as_ref())?),
         _ => None,
     };
     Ok(Sandbox {
@@ -175,6 +195,41 @@ pub fn enter(dir: &Path) -> Result<Sandbox, String> {
         own_pids,
         pause,
     })
+}
+
+fn set_sysctls(sysctls: &StringMap) -> Result<(), String> {
+    for (name, value) in sysctls {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(&path, value).map_err(|error| format!("set sysctl {name}={value}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Makes namespaces that belong to a user namespace, sets their parameters as its root, and enters them. The shim
+/// itself stays who it is: a process of the node that no container can touch.
+fn unshare_as(users: &Users<'_>, new: CloneFlags, sysctls: &StringMap) -> Result<(), String> {
+    let kinds = [
+        ("uts", CloneFlags::CLONE_NEWUTS),
+        ("ipc", CloneFlags::CLONE_NEWIPC),
+        ("net", CloneFlags::CLONE_NEWNET),
+    ];
+    let prepare = || -> Result<(), String> {
+        userns::enter(&users.namespace).map_err(|failure| failure.0)?;
+        unshare(new).map_err(|error| format!("make namespaces: {error}"))?;
+        set_sysctls(sysctls)
+    };
+    let (pid, go) = helper(CloneFlags::empty(), prepare)?;
+    for (name, kind) in kinds {
+        if !new.contains(kind) {
+            continue;
+        }
+        let path = format!("/proc/{pid}/ns/{name}");
+        let namespace = File::open(&path).map_err(|error| format!("{path}: {error}"))?;
+        setns(namespace, kind).map_err(|error| format!("enter a namespace of the Pod: {error}"))?;
+    }
+    drop(go);
+    waitpid(pid, None).map_err(|error| format!("make namespaces: {error}"))?;
+    Ok(())
 }
 
 /// Clones inside another process namespace. The namespace applies to children only, and is taken
@@ -201,18 +256,18 @@ pub fn clone_inside(pids: &OwnedFd, mounts: &OwnedFd, sandbox: &Sandbox) -> nix:
     cloned
 }
 
-/// A child that prepares something, says a byte and waits to be told that it can go.
-fn helper(flags: CloneFlags, prepare: impl FnOnce() -> nix::Result<()>) -> Result<(Pid, OwnedFd), String> {
+/// A child that prepares something, says that it has (or why it could not), and waits to be told that it can go.
+fn helper(flags: CloneFlags, prepare: impl FnOnce() -> Result<(), String>) -> Result<(Pid, OwnedFd), String> {
     let fail = |error: Errno| format!("make a helper process: {error}");
     let (ours, theirs) = crate::init::channel().map_err(fail)?;
     match sys::clone_process(flags).map_err(fail)? {
         None => {
             drop(ours);
-            let code = match prepare() {
-                Ok(()) => 0,
-                Err(errno) => u8::try_from(errno as i32).unwrap_or(u8::MAX),
+            let said = match prepare() {
+                Ok(()) => PREPARED.to_owned(),
+                Err(error) => error,
             };
-            if sys::send_fds(theirs.as_fd(), &[code], &[]).is_err() || code != 0 {
+            if sys::send_fds(theirs.as_fd(), said.as_bytes(), &[]).is_err() || said != PREPARED {
                 sys::exit_now(1);
             }
             let mut byte = [0];
@@ -223,10 +278,12 @@ fn helper(flags: CloneFlags, prepare: impl FnOnce() -> nix::Result<()>) -> Resul
         }
         Some(pid) => {
             drop(theirs);
-            let mut byte = [0];
-            match sys::receive_fds(ours.as_fd(), &mut byte, &mut Vec::new()).map_err(fail)? {
-                1 if byte == [0] => Ok((pid, ours)),
-                _ => Err(fail(Errno::from_raw(byte.first().copied().unwrap_or(0).into()))),
+            let mut said = vec![0; 4 << 10];
+            let count = sys::receive_fds(ours.as_fd(), &mut said, &mut Vec::new()).map_err(fail)?;
+            match String::from_utf8_lossy(said.get(..count).unwrap_or_default()).as_ref() {
+                PREPARED => Ok((pid, ours)),
+                "" => Err("a helper process ended early".into()),
+                error => Err(error.to_owned()),
             }
         }
     }
@@ -234,10 +291,11 @@ fn helper(flags: CloneFlags, prepare: impl FnOnce() -> nix::Result<()>) -> Resul
 
 /// A mount namespace that holds nothing but the sandbox's `/dev/shm`: reachable by descriptor, in
 /// nobody's mount table, gone with us.
-fn shared_memory(dir: &Path, size: u64) -> Result<OwnedFd, String> {
+fn shared_memory(dir: &Path, size: u64, users: Option<&Users<'_>>) -> Result<OwnedFd, String> {
     let none: Option<&str> = None;
-    let options = format!("mode=1777,size={size}");
-    let prepare = || {
+    let root = users.map_or(0, |users| users.config.outside(0));
+    let options = format!("mode=1777,size={size},uid={root},gid={root}");
+    let mount_it = || {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
@@ -246,7 +304,8 @@ fn shared_memory(dir: &Path, size: u64) -> Result<OwnedFd, String> {
         pivot_root(".", ".")?;
         umount2(".", MntFlags::MNT_DETACH)
     };
-    let (pid, go) = helper(CloneFlags::empty(), prepare).map_err(|error| format!("make shared memory: {error}"))?;
+    let prepare = || mount_it().map_err(|error| format!("make shared memory: {error}"));
+    let (pid, go) = helper(CloneFlags::empty(), prepare)?;
     let namespace = File::open(format!("/proc/{pid}/ns/mnt"));
     drop(go);
     waitpid(pid, None).map_err(|error| format!("make shared memory: {error}"))?;
@@ -256,10 +315,16 @@ fn shared_memory(dir: &Path, size: u64) -> Result<OwnedFd, String> {
 }
 
 /// The first process of a shared process namespace: reaps, and ends when told to.
-fn pause(spec: &SandboxSpec) -> Result<Pause, String> {
+fn pause(spec: &SandboxSpec, users: Option<&Users<'_>>) -> Result<Pause, String> {
     let fail = |error: Errno| format!("make the process namespace: {error}");
     let cloned = sys::clone_process(CloneFlags::CLONE_NEWPID).map_err(fail)?;
-    let Some(pid) = cloned else { pause_main() };
+    let Some(pid) = cloned else {
+        // Containers may see it and send it signals: it has no more rights than they.
+        match users.map(|users| userns::enter(&users.namespace)) {
+            Some(Err(_)) => sys::exit_now(1),
+            _ => pause_main(),
+        }
+    };
     for group in &spec.pause_cgroups {
         let path = group.join("cgroup.procs");
         fs::write(&path, pid.to_string()).map_err(|error| format!("{}: {error}", path.display()))?;

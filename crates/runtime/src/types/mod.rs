@@ -69,6 +69,8 @@ pub struct RuntimeStatus {
     pub seccomp: bool,
     /// Whether AppArmor profiles can be applied.
     pub apparmor: bool,
+    /// Whether Pods can have users of their own.
+    pub user_namespaces: bool,
 }
 
 /// What happened to a sandbox or container.

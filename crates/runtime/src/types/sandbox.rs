@@ -42,6 +42,27 @@ impl Default for NamespaceOptions {
     }
 }
 
+/// A user namespace: users and groups `0..length` inside are `first..first + length` on the node.
+///
+/// Nobody inside has any power over what belongs to others of the node, not even as root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UserNamespace {
+    /// Where it is kept.
+    pub path: PathBuf,
+    /// The node's id of user 0 inside.
+    pub first: u32,
+    /// How many there are.
+    pub length: u32,
+}
+
+impl UserNamespace {
+    /// The node's id of `id` inside. Ids beyond the namespace belong to nobody: they become its first.
+    pub fn outside(&self, id: u32) -> u32 {
+        self.first + if id < self.length { id } else { 0 }
+    }
+}
+
 /// The content of `/etc/resolv.conf`. The engine writes it for containers that mount none themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -99,6 +120,9 @@ pub struct LinuxPodSandboxConfig {
     pub sysctls: StringMap,
     /// Which namespaces.
     pub namespaces: NamespaceOptions,
+    /// Who the Pod's users are on the node; absent means themselves. Needs [`crate::Runtime::make_namespaces`]
+    /// first.
+    pub users: Option<UserNamespace>,
     /// The network namespace to join, made and named by the caller. Ignored with `network: Node`;
     /// absent means a new one with only loopback.
     pub netns: Option<PathBuf>,

@@ -9,4 +9,5 @@ mod streams;
 #[path = "../../src/testing.rs"]
 #[allow(dead_code, unused_imports)]
 mod testing;
+mod users;
 mod world;

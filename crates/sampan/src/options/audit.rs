@@ -1,4 +1,6 @@
 //! The options of the audit log: upstream's flags, under upstream's names and with its defaults.
+//!
+//! In the configuration file they stand under the key `audit`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +16,7 @@ use super::{OptionsError, invalid};
 
 /// What may be set. `None`: not said here.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[command(next_help_heading = "Audit")]
 pub struct AuditOptions {
     /// The audit policy: which requests are recorded, and how much of them
