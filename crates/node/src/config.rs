@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::devices::DeviceResource;
 use crate::pod::files::ClusterDns;
 use crate::thresholds::Eviction;
 
@@ -75,6 +76,8 @@ pub struct NodeConfig {
     /// How often an unchanged status is written again.
     pub status_report_period: Duration,
     pub housekeeping: Housekeeping,
+    /// Devices that Pods can ask for.
+    pub devices: Vec<DeviceResource>,
 }
 
 impl NodeConfig {
@@ -96,6 +99,7 @@ impl NodeConfig {
             lease_period: Duration::from_secs(10),
             status_report_period: Duration::from_secs(300),
             housekeeping: Housekeeping::default(),
+            devices: Vec::new(),
         }
     }
 

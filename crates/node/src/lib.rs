@@ -17,6 +17,7 @@
 
 pub mod admission;
 pub mod config;
+pub mod devices;
 mod eviction;
 mod gc;
 mod logs;

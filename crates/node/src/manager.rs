@@ -155,7 +155,16 @@ impl Manager {
             .collect();
         let active: Vec<&Pod> = active.iter().map(|pod| &**pod).collect();
         let pressure = *self.pressure.borrow();
-        let refusal = admission::check_pressure(pod, pressure).or_else(|| admission::check(pod, &node, &active))?;
+        let refusal = admission::check_pressure(pod, pressure)
+            .or_else(|| admission::check(pod, &node, &active))
+            .or_else(|| {
+                let taken = self.cx.devices.take(pod, &self.cx.volumes.pod_dir(pod::uid(pod)));
+                let error = taken.err()?;
+                Some(admission::Refusal {
+                    reason: "UnexpectedAdmissionError".into(),
+                    message: error.to_string(),
+                })
+            })?;
         self.cx
             .recorder
             .event(pod, EventType::Warning, &refusal.reason, refusal.message.clone());

@@ -47,8 +47,12 @@ pub trait PodNetworking: Send + Sync {
     async fn setup(&self, request: &NetworkRequest) -> Result<PodNetworkStatus, NetworkError>;
     /// Says that a Pod set up by an earlier process still has its network.
     async fn adopt(&self, request: &NetworkRequest, status: &PodNetworkStatus) -> Result<(), NetworkError>;
+    /// Where network namespaces are kept.
+    fn namespaces(&self) -> &Path;
     /// Where the Pod's network namespace is, or will be.
-    fn namespace(&self, request: &NetworkRequest) -> PathBuf;
+    fn namespace(&self, request: &NetworkRequest) -> PathBuf {
+        self.namespaces().join(key(request))
+    }
     /// Gives addresses and ports back and removes the namespace, and the user namespace it belongs to.
     async fn teardown(&self, request: &NetworkRequest) -> Result<(), NetworkError>;
 }
@@ -137,8 +141,8 @@ impl PodNetworking for FakeNetworking {
         state.1.insert(request.uid.clone(), status.clone());
         Ok(())
     }
-    fn namespace(&self, request: &NetworkRequest) -> PathBuf {
-        PathBuf::from(format!("/var/run/netns/{}", key(request)))
+    fn namespaces(&self) -> &Path {
+        Path::new("/var/run/netns")
     }
     async fn teardown(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
         let mut state = self.lock();
@@ -171,8 +175,8 @@ impl PodNetworking for sampan_network::PodNetwork {
         wire(self, request, status.netns.clone()).await.map(drop)
     }
 
-    fn namespace(&self, request: &NetworkRequest) -> PathBuf {
-        self.config().netns_dir.join(key(request))
+    fn namespaces(&self) -> &Path {
+        &self.config().netns_dir
     }
 
     async fn teardown(&self, request: &NetworkRequest) -> Result<(), NetworkError> {

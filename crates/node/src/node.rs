@@ -13,6 +13,7 @@ use sampan_volumes::downward::{Allocatable, units};
 use sampan_volumes::{NodeFacts, Volumes};
 use tokio::sync::watch;
 
+use crate::devices::Devices;
 use crate::eviction::Housekeeper;
 use crate::manager::Manager;
 use crate::network::PodNetworking;
@@ -93,11 +94,14 @@ impl Node {
         let sources = Arc::new(ObjectSources::new(client.clone(), tasks, wake));
         let memory = machine::memory();
         let disk = machine::disk(&config.data_dir).unwrap_or_default();
-        let (capacity, allocatable) =
+        let (capacity, mut allocatable) =
             machine::resources(machine::cpus(), memory, disk, &machine::hugepages(), config.max_pods);
+        let devices = Arc::new(Devices::load(&config.data_dir.join("pods"), config.devices.clone()));
+        allocatable.extend(devices.amounts().map(|(name, _, present)| (name.to_owned(), present)));
         let users = UserIds::load(&config.data_dir.join("pods"), Range::of_machine(config.max_pods));
         let cx = Arc::new(Context {
             users,
+            devices: Arc::clone(&devices),
             volumes: Volumes::new(config.data_dir.clone(), sources.clone()),
             config: config.clone(),
             runtime: Arc::clone(&runtime),
@@ -143,6 +147,7 @@ impl Node {
             ),
         );
         let keeper = NodeKeeper {
+            devices,
             config: config.clone(),
             client,
             runtime,

@@ -21,6 +21,7 @@ use sampan_tasks::Drain;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::devices::Devices;
 use crate::pod::status::api_time;
 use crate::{NodeConfig, machine};
 
@@ -152,7 +153,13 @@ pub fn image_list(images: &[Image]) -> Vec<ContainerImage> {
 }
 
 /// Everything that is known of the node now.
-async fn build(config: &NodeConfig, runtime: &Arc<dyn Runtime>, pressure: Pressure, old: &NodeStatus) -> NodeStatus {
+async fn build(
+    config: &NodeConfig,
+    devices: &Devices,
+    runtime: &Arc<dyn Runtime>,
+    pressure: Pressure,
+    old: &NodeStatus,
+) -> NodeStatus {
     let state = runtime.status().await.map_err(|error| error.to_string());
     let version = match runtime.version().await {
         Ok(version) => format!("{}://{}", version.runtime_name, version.runtime_version),
@@ -160,13 +167,17 @@ async fn build(config: &NodeConfig, runtime: &Arc<dyn Runtime>, pressure: Pressu
     };
     let images = runtime.list_images().await.unwrap_or_default();
     let disk = machine::disk(&config.data_dir).unwrap_or_default();
-    let (capacity, allocatable) = machine::resources(
+    let (mut capacity, mut allocatable) = machine::resources(
         machine::cpus(),
         machine::memory(),
         disk,
         &machine::hugepages(),
         config.max_pods,
     );
+    for (name, all, present) in devices.amounts() {
+        capacity.insert(name.to_owned(), all);
+        allocatable.insert(name.to_owned(), present);
+    }
     let mut addresses: Vec<NodeAddress> = config
         .host_ips()
         .into_iter()
@@ -223,6 +234,7 @@ fn timeless(status: &NodeStatus) -> NodeStatus {
 
 /// Keeps the node's object and lease.
 pub struct NodeKeeper {
+    pub devices: Arc<Devices>,
     pub config: NodeConfig,
     pub client: kube::Client,
     pub runtime: Arc<dyn Runtime>,
@@ -252,7 +264,14 @@ impl NodeKeeper {
         let found = match api.get_opt(&self.config.name).await? {
             Some(found) => found,
             None => {
-                let status = build(&self.config, &self.runtime, Pressure::default(), &NodeStatus::default()).await;
+                let status = build(
+                    &self.config,
+                    &self.devices,
+                    &self.runtime,
+                    Pressure::default(),
+                    &NodeStatus::default(),
+                )
+                .await;
                 let node = ApiNode {
                     metadata: ObjectMeta {
                         name: Some(self.config.name.clone()),
@@ -306,7 +325,7 @@ impl NodeKeeper {
                 }
             }
             let pressure = *self.pressure.borrow_and_update();
-            let fresh = build(&self.config, &self.runtime, pressure, &known).await;
+            let fresh = build(&self.config, &self.devices, &self.runtime, pressure, &known).await;
             let due = written.is_none_or(|at| at.elapsed() >= self.config.status_report_period);
             if !due && timeless(&fresh) == timeless(&known) {
                 continue;

@@ -178,6 +178,15 @@ pub struct NodeOptions {
         value_delimiter = ','
     )]
     pub insecure_registries: Option<Vec<String>>,
+    /// Devices of this machine that Pods may ask for under a name, as example.com/tun=/dev/net/tun*10: for ten at a time;
+    /// several files of one name are separated by commas, names by semicolons, and the option may be repeated
+    #[arg(
+        long = "device",
+        env = "SAMPAN_DEVICES",
+        value_name = "NAME=PATH[*COUNT],...",
+        value_delimiter = ';'
+    )]
+    pub devices: Option<Vec<String>>,
     /// How little of a resource may be left before Pods are evicted and none are taken (see `sampan server --help`)
     #[arg(long, env = "SAMPAN_EVICTION_HARD", value_name = "SIGNAL<VALUE,...")]
     pub eviction_hard: Option<String>,

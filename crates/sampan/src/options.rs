@@ -16,6 +16,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 use sampan_node::Eviction;
+use sampan_node::devices::DeviceResource;
 use serde::Deserialize;
 
 /// What may be set. `None`: not said here.
@@ -92,6 +93,15 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub insecure_registries: Option<Vec<String>>,
+    /// Devices of this machine that Pods may ask for under a name, as example.com/tun=/dev/net/tun*10: for ten at a time;
+    /// several files of one name are separated by commas, names by semicolons, and the option may be repeated
+    #[arg(
+        long = "device",
+        env = "SAMPAN_DEVICES",
+        value_name = "NAME=PATH[*COUNT],...",
+        value_delimiter = ';'
+    )]
+    pub devices: Option<Vec<String>>,
     /// How little of a resource may be left before Pods are evicted and none are taken; signals that are not named are
     /// off [default: memory.available<100Mi,pid.available<5% and of disks nodefs.available<10%, imagefs.available<15%,
     /// nodefs.inodesFree<5% and imagefs.inodesFree<5%]
@@ -215,6 +225,7 @@ pub struct Settings {
     /// Reading and writing requests at once.
     pub in_flight: (usize, usize),
     pub insecure_registries: Vec<String>,
+    pub devices: Vec<DeviceResource>,
     pub eviction: Eviction,
     /// Percent of the images' file system: collection begins above the first and ends at the second.
     pub image_gc: (u8, u8),
@@ -238,6 +249,22 @@ pub(crate) fn invalid(option: &'static str, value: impl ToString, reason: impl I
         value: value.to_string(),
         reason: reason.into(),
     }
+}
+
+fn devices(given: &[String]) -> Result<Vec<DeviceResource>, OptionsError> {
+    let mut devices: Vec<DeviceResource> = Vec::new();
+    for text in given {
+        let device: DeviceResource = text.parse().map_err(|reason: String| invalid("device", text, reason))?;
+        if devices.iter().any(|other| other.name() == device.name()) {
+            return Err(invalid(
+                "device",
+                text,
+                "this name was given already; separate its files by commas",
+            ));
+        }
+        devices.push(device);
+    }
+    Ok(devices)
 }
 
 impl Options {
@@ -282,6 +309,7 @@ impl Options {
                 .max_mutating_requests_inflight
                 .or(file.max_mutating_requests_inflight),
             insecure_registries: self.insecure_registries.or(file.insecure_registries),
+            devices: self.devices.or(file.devices),
             eviction_hard: self.eviction_hard.or(file.eviction_hard),
             image_gc_high_threshold: self.image_gc_high_threshold.or(file.image_gc_high_threshold),
             image_gc_low_threshold: self.image_gc_low_threshold.or(file.image_gc_low_threshold),
@@ -422,6 +450,7 @@ impl Options {
             cluster_domain,
             tls_san: self.tls_san.unwrap_or_default(),
             insecure_registries: self.insecure_registries.unwrap_or_default(),
+            devices: devices(&self.devices.unwrap_or_default())?,
             eviction,
             image_gc: (high, low),
             enable_admission_plugins: self.enable_admission_plugins.unwrap_or_default(),

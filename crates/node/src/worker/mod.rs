@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::NodeConfig;
+use crate::devices::Devices;
 use crate::network::PodNetworking;
 use crate::pod::status::{self, Verdict, Waiting};
 use crate::pod::{self, Observed, label};
@@ -47,6 +48,7 @@ pub struct Context {
     pub volumes: Volumes,
     /// Ids of Pods whose users are not the node's.
     pub users: UserIds,
+    pub devices: Arc<Devices>,
     pub sources: Arc<ObjectSources>,
     pub recorder: Recorder,
     pub services: Informer<Service>,
@@ -61,10 +63,11 @@ pub struct Context {
 }
 
 impl Context {
-    /// Removes a Pod's volumes and its directory, and gives its ids back. Idempotent.
+    /// Removes a Pod's volumes and its directory, and gives its ids and devices back. Idempotent.
     pub async fn remove_directory(&self, uid: &str) -> Result<(), sampan_volumes::VolumeError> {
         self.volumes.teardown(uid).await?;
         self.users.give_back(uid);
+        self.devices.give_back(uid);
         Ok(())
     }
 }

@@ -40,7 +40,10 @@ impl Worker {
         let mounts = self.mounts(pod, container, prepared, &envs).await?;
         let message_file = self.message_file(pod, container, &mounts).await;
         let message_file = message_file.map_err(|message| self.misconfigured(name, message))?;
-        let config = config::container(ContainerInput {
+        // Taken already, unless an earlier agent knew nothing of devices.
+        let taken = self.cx.devices.take(pod, &self.cx.volumes.pod_dir(&self.uid));
+        taken.map_err(|error| self.misconfigured(name, error.to_string()))?;
+        let mut config = config::container(ContainerInput {
             node: &self.cx.config,
             pod,
             container,
@@ -52,6 +55,7 @@ impl Worker {
             memory_capacity: self.cx.memory_capacity,
         })
         .map_err(|message| self.misconfigured(name, message))?;
+        config.devices = self.cx.devices.of(pod, name);
         let id = match self.cx.runtime.create_container(&sandbox_id, &config).await {
             Ok(id) => id,
             Err(error) => {

@@ -369,7 +369,12 @@ pub fn devices(config: &ContainerConfig) -> Result<(Vec<DeviceSpec>, Vec<DeviceR
                 .map_err(|error| RuntimeError::invalid(format!("{what}: {error}")))?;
             added.push(node.ok_or_else(|| RuntimeError::invalid(format!("{what} is no device")))?);
         }
-        for node in added {
+        for mut node in added {
+            // The container's own node of the device: who may use it is who the container runs as.
+            let security = &config.linux.security_context;
+            let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
+            node.uid = id(security.run_as_user).unwrap_or(node.uid);
+            node.gid = id(security.run_as_group).unwrap_or(node.gid);
             let kind = if node.kind == "b" { 'b' } else { 'c' };
             rules.push(DeviceRule::new(kind, Some(node.major), Some(node.minor), &node.access));
             nodes.push(node);

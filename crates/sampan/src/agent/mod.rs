@@ -100,6 +100,7 @@ fn options(node: cli::NodeOptions) -> Options {
         node_port: node.node_port,
         disable: node.disable,
         insecure_registries: node.insecure_registries,
+        devices: node.devices,
         eviction_hard: node.eviction_hard,
         image_gc_high_threshold: node.image_gc_high_threshold,
         image_gc_low_threshold: node.image_gc_low_threshold,

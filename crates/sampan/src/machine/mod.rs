@@ -58,7 +58,7 @@ impl Machine {
     async fn start_node(&self, tls: ServerTls) -> Result<()> {
         let settings = &self.settings;
         let runtime = Embedded::open(runtime_config(settings), &self.tasks).await?;
-        let (adapter, network) = network::NodeNetwork::new();
+        let (adapter, network) = network::NodeNetwork::new(netns_dir(settings));
         Node::start(
             node_config(settings),
             self.node.clone(),
@@ -82,6 +82,7 @@ fn node_config(settings: &Settings) -> NodeConfig {
         settings.data_dir.join("node"),
     );
     config.port = settings.node_port;
+    config.devices.clone_from(&settings.devices);
     config.housekeeping.eviction = settings.eviction.clone();
     (config.housekeeping.image_gc_high, config.housekeeping.image_gc_low) = settings.image_gc;
     config.cluster_dns = ClusterDns {

@@ -3,6 +3,7 @@
 //! A node learns its Pod range from the cluster, so the network comes into being some moments after the node does.
 //! Until then a Pod that asks for a network waits, and is told why if it waits long.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,13 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct NodeNetwork {
     ready: watch::Receiver<Option<PodNetwork>>,
+    namespaces: PathBuf,
 }
 
 impl NodeNetwork {
     /// The adapter, and where to put the network when it is there.
-    pub fn new() -> (Self, watch::Sender<Option<PodNetwork>>) {
+    pub fn new(namespaces: PathBuf) -> (Self, watch::Sender<Option<PodNetwork>>) {
         let (sender, ready) = watch::channel(None);
-        (NodeNetwork { ready }, sender)
+        (NodeNetwork { ready, namespaces }, sender)
     }
 
     async fn network(&self) -> Result<PodNetwork, NetworkError> {
@@ -48,6 +50,10 @@ impl NodeNetwork {
 
 #[async_trait]
 impl PodNetworking for NodeNetwork {
+    fn namespaces(&self) -> &Path {
+        &self.namespaces
+    }
+
     async fn setup(&self, request: &NetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
         PodNetworking::setup(&self.network().await?, request).await
     }
