@@ -201,6 +201,7 @@ pub struct Cluster {
     pub dir: tempfile::TempDir,
     server: Option<Child>,
     arguments: Vec<String>,
+    umask: u32,
 }
 
 impl Cluster {
@@ -244,7 +245,13 @@ impl Cluster {
                 .expect("a temporary directory"),
             server: None,
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            umask: 0o022,
         }
+    }
+
+    /// The umask the next server is started with.
+    pub fn set_umask(&mut self, umask: u32) {
+        self.umask = umask;
     }
 
     /// What the next start of the server is told.
@@ -267,8 +274,10 @@ impl Cluster {
             .append(true)
             .open(path)
             .expect("a log file");
-        let mut command = self.lab.on_node(binary());
+        let mut command = self.lab.on_node("sh");
         command
+            .args(["-c", &format!("umask {:o}; exec \"$@\"", self.umask), "sh"])
+            .arg(binary())
             .args(["server", "--node-name", "node-1", "--data-dir"])
             .arg(self.dir.path())
             // A test must not depend on how full the machine's disk is.

@@ -1,5 +1,8 @@
 //! Starting a node: the parts and how they are wired.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -65,12 +68,14 @@ impl Node {
         tls: Option<ServerTls>,
         tasks: &Tasks,
     ) -> Result<Node, NodeError> {
-        for dir in [config.data_dir.clone(), config.pod_logs_dir()] {
-            std::fs::create_dir_all(&dir).map_err(|source| NodeError::Directory {
-                path: dir.display().to_string(),
-                source,
-            })?;
-        }
+        let failed = |dir: &Path| {
+            let path = dir.display().to_string();
+            move |source| NodeError::Directory { path, source }
+        };
+        let logs = config.pod_logs_dir();
+        std::fs::create_dir_all(&logs).map_err(failed(&logs))?;
+        // Files of Secret volumes may be readable by all: that is all of the Pod.
+        std::fs::set_permissions(&config.data_dir, Permissions::from_mode(0o700)).map_err(failed(&config.data_dir))?;
         // Exits from here on are not missed, and those before are found by asking.
         let events = runtime.events();
         let clock = Arc::new(SystemClock);

@@ -29,6 +29,9 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|argument| argument == "shim") {
         return sampan_runtime::shim_main(arguments);
     }
+    // What is private says so itself. What is not (the files that containers see as theirs) must not depend on who starts
+    // this.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let cli = Cli::parse();
     start_logging(&cli.log);
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
@@ -83,6 +86,10 @@ fn fail(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Libraries that log, at their highest levels, what is sent through them: Secrets in `kubectl exec`, for one. Whatever
+/// the filter says they do not.
+const QUIET: [&str; 2] = ["tungstenite=info", "tokio_tungstenite=info"];
+
 fn start_logging(filter: &str) {
     let filter = match tracing_subscriber::EnvFilter::try_new(filter) {
         Ok(filter) => filter,
@@ -91,6 +98,10 @@ fn start_logging(filter: &str) {
             tracing_subscriber::EnvFilter::new("info")
         }
     };
+    let filter = QUIET
+        .iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(filter, tracing_subscriber::EnvFilter::add_directive);
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -236,8 +236,11 @@ fn settle(
             call.row.api_version, call.row.spec.kind
         ))));
     }
-    // What upstream shows of the faulty value: the patch if it is a strategic one, else the patched object.
+    // What upstream shows of the faulty value: the patch if it is a strategic one, else the patched object. Not so of
+    // Secrets: who may patch them need not have the right to read them, and audit logs keep the message.
+    let secret = call.row.is("", "secrets");
     let shown = |new: &Object| match patch {
+        _ if secret => "<secret contents redacted>".to_owned(),
         Patch::Strategic(patch) => strategic::go(patch),
         _ => new.to_string(),
     };

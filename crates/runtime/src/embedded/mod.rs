@@ -179,6 +179,7 @@ impl Embedded {
             }
             fs::create_dir_all(dir).map_err(internal(format!("create {}", dir.display())))?;
             // Programs of images keep their setuid bits, and devices their numbers: not for the node's other users.
+            // Containers reach what is theirs by mounts, whoever they run as.
             let private = fs::Permissions::from_mode(0o700);
             fs::set_permissions(dir, private).map_err(internal(format!("protect {}", dir.display())))?;
         }

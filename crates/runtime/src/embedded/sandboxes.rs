@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -220,6 +221,7 @@ impl Embedded {
         let log = File::options()
             .create(true)
             .append(true)
+            .mode(0o600)
             .open(self.sandbox_dir(id).join("shim.log"))
             .map_err(failed())?;
         let fds = [listener.as_fd(), log.as_fd()];

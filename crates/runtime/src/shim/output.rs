@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -45,7 +46,9 @@ impl Log {
             if let Some(dir) = path.parent() {
                 std::fs::create_dir_all(dir)?;
             }
-            self.file = Some(File::options().create(true).append(true).open(path)?);
+            // As containerd's: for root, and collectors of logs in its group.
+            let mut options = File::options();
+            self.file = Some(options.create(true).append(true).mode(0o640).open(path)?);
         }
         Ok(())
     }

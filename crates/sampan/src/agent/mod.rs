@@ -51,6 +51,7 @@ pub async fn run(command: cli::Agent) -> Result<()> {
     }
     // Refused early what is wrong here; the cluster's part follows.
     let settings = node.clone().settle(&here)?;
+    sampan_pki::private_dir(&settings.data_dir)?;
     sampan_pki::private_dir(&settings.pki_dir())?;
     let token = match &command.token_file {
         Some(path) => Some(join::read_token(path)?),

@@ -46,7 +46,8 @@ pub async fn run(settings: Settings) -> Result<()> {
             settings.listen
         )
     })?;
-    private_dir(&settings.data_dir)?;
+    // Keys, Secrets, and what Pods were given of them.
+    sampan_pki::private_dir(&settings.data_dir).map_err(|error| format!("{error}; choose another with --data-dir"))?;
     let mut embedded = None;
     let store: Arc<dyn Store> = match &settings.etcd {
         Some(etcd) => Etcd::connect(etcd, &tasks).await?,
@@ -268,20 +269,6 @@ fn params(settings: &Settings) -> Params {
         issuers: settings.access.issuers.clone(),
         api_audiences: settings.access.audiences.clone(),
     }
-}
-
-/// The data directory holds keys and Secrets: nobody else's business.
-fn private_dir(dir: &std::path::Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let made = std::fs::create_dir_all(dir)
-        .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711)));
-    made.map_err(|error| {
-        format!(
-            "cannot use the data directory {}: {error}; choose another with --data-dir",
-            dir.display()
-        )
-        .into()
-    })
 }
 
 fn write_admin_kubeconfig(settings: &Settings, pki: &Pki) -> Result<()> {
