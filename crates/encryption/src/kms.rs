@@ -23,6 +23,7 @@ use tonic_prost::ProstCodec;
 
 use crate::cipher::{Cipher, new_seed};
 use crate::config::KmsProvider;
+use crate::metrics::{Metrics, Way};
 use crate::proto::{
     AES_GCM_KEY, DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, EncryptedObject,
     HKDF_SHA256_XNONCE_AES_GCM_SEED, StatusRequest, StatusResponse,
@@ -50,6 +51,7 @@ pub struct Kms {
     seeds: Mutex<HashMap<[u8; 32], Arc<Cipher>>>,
     refused: Mutex<HashMap<[u8; 32], (Instant, String)>>,
     health: RwLock<Result<(), String>>,
+    metrics: Arc<Metrics>,
     version: Mutex<String>,
 }
 
@@ -82,7 +84,12 @@ fn fingerprint(object: &EncryptedObject) -> [u8; 32] {
 impl Kms {
     /// A plug-in that is asked once before this returns, and then as long as somebody holds it. `news` is told when it
     /// works again.
-    pub async fn start(provider: &KmsProvider, news: Arc<watch::Sender<u64>>, tasks: &Tasks) -> Arc<Kms> {
+    pub async fn start(
+        provider: &KmsProvider,
+        news: Arc<watch::Sender<u64>>,
+        metrics: Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> Arc<Kms> {
         let socket = provider.socket.clone();
         let connector = tower::service_fn(move |_| {
             let socket = socket.clone();
@@ -97,6 +104,7 @@ impl Kms {
             seeds: Mutex::default(),
             refused: Mutex::default(),
             health: RwLock::new(Err("it was not asked yet".into())),
+            metrics,
             version: Mutex::default(),
         });
         kms.check().await;
@@ -173,7 +181,12 @@ impl Kms {
                 )));
             }
         }
-        check_key_id(&status.key_id).map_err(|why| unhealthy(format!("got invalid KMSv2 KeyID: {why}")))?;
+        check_key_id(&status.key_id).map_err(|why| {
+            let what = if status.key_id.is_empty() { "empty" } else { "too_long" };
+            self.metrics.invalid_key(&self.name, what);
+            unhealthy(format!("got invalid KMSv2 KeyID: {why}"))
+        })?;
+        self.metrics.key_used(None, &self.name, &status.key_id);
         if let Some(state) = &mut *write(&self.state)
             && state.object.key_id == status.key_id
         {
@@ -223,6 +236,7 @@ impl Kms {
             seeds.clear();
         }
         seeds.insert(fingerprint, cipher);
+        self.metrics.seeds(&self.name, seeds.len());
     }
 
     /// Appends the encrypted value to `out`.
@@ -240,6 +254,7 @@ impl Kms {
             ));
         }
         let mut object = state.object;
+        self.metrics.key_used(Some(Way::ToStorage), &self.name, &object.key_id);
         state
             .cipher
             .encrypt(value, authenticated, &mut object.encrypted_data)
@@ -254,6 +269,8 @@ impl Kms {
             return Err("encrypted data is empty".into());
         }
         check(&object)?;
+        self.metrics
+            .key_used(Some(Way::FromStorage), &self.name, &object.key_id);
         let cipher = self.seed_of(&object).await?;
         let value = cipher
             .decrypt(&object.encrypted_data, authenticated)
@@ -313,16 +330,22 @@ impl Kms {
     {
         let mut grpc = self.grpc.clone();
         let calling = async {
-            grpc.ready().await.map_err(|error| chain(&error))?;
+            grpc.ready()
+                .await
+                .map_err(|error| format!("rpc error: code = Unavailable desc = {}", chain(&error)))?;
             let codec: ProstCodec<Q, R> = ProstCodec::default();
             grpc.unary(tonic::Request::new(request), PathAndQuery::from_static(path), codec)
                 .await
                 .map(tonic::Response::into_inner)
                 .map_err(|status| format!("rpc error: code = {:?} desc = {}", status.code(), status.message()))
         };
-        tokio::time::timeout(self.timeout, calling)
+        let started = std::time::Instant::now();
+        let answer = tokio::time::timeout(self.timeout, calling)
             .await
-            .unwrap_or_else(|_| Err("rpc error: code = DeadlineExceeded desc = context deadline exceeded".into()))
+            .unwrap_or_else(|_| Err("rpc error: code = DeadlineExceeded desc = context deadline exceeded".into()));
+        let error = answer.as_ref().err().map(String::as_str);
+        self.metrics.called(&self.name, path, started, error);
+        answer
     }
 }
 

@@ -18,6 +18,7 @@
 mod cipher;
 mod config;
 mod kms;
+mod metrics;
 mod proto;
 mod reload;
 mod store;

@@ -8,6 +8,7 @@ use sampan_tasks::Tasks;
 use tokio::sync::watch;
 
 use crate::config::{Configuration, ConfigurationError};
+use crate::metrics::Metrics;
 use crate::store::Encrypted;
 use crate::transformer::Set;
 
@@ -23,10 +24,11 @@ pub struct Source {
 pub(crate) async fn load(
     source: &Source,
     news: &Arc<watch::Sender<u64>>,
+    metrics: &Arc<Metrics>,
     tasks: &Tasks,
 ) -> Result<(Vec<u8>, Set), ConfigurationError> {
     let (content, configuration) = Configuration::read(&source.path)?;
-    let set = Set::build(configuration, news, tasks)
+    let set = Set::build(configuration, news, metrics, tasks)
         .await
         .map_err(|why| ConfigurationError::Invalid {
             path: source.path.clone(),
@@ -50,18 +52,19 @@ pub(crate) async fn follow(store: Weak<Encrypted>, source: Source, content: Vec<
         };
         let Some(now) = changed else { continue };
         let Some(store) = store.upgrade() else { return };
-        let (news, tasks) = (store.news().clone(), store.tasks().clone());
-        match load(&source, &news, &tasks).await {
+        let (news, metrics, tasks) = (store.news().clone(), store.counts().clone(), store.tasks().clone());
+        match load(&source, &news, &metrics, &tasks).await {
             // A plug-in that does not work at once would leave writes without a key.
-            Ok((_, set)) => match set.health() {
+            Ok((content, set)) => match set.health() {
                 Ok(()) => {
                     seen = now;
                     store.replace(set);
-                    store.reloaded(true);
+                    metrics.configuration(&content);
+                    metrics.reloaded(true);
                     tracing::info!(path = %source.path.display(), "the encryption configuration was read anew");
                 }
                 Err(why) => {
-                    store.reloaded(false);
+                    metrics.reloaded(false);
                     tracing::warn!(
                         why,
                         "the new encryption configuration does not work yet; the last one stays"
@@ -70,7 +73,7 @@ pub(crate) async fn follow(store: Weak<Encrypted>, source: Source, content: Vec<
             },
             Err(error) => {
                 seen = now;
-                store.reloaded(false);
+                metrics.reloaded(false);
                 tracing::error!(%error, "the new encryption configuration is wrong; the last one stays");
             }
         }

@@ -1,8 +1,8 @@
 //! A store whose values are encrypted below it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,8 +14,9 @@ use sampan_tasks::{OnExit, Tasks};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{ConfigurationError, GroupResource};
+use crate::metrics::Metrics;
 use crate::reload::{self, Source};
-use crate::transformer::{Set, plain};
+use crate::transformer::{Counted, Set, plain};
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -40,9 +41,9 @@ pub struct Encrypted {
     /// Told when what could not be read may be readable now.
     news: Arc<watch::Sender<u64>>,
     tasks: Tasks,
-    reloads: [AtomicU64; 2],
-    reloaded_at: AtomicU64,
-    failures: [AtomicU64; 2],
+    metrics: Arc<Metrics>,
+    /// Plug-ins may come and go, and are one check.
+    reloads: bool,
     this: Weak<Encrypted>,
 }
 
@@ -55,7 +56,9 @@ impl Encrypted {
         tasks: &Tasks,
     ) -> Result<Arc<Encrypted>, ConfigurationError> {
         let news = Arc::new(watch::Sender::new(0));
-        let (content, set) = reload::load(&source, &news, tasks).await?;
+        let metrics = Arc::new(Metrics::default());
+        let (content, set) = reload::load(&source, &news, &metrics, tasks).await?;
+        metrics.configuration(&content);
         let store = Arc::new_cyclic(|this| Encrypted {
             this: this.clone(),
             below,
@@ -64,9 +67,8 @@ impl Encrypted {
             unread: Arc::default(),
             news,
             tasks: tasks.clone(),
-            reloads: Default::default(),
-            reloaded_at: AtomicU64::new(0),
-            failures: Default::default(),
+            metrics,
+            reloads: source.reload.is_some(),
         });
         if let Some(interval) = source.reload {
             let following = reload::follow(Arc::downgrade(&store), source, content, interval);
@@ -87,10 +89,8 @@ impl Encrypted {
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.tasks
     }
-    pub(crate) fn reloaded(&self, well: bool) {
-        self.reloads[usize::from(well)].fetch_add(1, Ordering::Relaxed);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.reloaded_at.store(now.as_secs(), Ordering::Relaxed);
+    pub(crate) fn counts(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// The value as it is to be stored.
@@ -102,8 +102,11 @@ impl Encrypted {
         let Some(row) = set.row(&resource) else {
             return Ok(value);
         };
-        row.write(&value, key.as_bytes()).map_err(|why| {
-            self.failures[1].fetch_add(1, Ordering::Relaxed);
+        let counted = Counted {
+            metrics: &self.metrics,
+            resource: &resource,
+        };
+        row.write(&value, key.as_bytes(), counted).map_err(|why| {
             tracing::error!(key, why, "a value could not be encrypted");
             Error::Engine {
                 action: "encrypt",
@@ -119,7 +122,13 @@ impl Encrypted {
         };
         let set = read(&self.set).clone();
         let read = match set.row(&resource) {
-            Some(row) => row.read(data, key.as_bytes()).await?,
+            Some(row) => {
+                let counted = Counted {
+                    metrics: &self.metrics,
+                    resource: &resource,
+                };
+                row.read(data, key.as_bytes(), counted).await?
+            }
             None => plain(data)?,
         };
         Ok((read.value, read.stale))
@@ -129,7 +138,6 @@ impl Encrypted {
         match self.opened(&entry.key, entry.value.clone()).await {
             Ok((value, _)) => entry.value = value,
             Err(why) => {
-                self.failures[0].fetch_add(1, Ordering::Relaxed);
                 if !self.unread.swap(true, Ordering::AcqRel) {
                     tracing::error!(
                         key = &*entry.key,
@@ -205,9 +213,7 @@ impl Store for Encrypted {
         self.below.newest().await
     }
     async fn health(&self) -> Result<(), Error> {
-        self.below.health().await?;
-        let set = read(&self.set).clone();
-        set.health().map_err(|reason| Error::Unavailable { reason })
+        self.below.health().await
     }
     fn compacted(&self) -> Revision {
         self.below.compacted()
@@ -288,28 +294,17 @@ impl Store for Encrypted {
         // What cannot be read is nobody's to write anew.
         Ok(self.opened(key, entry.value).await.is_ok_and(|(_, stale)| stale))
     }
+    fn checks(&self) -> Vec<(String, Result<(), String>)> {
+        let set = read(&self.set).clone();
+        if self.reloads {
+            return vec![("kms-providers".into(), set.health())];
+        }
+        let plugins = set.plugins().into_iter().enumerate();
+        plugins
+            .map(|(index, verdict)| (format!("kms-provider-{index}"), verdict))
+            .collect()
+    }
     fn metrics(&self, out: &mut String) {
-        use std::fmt::Write;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        // Writing to a String cannot fail.
-        let _ok = write!(
-            out,
-            "# HELP apiserver_encryption_config_controller_automatic_reloads_total Reloads of the encryption configuration.\n\
-             # TYPE apiserver_encryption_config_controller_automatic_reloads_total counter\n\
-             apiserver_encryption_config_controller_automatic_reloads_total{{status=\"success\"}} {}\n\
-             apiserver_encryption_config_controller_automatic_reloads_total{{status=\"failure\"}} {}\n\
-             # HELP apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds When it was reloaded last.\n\
-             # TYPE apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds gauge\n\
-             apiserver_encryption_config_controller_automatic_reload_last_timestamp_seconds {}\n\
-             # HELP sampan_storage_transformation_failures_total Values that could not be encrypted or decrypted.\n\
-             # TYPE sampan_storage_transformation_failures_total counter\n\
-             sampan_storage_transformation_failures_total{{transformation_type=\"from_storage\"}} {}\n\
-             sampan_storage_transformation_failures_total{{transformation_type=\"to_storage\"}} {}\n",
-            count(&self.reloads[1]),
-            count(&self.reloads[0]),
-            count(&self.reloaded_at),
-            count(&self.failures[0]),
-            count(&self.failures[1]),
-        );
+        self.metrics.text(out);
     }
 }

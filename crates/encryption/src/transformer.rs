@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use sampan_tasks::Tasks;
@@ -10,6 +11,20 @@ use tokio::sync::watch;
 use crate::cipher::Cipher;
 use crate::config::{Configuration, GroupResource, Key, Provider};
 use crate::kms::Kms;
+use crate::metrics::{Metrics, Way};
+
+/// Who counts, and what it is about.
+#[derive(Clone, Copy)]
+pub struct Counted<'a> {
+    pub metrics: &'a Metrics,
+    pub resource: &'a GroupResource,
+}
+
+impl Counted<'_> {
+    fn note(self, way: Way, prefix: &Arc<str>, since: Instant, error: Option<&str>) {
+        self.metrics.transformed(self.resource, way, prefix, since, error);
+    }
+}
 
 /// What every encrypted value begins with.
 pub const ENCRYPTED: &[u8] = b"k8s:enc:";
@@ -17,6 +32,10 @@ const AES_GCM: &str = "k8s:enc:aesgcm:v1:";
 const AES_CBC: &str = "k8s:enc:aescbc:v1:";
 const SECRETBOX: &str = "k8s:enc:secretbox:v1:";
 const KMS: &str = "k8s:enc:kms:v2:";
+
+/// What metrics call a value that no provider takes, and one that is not encrypted.
+const UNKNOWN: &str = "unknown";
+const IDENTITY: &str = "identity";
 
 const NO_PREFIX: &str = "no matching prefix found";
 const TRIED_TO_READ: &str = "identity transformer tried to read encrypted data";
@@ -31,13 +50,13 @@ pub struct Read {
 enum Active {
     Identity,
     Keys {
-        prefix: &'static str,
+        prefix: Arc<str>,
         what: &'static str,
         /// With the colon behind its name.
         keys: Vec<(String, Cipher)>,
     },
     Kms {
-        prefix: String,
+        prefix: Arc<str>,
         kms: Arc<Kms>,
     },
 }
@@ -57,6 +76,7 @@ impl Set {
     pub async fn build(
         configuration: Configuration,
         news: &Arc<watch::Sender<u64>>,
+        metrics: &Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Set, String> {
         let mut set = Set::default();
@@ -74,10 +94,10 @@ impl Set {
                         Ok(Cipher::secretbox(key))
                     })?,
                     Provider::Kms(provider) => {
-                        let kms = Kms::start(&provider, news.clone(), tasks).await;
+                        let kms = Kms::start(&provider, news.clone(), metrics.clone(), tasks).await;
                         set.kms.push(kms.clone());
                         Active::Kms {
-                            prefix: format!("{KMS}{}:", provider.name),
+                            prefix: format!("{KMS}{}:", provider.name).into(),
                             kms,
                         }
                     }
@@ -110,6 +130,11 @@ impl Set {
                 .map_err(|why| format!("kms-providers: {}: {why}", kms.name()))
         })
     }
+
+    /// Whether each of them works.
+    pub fn plugins(&self) -> Vec<Result<(), String>> {
+        self.kms.iter().map(|kms| kms.health()).collect()
+    }
 }
 
 fn of_keys(
@@ -128,7 +153,11 @@ fn of_keys(
             )),
         })
         .collect::<Result<_, _>>()?;
-    Ok(Active::Keys { prefix, what, keys })
+    Ok(Active::Keys {
+        prefix: prefix.into(),
+        what,
+        keys,
+    })
 }
 
 /// Errors as upstream joins them.
@@ -152,7 +181,19 @@ pub fn plain(data: Bytes) -> Result<Read, String> {
 
 impl Row {
     /// What is written for `value`.
-    pub fn write(&self, value: &Bytes, key: &[u8]) -> Result<Bytes, String> {
+    pub fn write(&self, value: &Bytes, key: &[u8], counted: Counted<'_>) -> Result<Bytes, String> {
+        let started = Instant::now();
+        let written = self.sealed(value, key);
+        let prefix = match self.0.first().map(|active| &**active) {
+            Some(Active::Keys { prefix, .. } | Active::Kms { prefix, .. }) => prefix.clone(),
+            _ => "".into(),
+        };
+        let error = written.as_ref().err().map(String::as_str);
+        counted.note(Way::ToStorage, &prefix, started, error);
+        written
+    }
+
+    fn sealed(&self, value: &Bytes, key: &[u8]) -> Result<Bytes, String> {
         let mut out = Vec::new();
         match self.0.first().map(|active| &**active) {
             None | Some(Active::Identity) => return Ok(value.clone()),
@@ -174,27 +215,31 @@ impl Row {
     }
 
     /// The value of what is stored.
-    pub async fn read(&self, data: Bytes, key: &[u8]) -> Result<Read, String> {
+    pub async fn read(&self, data: Bytes, key: &[u8], counted: Counted<'_>) -> Result<Read, String> {
+        let started = Instant::now();
+        let note = |prefix: &Arc<str>, error: Option<&str>| counted.note(Way::FromStorage, prefix, started, error);
         let mut errors = Vec::new();
         for (index, active) in self.0.iter().enumerate() {
-            let read = match &**active {
+            let (prefix, read) = match &**active {
                 // Tried in vain it leaves the value to the others.
                 Active::Identity if data.starts_with(ENCRYPTED) => continue,
                 Active::Identity => {
+                    note(&IDENTITY.into(), None);
                     return Ok(Read {
                         value: data,
                         stale: index != 0,
                     });
                 }
                 Active::Keys { prefix, what, keys } => match data.strip_prefix(prefix.as_bytes()) {
-                    Some(rest) => by_name(keys, what, rest, key),
+                    Some(rest) => (prefix, by_name(keys, what, rest, key)),
                     None => continue,
                 },
                 Active::Kms { prefix, kms } => match data.strip_prefix(prefix.as_bytes()) {
-                    Some(rest) => kms.decrypt(rest, key).await,
+                    Some(rest) => (prefix, kms.decrypt(rest, key).await),
                     None => continue,
                 },
             };
+            note(prefix, read.as_ref().err().map(String::as_str));
             match read {
                 Ok((value, stale)) => {
                     return Ok(Read {
@@ -206,11 +251,13 @@ impl Row {
                 Err(why) => errors.push(why),
             }
         }
-        Err(if errors.is_empty() {
+        let why = if errors.is_empty() {
             NO_PREFIX.into()
         } else {
             joined(errors)
-        })
+        };
+        note(&UNKNOWN.into(), Some(&why));
+        Err(why)
     }
 }
 

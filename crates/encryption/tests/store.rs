@@ -341,7 +341,9 @@ async fn a_plugin_keeps_the_key() {
     // Without the plug-in there are no writes, and what is there is read.
     put(&*world.below, SECRET, r#"{"a":1}"#).await;
     let store = world.open(&kms, false).await;
-    assert!(store.health().await.is_err());
+    store.health().await.unwrap();
+    let checks = store.checks();
+    assert!(checks[0].0 == "kms-provider-0" && checks[0].1.is_err(), "{checks:?}");
     assert_eq!(got(&*store, SECRET).await, r#"{"a":1}"#);
     let write = Write {
         key: SECRET.into(),
@@ -360,7 +362,7 @@ async fn a_plugin_keeps_the_key() {
     *plugin.healthy.lock().unwrap() = true;
     plugin.serve(&socket, &world.tasks);
     let store = world.open(&kms, false).await;
-    store.health().await.unwrap();
+    assert_eq!(store.checks(), [("kms-provider-0".to_owned(), Ok(()))]);
     put(&*store, SECRET, r#"{"a":"hidden"}"#).await;
     let raw = world.raw(SECRET).await;
     assert!(raw.starts_with(b"k8s:enc:kms:v2:mine:"));
@@ -387,7 +389,7 @@ async fn a_plugin_keeps_the_key() {
     // A plug-in that is not well is said so.
     *plugin.healthy.lock().unwrap() = false;
     let third = world.open(&kms, false).await;
-    let health = third.health().await.unwrap_err().to_string();
+    let health = third.checks().remove(0).1.unwrap_err();
     assert!(
         health.contains("got unexpected healthz status: out for lunch"),
         "{health}"

@@ -183,6 +183,11 @@ pub trait Store: Send + Sync + 'static {
     async fn health(&self) -> Result<(), Error> {
         self.newest().await.map(|_| ())
     }
+    /// What else has to work for it to serve, by upstream's names, and what is wrong. Reading goes on without: a server
+    /// is not ready then, but it lives.
+    fn checks(&self) -> Vec<(String, Result<(), String>)> {
+        Vec::new()
+    }
     /// The oldest revision that can still be watched from or read at.
     fn compacted(&self) -> Revision;
     /// Whether other processes may write to this store too.

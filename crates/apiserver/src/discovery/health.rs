@@ -1,5 +1,7 @@
 //! `/healthz`, `/livez`, `/readyz`, each with `?verbose`, `?exclude=` and single checks below them.
 
+use std::borrow::Cow;
+
 use http::Response;
 
 use crate::body::Body;
@@ -8,7 +10,7 @@ use crate::registry::reply::response;
 use crate::request::Query;
 
 /// Name and verdict of each check.
-async fn checks(plane: &ControlPlane, kind: &str) -> Vec<(&'static str, bool)> {
+async fn checks(plane: &ControlPlane, kind: &str) -> Vec<(Cow<'static, str>, bool)> {
     let draining = plane.tasks.drain().is_started();
     // Upstream's name, whichever engine it is.
     let store = match plane.registry.cache.store().health().await {
@@ -18,15 +20,23 @@ async fn checks(plane: &ControlPlane, kind: &str) -> Vec<(&'static str, bool)> {
             false
         }
     };
-    let mut checks = vec![
-        ("ping", true),
-        ("log", true),
-        ("etcd", store),
-        ("watch-cache", plane.registry.cache.revision() > 0 || plane.is_ready()),
-        ("poststarthook/bootstrap", plane.is_ready()),
+    let mut checks: Vec<(Cow<'static, str>, bool)> = vec![
+        ("ping".into(), true),
+        ("log".into(), true),
+        ("etcd".into(), store),
+        (
+            "watch-cache".into(),
+            plane.registry.cache.revision() > 0 || plane.is_ready(),
+        ),
+        ("poststarthook/bootstrap".into(), plane.is_ready()),
     ];
     if kind == "readyz" {
-        checks.push(("shutdown", !draining));
+        checks.push(("shutdown".into(), !draining));
+    }
+    // A restart would not help.
+    if kind != "livez" {
+        let more = plane.registry.cache.store().checks();
+        checks.extend(more.into_iter().map(|(name, verdict)| (name.into(), verdict.is_ok())));
     }
     checks
 }
@@ -49,7 +59,7 @@ pub async fn serve(plane: &ControlPlane, segments: &[&str], query: &Query) -> Re
     }
     let mut text = String::new();
     for (name, verdict) in &checks {
-        text.push_str(&match (excluded.contains(name), verdict) {
+        text.push_str(&match (excluded.contains(&&**name), verdict) {
             (true, _) => format!("[+]{name} excluded: ok\n"),
             (false, true) => format!("[+]{name} ok\n"),
             (false, false) => format!("[-]{name} failed: reason withheld\n"),
