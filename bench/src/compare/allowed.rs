@@ -34,6 +34,38 @@ const ROWS: &[Row] = &[
         "upstream crashes over it",
     ),
     (
+        "CustomResourceDefinition",
+        [
+            "x-kubernetes-preserve-unknown-fields = false",
+            "no answer",
+            "must be true or undefined",
+        ],
+        "upstream crashes over it",
+    ),
+    (
+        "CustomResourceDefinition",
+        [
+            ".status.conditions = []",
+            ".status.conditions=[]",
+            ".status.conditions=null",
+        ],
+        "what is kept as JSON keeps empty lists; here they are none, as with every other kind",
+    ),
+    (
+        "CustomResourceDefinition",
+        [".items = ", "items: Required value: must be specified", "items"],
+        "a list of schemas, which nothing allows, is refused in words of its own",
+    ),
+    (
+        "CustomResourceDefinition",
+        [
+            "maxLength = -1",
+            "default: Too long: value is too long",
+            "default: Too long",
+        ],
+        "a limit below zero is zero",
+    ),
+    (
         "Job",
         [".metadata.name = ", "spec.template.labels: ", "metadata.labels: "],
         "a Job's own labels are made before it is checked instead of after: one error more tells of the same name",

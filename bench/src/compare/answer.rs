@@ -139,7 +139,7 @@ fn normal(body: &Value, uid: &str) -> Value {
         // there is none here.
         Some("ServiceCIDR") => held(&mut body),
         // Each server writes into these when it gets round to it, and notes it in its own way.
-        Some("FlowSchema" | "APIService") => {
+        Some("FlowSchema" | "APIService" | "CustomResourceDefinition") => {
             if let Some(metadata) = body["metadata"].as_object_mut() {
                 metadata.remove("managedFields");
             }
@@ -187,28 +187,14 @@ fn is_time(key: &str) -> bool {
         .any(|suffix| key.ends_with(suffix))
 }
 
-/// Takes out times that were never set: upstream prints some of them as null, we leave them out. To clients it is the
-/// same. How many there were.
-pub fn never_set(value: &mut Value) -> usize {
+/// Takes out times that were never set.
+pub fn never_set(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            let before = map.len();
             map.retain(|key, value| !(is_time(key) && value.is_null()));
-            before - map.len() + map.values_mut().map(never_set).sum::<usize>()
+            map.values_mut().for_each(never_set);
         }
-        Value::Array(list) => list.iter_mut().map(never_set).sum(),
-        _ => 0,
-    }
-}
-
-/// Who owns times; upstream's nulls have owners too.
-fn owners_of_times(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.retain(|key, _| !(key.starts_with("f:") && is_time(key)));
-            map.values_mut().for_each(owners_of_times);
-        }
-        Value::Array(list) => list.iter_mut().for_each(owners_of_times),
+        Value::Array(list) => list.iter_mut().for_each(never_set),
         _ => {}
     }
 }
@@ -276,11 +262,7 @@ fn leaves<'a>(value: &'a Value, path: &str, out: &mut BTreeMap<String, &'a Value
 pub fn differ(upstream: &Answer, ours: &Answer, their_uid: &str, our_uid: &str) -> Option<(String, String)> {
     let (their_text, our_text) = (upstream.text(their_uid), ours.text(our_uid));
     if let (Some(theirs), Some(our)) = (upstream.object(), ours.object()) {
-        let (mut theirs, mut our) = (normal(theirs, their_uid), normal(our, our_uid));
-        if never_set(&mut theirs) > never_set(&mut our) {
-            owners_of_times(&mut theirs["metadata"]);
-            owners_of_times(&mut our["metadata"]);
-        }
+        let (theirs, our) = (normal(theirs, their_uid), normal(our, our_uid));
         if theirs == our && their_text == our_text {
             return None;
         }

@@ -62,6 +62,8 @@ pub(crate) struct Rules {
     pub warnings: fn(&Object) -> Vec<String>,
     /// Whether an update is worth the warnings; it usually is.
     pub warns_of_update: fn(&Object, &Object) -> bool,
+    /// An update is warned only of what the old object was not.
+    pub warns_of_news: bool,
     pub grace: fn(&Object, Option<i64>) -> Option<i64>,
     pub create_on_update: bool,
     pub unconditional_update: bool,
@@ -91,6 +93,7 @@ pub(crate) const RULES: Rules = Rules {
     validate_update: |_, _, _, _| {},
     warnings: |_| Vec::new(),
     warns_of_update: |_, _| true,
+    warns_of_news: false,
     grace: |_, _| None,
     create_on_update: false,
     unconditional_update: true,
@@ -222,11 +225,15 @@ impl Strategy for Rules {
     }
 
     fn update_warnings(&self, new: &Object, old: &Object) -> Vec<String> {
-        if (self.warns_of_update)(new, old) {
-            self.warnings(new)
-        } else {
-            Vec::new()
+        if !(self.warns_of_update)(new, old) {
+            return Vec::new();
         }
+        let mut warnings = self.warnings(new);
+        if self.warns_of_news {
+            let known = self.warnings(old);
+            warnings.retain(|warning| !known.contains(warning));
+        }
+        warnings
     }
 
     fn graceful_deletion(&self, object: &Object, asked: Option<i64>) -> Option<i64> {

@@ -124,9 +124,10 @@ fn webhook_url(url: &str, path: &Path, errors: &mut Errors) {
 }
 
 fn webhook_service(service: &Value, path: &Path, errors: &mut Errors) {
-    for field in ["name", "namespace"] {
+    // Upstream hands the two to its check the wrong way round, and clients know the answer so.
+    for (field, told) in [("namespace", "name"), ("name", "namespace")] {
         if tree::text(service, field).is_empty() {
-            errors.push(Error::required(&path.child(field), ""));
+            errors.push(Error::required(&path.child(told), ""));
         }
     }
     let port = tree::opt_int(service, "port").unwrap_or(443);
@@ -150,7 +151,7 @@ fn webhook_service(service: &Value, path: &Path, errors: &mut Errors) {
     if !stated.starts_with('/') {
         errors.push(Error::invalid(&at, stated, "must start with a '/'"));
     }
-    let inner = stated.strip_prefix('/').unwrap_or(stated);
+    let inner = stated.split_at_checked(1).map_or("", |(_, rest)| rest);
     for (index, step) in inner.strip_suffix('/').unwrap_or(inner).split('/').enumerate() {
         if step.is_empty() {
             errors.push(Error::invalid(

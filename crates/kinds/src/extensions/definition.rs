@@ -15,7 +15,7 @@ use super::conversion;
 use crate::checks;
 use crate::print::is_true;
 use crate::spec::Part;
-use crate::{tree, warnings as common};
+use crate::tree;
 
 const APPROVAL: &str = "api-approved.kubernetes.io";
 /// Selectable fields of one version.
@@ -44,7 +44,7 @@ pub(super) fn create(object: &Object, errors: &mut Errors) {
         tree::text(object, "spec.names.plural"),
         tree::text(object, "spec.group")
     );
-    if name != wanted {
+    if !name.is_empty() && name != wanted {
         errors.push(Error::invalid(&at, name, "must be spec.names.plural+\".\"+spec.group"));
     }
     let options = Options {
@@ -105,12 +105,9 @@ pub(super) fn update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Er
     whole(new, Some(old), &options, errors);
 }
 
-/// Formats nobody knows, when a definition is new.
+/// Formats nobody knows.
 pub(super) fn warnings(object: &Object) -> Vec<String> {
     let mut found = Vec::new();
-    if !common::is_new(object) {
-        return found;
-    }
     for version in tree::items(object, "spec.versions") {
         if let Some(schema) = tree::get(version, "schema.openAPIV3Schema") {
             formats(schema, &mut found);
@@ -257,7 +254,7 @@ fn spec(object: &Object, options: &Options, errors: &mut Errors) {
             selectable_fields(version, options, NO_SCHEMA, &at.child("selectableFields"), errors);
         }
     }
-    let shown = || Value::from(versions.to_vec());
+    let shown = || tree::get(object, "spec.versions").cloned().unwrap_or_default();
     let unique: BTreeSet<_> = versions.iter().map(|version| tree::text(version, "name")).collect();
     if unique.len() != versions.len() {
         errors.push(Error::invalid(&at, shown(), "must contain unique version names"));
@@ -268,6 +265,13 @@ fn spec(object: &Object, options: &Options, errors: &mut Errors) {
             shown(),
             "must have exactly one version marked as storage version",
         ));
+    }
+    // Upstream's internal form says the first version's name once more.
+    if let Some(name) = versions.first().map(|first| tree::text(first, "name")) {
+        let wrong = api::dns1035_label(name);
+        if !name.is_empty() && !wrong.is_empty() {
+            errors.push(Error::invalid(&path.child("version"), name, wrong.join(",")));
+        }
     }
     for field in ["plural", "singular", "kind", "listKind"] {
         if tree::text(object, &format!("spec.names.{field}")).is_empty() {
@@ -521,9 +525,11 @@ fn stored_versions(object: &Object, errors: &mut Errors) {
         return;
     }
     let versions = tree::items(object, "spec.versions");
-    for version in versions.iter().filter(|version| tree::flag(version, "storage")) {
+    let mut left: BTreeSet<&str> = stored.iter().filter_map(Value::as_str).collect();
+    for version in versions {
         let name = tree::text(version, "name");
-        if !stored.iter().any(|stored| stored == name) {
+        // Each counts for one version.
+        if !left.remove(name) && tree::flag(version, "storage") {
             errors.push(Error::invalid(
                 &path,
                 stored.to_vec(),

@@ -16,8 +16,6 @@ pub(super) static DEFINITION: Rules = Rules {
     defaults: &[
         ("spec", Fill::Map),
         ("spec.names", Fill::Map),
-        ("spec.conversion", Fill::Map),
-        ("spec.conversion.strategy", Fill::Text("None")),
         ("spec.conversion.webhook.clientConfig.service.port", Fill::Int(443)),
         ("status", Fill::Map),
         ("status.acceptedNames", Fill::Map),
@@ -34,6 +32,7 @@ pub(super) static DEFINITION: Rules = Rules {
     validate_create: definition::create,
     validate_update: definition::update,
     warnings: definition::warnings,
+    warns_of_news: true,
     reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
@@ -53,6 +52,9 @@ pub(super) static API_SERVICE: Rules = Rules {
 };
 
 fn default(definition: &mut Object) {
+    if tree::get(definition, "spec.conversion").is_none() {
+        tree::set(definition, "spec.conversion.strategy", "None");
+    }
     let kind = tree::text(definition, "spec.names.kind").to_owned();
     if !kind.is_empty() {
         for (path, name) in [

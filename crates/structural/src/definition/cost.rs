@@ -147,34 +147,16 @@ impl Walk<'_> {
                     "OptionalOldSelf": stated.pointer(&format!("/x-kubernetes-validations/{index}/optionalOldSelf"))})
             };
             let made = compile(rule, &decl);
+            let uses_old = made.rule.as_ref().is_ok_and(|program| program.uses("oldSelf"));
             match &made.rule {
                 Err(why) => self
                     .errors
                     .push(Error::invalid(&at.child("rule"), shown(), why.as_str())),
-                Ok(program) => {
-                    self.observe(
-                        "estimated rule cost",
-                        program.cost().max.saturating_mul(times),
-                        &at.child("rule"),
-                    );
-                    let uses_old = program.uses("oldSelf");
-                    let optional = stated.pointer(&format!("/x-kubernetes-validations/{index}/optionalOldSelf"));
-                    match (&place.uncorrelatable, optional) {
-                        (Some(within), _) if uses_old => self.errors.push(Error::invalid(
-                            &at.child("rule"),
-                            rule.rule.as_str(),
-                            format!(
-                                "oldSelf cannot be used on the uncorrelatable portion of the schema within {within}"
-                            ),
-                        )),
-                        (_, Some(optional)) if !uses_old && !optional.is_null() => self.errors.push(Error::invalid(
-                            &at.child("optionalOldSelf"),
-                            optional.clone(),
-                            "may not be set if oldSelf is not used in rule",
-                        )),
-                        _ => {}
-                    }
-                }
+                Ok(program) => self.observe(
+                    "estimated rule cost",
+                    program.cost().max.saturating_mul(times),
+                    &at.child("rule"),
+                ),
             }
             match &made.message {
                 Some(Err(why)) => {
@@ -187,6 +169,20 @@ impl Walk<'_> {
                     &at.child("messageExpression"),
                 ),
                 None => {}
+            }
+            let optional = stated.pointer(&format!("/x-kubernetes-validations/{index}/optionalOldSelf"));
+            match (&place.uncorrelatable, optional) {
+                (Some(within), _) if uses_old => self.errors.push(Error::invalid(
+                    &at.child("rule"),
+                    rule.rule.as_str(),
+                    format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {within}"),
+                )),
+                (_, Some(optional)) if !uses_old && !optional.is_null() => self.errors.push(Error::invalid(
+                    &at.child("optionalOldSelf"),
+                    optional.clone(),
+                    "may not be set if oldSelf is not used in rule",
+                )),
+                _ => {}
             }
         }
     }
