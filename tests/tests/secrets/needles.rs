@@ -36,6 +36,29 @@ pub fn base64(bytes: &[u8]) -> String {
     text
 }
 
+/// What is base64 of these bytes.
+pub fn decoded(text: &str) -> Vec<u8> {
+    let mut bits = 0u32;
+    let mut have = 0;
+    let mut bytes = Vec::new();
+    for digit in text.bytes().filter(|&digit| digit != b'=') {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            _ => 63,
+        };
+        bits = (bits << 6 | u32::from(value)) & 0xffff;
+        have += 6;
+        if have >= 8 {
+            have -= 8;
+            bytes.push((bits >> have) as u8);
+        }
+    }
+    bytes
+}
+
 /// Looks for values in texts, files and directories.
 pub struct Search {
     needles: Vec<(String, Vec<u8>)>,
