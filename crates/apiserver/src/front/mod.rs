@@ -122,12 +122,17 @@ async fn connection(
             let activity = activity.clone();
             async move {
                 let busy = activity.begin();
+                // Somebody in between may have thought the body longer or shorter, or that what follows is a tunnel's: it is
+                // not read.
+                let doubtful = request.headers().contains_key(http::header::TRANSFER_ENCODING)
+                    || request.method() == http::Method::CONNECT;
+                let closing = closing || doubtful;
                 let mut response = answer(&plane, &user, peer, request).await;
                 if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
                     activity.upgrade();
                 }
                 response = response.map(|body| busy.until_end_of(body));
-                if closing {
+                if closing && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                     response
                         .headers_mut()
                         .insert(http::header::CONNECTION, HeaderValue::from_static("close"));

@@ -20,20 +20,20 @@ use tower::Service;
 
 /// What was tried, and what got through.
 #[derive(Default)]
-struct Attempts {
+pub struct Attempts {
     tried: usize,
     through: Vec<String>,
 }
 
 impl Attempts {
-    fn note(&mut self, what: impl Into<String>, refused: bool) {
+    pub fn note(&mut self, what: impl Into<String>, refused: bool) {
         self.tried += 1;
         if !refused {
             self.through.push(what.into());
         }
     }
     #[track_caller]
-    fn all_refused(self, what: &str, at_least: usize) {
+    pub fn all_refused(self, what: &str, at_least: usize) {
         println!(
             "{what}: {} attempts, {} refused",
             self.tried,
@@ -44,7 +44,13 @@ impl Attempts {
     }
 }
 
-async fn send(service: &InProcess, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> (u16, Value) {
+pub async fn send(
+    service: &InProcess,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Value,
+) -> (u16, Value) {
     let content_type = match method {
         "PATCH" => "application/merge-patch+json",
         "APPLY" => "application/apply-patch+yaml",
@@ -88,7 +94,7 @@ async fn make(api: &Api, namespace: &str, plural: &str, object: Value) {
         .ok();
 }
 
-fn named(kind: &str, name: &str) -> Value {
+pub fn named(kind: &str, name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}})
 }
 
@@ -525,7 +531,7 @@ async fn a_service_account_cannot_raise_itself() {
 }
 
 /// One request over TLS as it stands; everything that comes back.
-async fn raw(api: &Api, identity: Option<&Identity>, alpn: &str, bytes: &[u8]) -> Vec<u8> {
+pub async fn raw(api: &Api, identity: Option<&Identity>, alpn: &str, bytes: &[u8]) -> Vec<u8> {
     let config = tls::client_config(api.server.pki.ca(), identity, &[alpn]).unwrap();
     let stream = TcpStream::connect(api.server.address).await.unwrap();
     let name = rustls_pki_types::ServerName::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST).into());

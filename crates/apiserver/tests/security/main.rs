@@ -8,3 +8,5 @@ mod authentication;
 mod authorization;
 mod every_endpoint;
 mod once;
+mod restricted;
+mod smuggling;

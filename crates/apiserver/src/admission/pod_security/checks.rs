@@ -24,13 +24,13 @@ pub struct Subject<'a> {
     containers: Vec<&'a Value>,
 }
 
-type Run = fn(&Subject<'_>) -> Option<Violation>;
+pub(super) type Run = fn(&Subject<'_>) -> Option<Violation>;
 
-struct Check {
-    id: &'static str,
+pub(super) struct Check {
+    pub(super) id: &'static str,
     level: Level,
     /// From which minor version on, in order.
-    versions: &'static [(u32, Run)],
+    pub(super) versions: &'static [(u32, Run)],
     /// The baseline check it stands in for.
     replaces: &'static str,
 }
@@ -44,7 +44,7 @@ const fn check(id: &'static str, level: Level, replaces: &'static str, versions:
     }
 }
 
-const CHECKS: [Check; 19] = [
+pub(super) const CHECKS: [Check; 19] = [
     check("appArmorProfile", Level::Baseline, "", &[(0, app_armor)]),
     check(
         "capabilities_baseline",

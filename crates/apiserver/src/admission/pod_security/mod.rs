@@ -5,6 +5,8 @@
 //!
 //! What would be enforced and what violates the audited standard is noted for the audit log.
 
+#[cfg(test)]
+mod cases;
 mod checks;
 mod policy;
 
@@ -12,6 +14,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use sampan_api::field::Errors;
 use sampan_api::status::Status;
 use sampan_api::{Object, meta};
 use serde_json::Value;
@@ -25,6 +28,8 @@ use policy::{Level, Standard};
 /// How many Pods of a namespace are looked at when its level changes, and for how long.
 const PODS: usize = 3000;
 const TIME: Duration = Duration::from_secs(1);
+/// Begins the names of what is noted for the audit log.
+const PREFIX: &str = "pod-security.kubernetes.io/";
 /// Views of a Pod that cannot change what it may do.
 const IGNORED: [&str; 8] = [
     "exec",
@@ -86,12 +91,13 @@ impl PodSecurity {
         }
     }
 
-    /// What the namespace of a request asks for.
-    fn policy(&self, namespace: &str) -> Option<Policy> {
+    /// What the namespace of a request asks for, and what is wrong with how it does.
+    fn policy(&self, namespace: &str) -> Option<(Policy, Errors)> {
         let storage = self.reader.storage("namespaces")?;
         let entry = storage.get(namespace)?;
         let labels = &entry.attributes(storage.fields()).labels;
-        Some(Policy::of(labels.iter().map(|(key, value)| (&**key, &**value)), self.defaults).0)
+        let labels = labels.iter().map(|(key, value)| (&**key, &**value));
+        Some(Policy::of(labels, self.defaults))
     }
 
     fn exempts_class(&self, pod: &Value) -> bool {
@@ -191,48 +197,62 @@ impl PodSecurity {
     fn pod(
         &self,
         review: &Review<'_>,
-        policy: Policy,
+        (policy, errors): (Policy, Errors),
         pod: &Object,
         enforce: bool,
         notes: &mut Notes,
     ) -> Result<(), Refusal> {
         if self.exempts_class(pod) {
+            note(notes, "exempt", "runtimeClass");
             return Ok(());
         }
+        if !errors.is_empty() {
+            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            let all = match texts.as_slice() {
+                [one] => one.clone(),
+                several => format!("[{}]", several.join(", ")),
+            };
+            note(notes, "error", format!("Failed to parse policy: {all}"));
+        }
         let subject = Subject::new(pod);
-        if enforce {
-            notes.annotate("pod-security.kubernetes.io/enforce-policy", policy.enforce.to_string());
-            let violations = checks::violations(policy.enforce, &subject);
-            if !violations.is_empty() {
-                let why = format!(
-                    "violates PodSecurity \"{}\": {}",
-                    policy.enforce,
-                    checks::details(&violations)
-                );
-                return Err(review.refuse(pod, &why));
+        // Modes often agree on the standard, which is then looked at once.
+        let mut looked: Vec<(Standard, String)> = Vec::new();
+        let mut look = |standard: Standard| -> String {
+            if let Some((_, found)) = looked.iter().find(|(known, _)| *known == standard) {
+                return found.clone();
             }
-        }
-        let told = |standard: Standard| {
-            // What was enforced has passed.
-            if enforce && standard == policy.enforce {
-                return None;
-            }
-            let violations = checks::violations(standard, &subject);
-            (!violations.is_empty()).then(|| {
-                format!(
-                    "would violate PodSecurity \"{standard}\": {}",
-                    checks::details(&violations)
-                )
-            })
+            let found = checks::details(&checks::violations(standard, &subject));
+            looked.push((standard, found.clone()));
+            found
         };
-        if let Some(text) = told(policy.audit) {
-            notes.annotate("pod-security.kubernetes.io/audit-violations", text);
+        let mut refused = None;
+        if enforce {
+            note(notes, "enforce-policy", policy.enforce.to_string());
+            let found = look(policy.enforce);
+            if !found.is_empty() {
+                let why = format!("violates PodSecurity \"{}\": {found}", policy.enforce);
+                refused = Some(review.refuse(pod, &why));
+            }
         }
-        if let Some(text) = told(policy.warn) {
-            notes.warn(text);
+        let would = |standard: Standard, found: String| format!("would violate PodSecurity \"{standard}\": {found}");
+        let found = look(policy.audit);
+        if !found.is_empty() {
+            note(notes, "audit-violations", would(policy.audit, found));
+        }
+        // Who is refused needs no warning.
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+        let found = look(policy.warn);
+        if !found.is_empty() {
+            notes.warn(would(policy.warn, found));
         }
         Ok(())
     }
+}
+
+fn note(notes: &mut Notes, name: &str, text: impl Into<String>) {
+    notes.annotate(format!("{PREFIX}{name}"), text);
 }
 
 /// Whether an update of a Pod can change what it may do: other images, or more containers.
@@ -282,20 +302,26 @@ impl Plugin for PodSecurity {
         if review.row.is("", "namespaces") {
             return self.namespace(review, object, notes);
         }
-        if Exemptions::has(&self.exempt.namespaces, review.namespace)
-            || Exemptions::has(&self.exempt.users, &review.user.name)
-        {
+        let namespace = Exemptions::has(&self.exempt.namespaces, review.namespace).then_some("namespace");
+        let user = || Exemptions::has(&self.exempt.users, &review.user.name).then_some("user");
+        if let Some(by) = namespace.or_else(user) {
+            note(notes, "exempt", by);
             return Ok(());
         }
         let is_pod = review.row.is("", "pods");
         let Some(policy) = self.policy(review.namespace) else {
-            if !is_pod {
-                return Ok(());
-            }
             let why = format!("failed to lookup namespace {:?}", review.namespace);
-            return Err(refuse(Status::internal(why)));
+            note(notes, "error", why.clone());
+            return if is_pod {
+                Err(refuse(Status::internal(why)))
+            } else {
+                Ok(())
+            };
         };
-        if policy.is_privileged() {
+        if policy.0.is_privileged() && policy.1.is_empty() {
+            if is_pod {
+                note(notes, "enforce-policy", policy.0.enforce.to_string());
+            }
             return Ok(());
         }
         if is_pod {
