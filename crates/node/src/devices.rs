@@ -239,6 +239,11 @@ impl Devices {
         self.lock().remove(uid);
     }
 
+    /// Gives back what Pods have that are `over`.
+    pub fn give_back_of(&self, over: impl Fn(&str) -> bool) {
+        self.lock().retain(|uid, _| !over(uid));
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Taken>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

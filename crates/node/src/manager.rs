@@ -158,6 +158,9 @@ impl Manager {
         let refusal = admission::check_pressure(pod, pressure)
             .or_else(|| admission::check(pod, &node, &active))
             .or_else(|| {
+                // The API has seen that they ended; that their directories go takes a moment longer.
+                let over = |uid: &str| workers.get(uid).is_some_and(|worker| worker.has_ended());
+                self.cx.devices.give_back_of(over);
                 let taken = self.cx.devices.take(pod, &self.cx.volumes.pod_dir(pod::uid(pod)));
                 let error = taken.err()?;
                 Some(admission::Refusal {

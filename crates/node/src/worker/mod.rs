@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus, Service};
+use k8s_openapi::api::core::v1::{ContainerStatus, ObjectReference, Pod, PodStatus, Service};
 use kube::Resource;
 use sampan_client::{EventType, Informer, Recorder, WorkQueue};
 use sampan_runtime::{ContainerFilter, ContainerState, PodSandboxFilter, Runtime, RuntimeError};
@@ -165,6 +165,16 @@ impl Worker {
         let memory = self.lock();
         let phase = memory.status.phase.as_deref().unwrap_or("Pending");
         !memory.finished && !pod::is_terminal_phase(phase) && memory.verdict.is_none()
+    }
+
+    /// Whether nothing of the Pod runs any more, nor will.
+    pub fn has_ended(&self) -> bool {
+        let memory = self.lock();
+        let status = &memory.status;
+        let containers = status.init_container_statuses.iter().chain(&status.container_statuses);
+        let running = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
+        let over = status.phase.as_deref().is_some_and(pod::is_terminal_phase);
+        memory.finished || over && !containers.flatten().any(running)
     }
 
     /// A newer Pod from the API.
