@@ -115,6 +115,35 @@ async fn secrets_are_encrypted_on_the_disk_and_keys_can_change() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_configuration_what_is_encrypted_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let providers = format!("{{aesgcm: {{keys: [{{name: one, secret: {KEY_1}}}]}}}}");
+    let server = api(dir.path(), &providers).await;
+    let secret = json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "s"}});
+    server.post(SECRETS, secret).await.ok();
+    server.stop().await;
+    let server = Api::of(
+        TestServer::start_in_with(&dir.path().join("server"), |_| {})
+            .await
+            .unwrap(),
+    );
+    const WHY: &str = "identity transformer tried to read encrypted data";
+    let at = format!("{SECRETS}/s");
+    server
+        .get(&at)
+        .await
+        .refused(500, "InternalError", &format!("Internal error occurred: {WHY}"));
+    let listed = server.get(SECRETS).await;
+    assert!(listed.code == 500 && listed.message().ends_with(WHY), "{}", listed.body);
+    assert_eq!(server.merge(&at, json!({"data": {"k": "eA=="}})).await.code, 500);
+    server.stop().await;
+    // It is as it was.
+    let server = api(dir.path(), &providers).await;
+    server.get(&at).await.ok();
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_wrong_configuration_is_refused() {
     let dir = tempfile::tempdir().unwrap();

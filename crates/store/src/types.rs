@@ -44,8 +44,14 @@ pub fn unreadable(why: &str) -> Bytes {
     [UNREADABLE, why.as_bytes()].concat().into()
 }
 
+/// What an encrypted value begins with. Where nothing decrypts, it comes up as it is stored.
+const ENCRYPTED: &[u8] = b"k8s:enc:";
+
 /// Why a value cannot be read, if it cannot.
 pub fn why_unreadable(value: &[u8]) -> Option<&str> {
+    if value.starts_with(ENCRYPTED) {
+        return Some("identity transformer tried to read encrypted data");
+    }
     std::str::from_utf8(value.strip_prefix(UNREADABLE)?).ok()
 }
 

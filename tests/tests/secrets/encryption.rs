@@ -244,7 +244,12 @@ fn backup_restore_move_and_two_servers() {
     restored.kill();
     restored.arguments.retain(|argument| *argument != configured.flag());
     restored.run();
-    assert!(value(&restored, "kept").is_err());
+    let why = value(&restored, "kept").unwrap_err();
+    assert!(
+        why.contains("identity transformer tried to read encrypted data"),
+        "{why}"
+    );
+    assert!(restored.kubectl("get secrets").is_err());
     drop(restored);
 
     // Moved while it serves.

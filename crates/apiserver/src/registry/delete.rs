@@ -62,6 +62,10 @@ impl Registry {
             .current(&storage, &path)
             .await
             .map(|entry| (entry.object(), entry.revision(), entry.key().clone()));
+        if options.ignore_read_error {
+            call.notes
+                .annotate("apiserver.k8s.io/unsafe-delete-ignore-read-error", "");
+        }
         if let Some(reply) = self.delete_unreadable(call, &storage, &path, options).await? {
             return Ok(reply);
         }
