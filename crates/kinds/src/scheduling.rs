@@ -97,7 +97,7 @@ const COLUMNS: &[Column] = &[
     integer("Value", "The priority of Pods of this class."),
     boolean("Global-Default", "Whether Pods that name no class get this one."),
     AGE,
-    text("PreemptionPolicy", "Whether its Pods may displace others.").wide(),
+    text("PreemptionPolicy", "Whether its Pods may displace others."),
 ];
 
 fn cells(class: &Object, now: Timestamp) -> Vec<Value> {

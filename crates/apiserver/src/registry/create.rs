@@ -93,8 +93,8 @@ impl Registry {
         let storage = call.storage()?;
         let path = row.path(access::namespace(&object), &name);
         if options.dry_run {
-            if self.current(&storage, &path).await.is_some() {
-                return Err(already_exists(call, &name));
+            if let Some(entry) = self.current(&storage, &path).await {
+                return Err(already_exists(call, &name, Some(&entry.metadata())));
             }
             return Ok(Reply::Object(201, object));
         }
@@ -132,7 +132,11 @@ impl Registry {
                         .await;
                     Ok(Reply::Entry(201, entry))
                 }
-                Ok(Written::Refused { .. }) => Err(already_exists(call, &name)),
+                Ok(Written::Refused { current, .. }) => {
+                    let current = current.map(|current| printed::read(&current.value));
+                    let metadata = current.as_ref().and_then(|current| current.get("metadata"));
+                    Err(already_exists(call, &name, metadata))
+                }
                 Err(sampan_store::Error::LeaseNotFound(_)) if !renewed => {
                     renewed = true;
                     self.leases.forget().await;
@@ -193,8 +197,13 @@ pub(crate) fn encode(object: &mut Object) -> Bytes {
     bytes
 }
 
-fn already_exists(call: &Call, name: &str) -> Refusal {
-    refuse(Status::already_exists(call.row.spec.group, call.row.spec.plural, name))
+/// `metadata`: that of what is there. What is about to go is worth another attempt, and clients are told.
+fn already_exists(call: &Call, name: &str, metadata: Option<&Object>) -> Refusal {
+    let mut status = Status::already_exists(call.row.spec.group, call.row.spec.plural, name);
+    if metadata.is_some_and(|metadata| metadata.get("deletionTimestamp").is_some()) {
+        status.message.insert_str(0, "object is being deleted: ");
+    }
+    refuse(status)
 }
 
 fn name_taken(call: &Call, refusal: &Status) -> Refusal {

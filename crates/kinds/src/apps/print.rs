@@ -77,8 +77,8 @@ pub(super) fn daemon_set(object: &Object, now: Timestamp) -> Vec<Value> {
 pub(super) const DEPLOYMENT: &[Column] = &[
     NAME,
     text("Ready", "Ready Pods of those wanted."),
-    integer("Up-to-date", "Pods of the current template."),
-    integer("Available", "Pods that have been ready long enough."),
+    text("Up-to-date", "Pods of the current template."),
+    text("Available", "Pods that have been ready long enough."),
     AGE,
     CONTAINERS,
     IMAGES,

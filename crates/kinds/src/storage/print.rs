@@ -66,7 +66,7 @@ pub(super) const STORAGE_CLASS: &[Column] = &[
     text("Provisioner", "Who makes its volumes."),
     text("ReclaimPolicy", "What happens to a volume when its claim goes."),
     text("VolumeBindingMode", "When claims are bound."),
-    boolean("AllowVolumeExpansion", "Whether claims may grow."),
+    text("AllowVolumeExpansion", "Whether claims may grow."),
     AGE,
 ];
 
@@ -83,7 +83,10 @@ pub(super) fn storage_class(object: &Object, now: Timestamp) -> Vec<Value> {
 
 pub(super) const VOLUME_ATTACHMENT: &[Column] = &[
     NAME,
-    text("Attacher", "The driver that attaches."),
+    Column {
+        format: "name",
+        ..text("Attacher", "The driver that attaches.")
+    },
     text("PV", "What is attached."),
     text("Node", "Where it is attached."),
     boolean("Attached", "Whether it is attached."),

@@ -57,6 +57,18 @@ async fn refusals_are_worded_as_upstream_words_them() {
     api.post(CM, config_map("a"))
         .await
         .refused(409, "AlreadyExists", "configmaps \"a\" already exists");
+    // What is about to go is told apart.
+    let mut held = config_map("held");
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    api.post(CM, held.clone()).await.ok();
+    api.delete(&format!("{CM}/held")).await.ok();
+    let words = "object is being deleted: configmaps \"held\" already exists";
+    for path in [CM.to_owned(), format!("{CM}?dryRun=All")] {
+        api.post(&path, held.clone()).await.refused(409, "AlreadyExists", words);
+    }
+    api.merge(&format!("{CM}/held"), json!({"metadata": {"finalizers": null}}))
+        .await
+        .ok();
     api.post("/api/v1/namespaces/none/configmaps", config_map("a"))
         .await
         .refused(404, "NotFound", "namespaces \"none\" not found");
