@@ -5,6 +5,7 @@
 //! built binary (`SAMPAN_BIN`, else `target/debug/sampan`); [`ready`] says what is missing and the test is skipped.
 
 pub mod http;
+pub mod joined;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

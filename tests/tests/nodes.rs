@@ -1,9 +1,7 @@
 //! Nodes and their own servers: who may ask what of a node, and machines that join a cluster.
 
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
-
-use sampan_e2e::{Cluster, binary, images, must, output, ready};
+use sampan_e2e::joined::Joined;
+use sampan_e2e::{Cluster, binary, output, ready};
 
 /// What the node's own server answers to curl with these arguments: the status code, `000` where there was no answer.
 fn ask(cluster: &Cluster, path: &str, arguments: &[&str]) -> String {
@@ -119,95 +117,6 @@ fn the_nodes_server_asks_who_and_whether() {
     let mut node = sampan_e2e::http::Http::new(&cluster);
     node.origin = format!("https://{}:10250", sampan_e2e::NODE);
     assert_eq!(node.get("/pods").code, 200);
-}
-
-/// A machine that runs `sampan agent`, beside a cluster's own.
-struct Joined<'a> {
-    cluster: &'a Cluster,
-    dir: tempfile::TempDir,
-    process: Option<Child>,
-}
-
-impl<'a> Joined<'a> {
-    fn new(cluster: &'a Cluster) -> Self {
-        let joined = Joined {
-            cluster,
-            dir: tempfile::Builder::new()
-                .prefix("sampan-e2e-agent-")
-                .tempdir()
-                .expect("a directory"),
-            process: None,
-        };
-        let mut import = std::process::Command::new(binary());
-        must(
-            import
-                .args(["image", "--data-dir"])
-                .arg(joined.dir.path())
-                .arg("import")
-                .arg(images()),
-        );
-        joined
-    }
-
-    fn command(&self, arguments: &[&str]) -> std::process::Command {
-        let mut command = self.cluster.lab.outside(binary());
-        command
-            .args(["agent", "--node-name", "node-2", "--data-dir"])
-            .arg(self.dir.path());
-        command.args(["--eviction-hard=memory.available<50Mi", "--image-gc-high-threshold=100"]);
-        command.args(arguments);
-        command
-    }
-
-    fn start(&mut self, arguments: &[&str]) {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.dir.path().join("agent.log"));
-        let log = log.expect("a log file");
-        let mut command = self.command(arguments);
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a handle"))
-            .stderr(log);
-        self.process = Some(command.spawn().expect("the agent starts"));
-    }
-
-    fn kill(&mut self) {
-        let mut process = self.process.take().expect("a running agent");
-        process.kill().expect("kill");
-        process.wait().expect("wait");
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
-    }
-
-    /// Waits until `done`; panics with the agent's log.
-    fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(90);
-        while !done() {
-            assert!(Instant::now() < deadline, "never: {what}\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    fn ready(&self) -> bool {
-        let path = "get node node-2 -o jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-        self.cluster.try_kubectl(path).is_ok_and(|status| status == "True")
-    }
-}
-
-impl Drop for Joined<'_> {
-    fn drop(&mut self) {
-        if self.process.is_some() {
-            self.kill();
-        }
-        let removed = output(&mut self.command(&["--cleanup"]));
-        if !removed.status.success() {
-            eprintln!("the agent's cleanup: {}", String::from_utf8_lossy(&removed.stderr));
-        }
-    }
 }
 
 const REMOTE: &str = "

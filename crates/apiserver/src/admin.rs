@@ -1,9 +1,10 @@
-//! What only the cluster's administrators ask of a server, below `/sampan/v1/`: a backup of the store, and its move
-//! to etcd. Authorized like any path that is no resource: nobody but `system:masters` may, unless a role says so.
+//! What only the cluster's administrators ask of a server, below `/sampan/v1/`: a backup of the store, its move to etcd,
+//! and the renewal and replacement of certificates. Authorized like any path that is no resource: nobody but `system:masters` may, unless a role says so.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Response};
 use http_body::Frame;
@@ -13,6 +14,7 @@ use sampan_store::backup::Backup;
 use sampan_store::etcd;
 use sampan_tasks::OnExit;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::body::{Body, BoxError};
 use crate::control_plane::ControlPlane;
@@ -42,8 +44,64 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Resp
     match (&incoming.parts.method, what) {
         (&Method::GET, "backup") => backup(plane).await,
         (&Method::POST, "migrate") => migrate(plane, incoming.body).await,
+        (&Method::GET, "certificates") => certificates(plane, None).await,
+        (&Method::POST, "certificates") => certificates(plane, Some(incoming.body)).await,
         _ => Err(refuse(Status::no_such_path())),
     }
+}
+
+/// Whoever keeps the cluster's keys; see [`ControlPlane::look_after_certificates`].
+#[async_trait]
+pub trait Certificates: Send + Sync {
+    /// How far replacements are, and who is behind.
+    async fn status(&self) -> Result<Value, AdminError>;
+    /// Does what is asked; the answer says what was done.
+    async fn wish(&self, wish: Value) -> Result<Value, AdminError>;
+}
+
+/// Why a wish was not fulfilled.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// It makes no sense.
+    #[error("{0}")]
+    Bad(String),
+    /// It cannot be now.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl AdminError {
+    pub fn internal(error: impl std::fmt::Display) -> Self {
+        AdminError::Internal(error.to_string())
+    }
+}
+
+async fn certificates(plane: &Arc<ControlPlane>, wish: Option<Body>) -> Result<Response<Body>, Refusal> {
+    let keeper = plane.certificates.get().ok_or_else(|| refuse(Status::no_such_path()))?;
+    let answer = match wish {
+        None => keeper.status().await,
+        Some(body) => keeper.wish(read(body).await?).await,
+    };
+    let answer = answer.map_err(|error| {
+        refuse(match error {
+            AdminError::Bad(why) => Status::bad_request(why),
+            AdminError::Refused(why) => Status::new(409, "Conflict", why),
+            AdminError::Internal(why) => Status::internal(why),
+        })
+    })?;
+    Ok(response(200, "application/json", answer.to_string()))
+}
+
+/// A wish is small.
+async fn read<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+    let body = Limited::new(body, MAX_WISH)
+        .collect()
+        .await
+        .map_err(|error| refuse(Status::bad_request(error.to_string())))?
+        .to_bytes();
+    serde_json::from_slice(&body).map_err(|error| refuse(Status::bad_request(error.to_string())))
 }
 
 async fn backup(plane: &Arc<ControlPlane>) -> Result<Response<Body>, Refusal> {
@@ -65,12 +123,7 @@ async fn backup(plane: &Arc<ControlPlane>) -> Result<Response<Body>, Refusal> {
 
 /// Answers with lines that say how far it is; the last begins with "moved" or "error".
 async fn migrate(plane: &Arc<ControlPlane>, body: Body) -> Result<Response<Body>, Refusal> {
-    let body = Limited::new(body, MAX_WISH)
-        .collect()
-        .await
-        .map_err(|error| refuse(Status::bad_request(error.to_string())))?
-        .to_bytes();
-    let wish: Wish = serde_json::from_slice(&body).map_err(|error| refuse(Status::bad_request(error.to_string())))?;
+    let wish: Wish = read(body).await?;
     let options = etcd::Options {
         servers: wish.servers,
         ca_file: wish.ca_file,

@@ -11,14 +11,15 @@ pub(crate) use objects::flow_control;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use sampan_api::status::Status;
 use sampan_api::{Object, meta};
 use sampan_auth::policy::{self, Change};
 use sampan_kinds::Part;
 
-use crate::Refusal;
 use crate::control_plane::ControlPlane;
 use crate::registry::{Call, Registry};
 use crate::request::{DeleteOptions, WriteOptions};
+use crate::{Refusal, refuse};
 
 pub use address::settle_to;
 
@@ -33,16 +34,24 @@ pub async fn run(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
     all(registry, objects::namespaces(), false).await?;
     let roles = policy::objects().into_iter().map(|(_, object)| object).collect();
     let fixed = objects::fixed(plane);
-    let (roles, fixed, kept) = futures::join!(
+    let (roles, fixed, trusted, kept) = futures::join!(
         all(registry, roles, true),
         all(registry, fixed, false),
+        keep_authorities(plane),
         address::settle(plane)
     );
     roles?;
+    trusted?;
     fixed?;
     kept?;
     address::keep(plane);
     Ok(())
+}
+
+/// Makes `extension-apiserver-authentication` say whom to believe now.
+pub async fn keep_authorities(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
+    let object = objects::authorities(plane).map_err(|why| refuse(Status::internal(why)))?;
+    keep(plane, vec![object]).await
 }
 
 /// Makes objects be as stated.

@@ -4,14 +4,15 @@
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use http::request::Parts;
 use http::{Request, Response};
 use ipnet::Ipv4Net;
+use rustls::ServerConfig;
 use sampan_api::selector::{FieldSelector, LabelSelector, Operator};
 use sampan_api::status::Status;
 use sampan_auth::{
@@ -19,8 +20,8 @@ use sampan_auth::{
     Requirement, Selectors, UserInfo, authentication as auth, impersonation,
 };
 use sampan_encryption::Encrypted;
-use sampan_pki::Pki;
 use sampan_pki::tls::ClientVerifier;
+use sampan_pki::{Pki, Present};
 use sampan_store::Store;
 use sampan_tasks::{OnExit, Tasks};
 
@@ -158,6 +159,8 @@ pub struct ControlPlane {
     /// The API servers of this cluster.
     pub(crate) peers: crate::peers::Peers,
     pub(crate) flow: Arc<Flow>,
+    /// Who keeps the cluster's keys.
+    pub(crate) certificates: OnceLock<Arc<dyn crate::admin::Certificates>>,
     /// `None`: nothing is recorded.
     pub(crate) audit: Option<Arc<Audit>>,
     /// In place of `flow`, where that is off.
@@ -209,9 +212,10 @@ impl ControlPlane {
             flow,
             audit,
             in_flight: (!config.priority_and_fairness).then(|| flow::InFlight::new(config.in_flight)),
-            backends: crate::streaming::Backends::new(&config.pki)?,
+            backends: crate::streaming::Backends::new(config.pki.clone())?,
             aggregator: crate::aggregator::Aggregator::default(),
             outbound: outbound.clone(),
+            certificates: OnceLock::new(),
             peers: crate::peers::Peers::new(config.advertise),
             config,
             registry,
@@ -230,6 +234,7 @@ impl ControlPlane {
             .await
             .map_err(|refusal| StartError::Bootstrap(refusal.message.clone()))?;
         crate::registry::addresses::keep(&plane);
+        crate::certificates::publish(&plane);
         crate::aggregation::start(&plane);
         crate::aggregator::start(&plane);
         crate::flow::keeper::start(&plane);
@@ -273,12 +278,22 @@ impl ControlPlane {
     }
     /// Which certificates clients are asked for: of the cluster's authority, and of the front proxy's.
     pub fn client_verifier(&self) -> Result<ClientVerifier, StartError> {
-        let cluster = ClientVerifier::new(self.config.pki.ca())?;
+        let cluster = self.config.pki.verifier();
         let proxy = self.config.authentication.request_header.front_proxy(&self.config.pki);
         Ok(match proxy.map_err(authentication::SetupError::FrontProxy)? {
             Some(proxy) => cluster.asking_also_for(&proxy.verifier),
             None => cluster,
         })
+    }
+    /// What the listener shows and asks for, now and whenever certificates change.
+    pub fn serving_tls(self: &Arc<Self>) -> Result<Present<ServerConfig>, StartError> {
+        crate::certificates::serving(self)
+    }
+    /// Whom to ask for what concerns certificates below `/sampan/v1/`, from now on. The first who offers stays.
+    pub fn look_after_certificates(&self, keeper: Arc<dyn crate::admin::Certificates>) {
+        if self.certificates.set(keeper).is_err() {
+            tracing::warn!("somebody looks after certificates already");
+        }
     }
     pub fn config(&self) -> &Config {
         &self.config

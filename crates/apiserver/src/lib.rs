@@ -20,6 +20,7 @@ pub mod authentication;
 pub mod authorization;
 pub mod body;
 mod bootstrap;
+mod certificates;
 mod claims;
 mod compress;
 mod connect;
@@ -44,7 +45,9 @@ pub(crate) mod sync;
 pub mod testing;
 pub mod watch_cache;
 
+pub use admin::{AdminError, Certificates};
 pub use body::Body;
+pub use certificates::renewals;
 pub use connect::InProcess;
 pub use control_plane::{Config, ControlPlane, DEFAULT_SERVICE_RANGE, StartError, VERSION};
 pub use front::serve;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sampan_auth::UserInfo;
-use sampan_pki::tls;
 use sampan_pki::{Identity, Kubeconfig, LeafSpec, Params, Pki, UserCredential};
 use sampan_store::Store;
 use sampan_store::embedded::{Embedded, Options};
@@ -45,6 +44,16 @@ impl TestServer {
         Ok(server)
     }
 
+    /// Starts with an empty store and leaf certificates that live this long.
+    pub async fn start_for(lifetime: Duration, change: impl FnOnce(&mut Config)) -> Result<Self, AnyError> {
+        let dir = std::env::temp_dir().join(format!("sampan-test-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir_all(&dir)?;
+        let store = Embedded::open(&dir.join("store"), Options::default())?;
+        let mut server = Self::start_changed(&dir, store.clone(), Tasks::new(), Some(lifetime), change).await?;
+        (server.owned, server.store) = (true, Some(store));
+        Ok(server)
+    }
+
     /// Starts over a directory that stays (for restarts).
     pub async fn start_in(dir: &Path) -> Result<Self, AnyError> {
         Self::start_as(dir, |_| ()).await
@@ -58,22 +67,24 @@ impl TestServer {
     async fn start_as(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Self, AnyError> {
         std::fs::create_dir_all(dir)?;
         let store = Embedded::open(&dir.join("store"), Options::default())?;
-        let mut server = Self::start_changed(dir, store.clone(), Tasks::new(), change).await?;
+        let mut server = Self::start_changed(dir, store.clone(), Tasks::new(), None, change).await?;
         server.store = Some(store);
         Ok(server)
     }
 
     /// Starts over any store; whoever opened it closes it.
     pub async fn start_over(dir: &Path, store: Arc<dyn Store>, tasks: Tasks) -> Result<Self, AnyError> {
-        Self::start_changed(dir, store, tasks, |_| ()).await
+        Self::start_changed(dir, store, tasks, None, |_| ()).await
     }
 
     async fn start_changed(
         dir: &Path,
         store: Arc<dyn Store>,
         tasks: Tasks,
+        lifetime: Option<Duration>,
         change: impl FnOnce(&mut Config),
     ) -> Result<Self, AnyError> {
+        let defaults = Params::default();
         std::fs::create_dir_all(dir)?;
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let service_address = u32::from(DEFAULT_SERVICE_RANGE.network()) + 1;
@@ -82,7 +93,8 @@ impl TestServer {
             Params {
                 addresses: vec![loopback],
                 service_address: Some(IpAddr::V4(service_address.into())),
-                ..Params::default()
+                leaf_lifetime: lifetime.unwrap_or(defaults.leaf_lifetime),
+                ..defaults
             },
         )?);
         let listener = TcpListener::bind((loopback, 0)).await?;
@@ -92,7 +104,7 @@ impl TestServer {
         let mut config = Config::new(pki.clone(), advertise);
         change(&mut config);
         let plane = ControlPlane::start(config, store, &tasks).await?;
-        let tls = tls::server_config(pki.serving(), &plane.client_verifier()?)?;
+        let tls = plane.serving_tls()?;
         tasks.spawn(
             "front",
             OnExit::Critical,
@@ -132,7 +144,7 @@ impl TestServer {
         let config = Kubeconfig {
             cluster: "test",
             server: &self.url(),
-            ca_pem: self.pki.ca_pem(),
+            ca_pem: &self.pki.ca_pem(),
             user,
             credential: UserCredential::Certificate(identity.clone()),
         };

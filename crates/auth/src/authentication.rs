@@ -22,6 +22,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderValue, header};
 use rustls_pki_types::CertificateDer;
+use sampan_pki::Subject;
 use sampan_pki::tls::ClientVerifier;
 use sampan_pki::token::{Claims, KubernetesClaims, LegacyClaims, TokenError, TokenKeys, Verified};
 use sha2::{Digest, Sha256};
@@ -86,13 +87,48 @@ pub trait TokenSource: Send + Sync {
     fn find<'a>(&'a self, token: &'a str, audiences: &'a [String]) -> Asked<'a>;
 }
 
-/// What a connection says of the client, found out once when it is made.
+/// What a connection says of the client.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub struct Standing {
     /// By its certificate.
     pub user: Result<Option<Arc<UserInfo>>, AuthenticationError>,
     /// Whether it is the front proxy, whose requests say on whose behalf they are.
     pub is_front_proxy: bool,
+    /// Until when that holds, unless others are believed: seconds since 1970.
+    until: i64,
+    /// Of the verifiers of clients and of the front proxy.
+    versions: (u64, u64),
+}
+
+impl Standing {
+    /// Of a user who is known for good.
+    pub fn of(user: Result<Option<Arc<UserInfo>>, AuthenticationError>) -> Self {
+        Standing {
+            user,
+            is_front_proxy: false,
+            until: i64::MAX,
+            versions: (0, 0),
+        }
+    }
+}
+
+/// A connection's client. Its certificates are looked at when it is made, and again when they have expired or
+/// others are believed than before: a connection may outlive both.
+#[derive(Debug)]
+pub struct Connection {
+    /// The leaf first.
+    chain: Vec<CertificateDer<'static>>,
+    standing: RwLock<Arc<Standing>>,
+}
+
+impl From<Standing> for Connection {
+    /// One without certificates.
+    fn from(standing: Standing) -> Self {
+        Connection {
+            chain: Vec::new(),
+            standing: RwLock::new(Arc::new(standing)),
+        }
+    }
 }
 
 /// Why there is no user. The client learns only `Unauthorized`; the log gets the text.
@@ -167,6 +203,8 @@ impl Anonymous {
 struct Remembered {
     verified: Arc<Verified>,
     user: Arc<UserInfo>,
+    /// Of the keys it was verified by.
+    version: u64,
 }
 
 /// Decides who is asking.
@@ -258,9 +296,48 @@ impl Authenticator {
     /// What is known of a connection by its certificates (leaf first).
     pub fn connection(&self, chain: &[CertificateDer<'_>]) -> Connection {
         Connection {
-            user: self.certificate(chain),
-            is_front_proxy: self.front_proxy.as_ref().is_some_and(|proxy| proxy.is(chain)),
+            standing: RwLock::new(Arc::new(self.judge(chain))),
+            chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
         }
+    }
+
+    /// What is known of a connection now.
+    pub fn standing(&self, connection: &Connection) -> Arc<Standing> {
+        let known = connection
+            .standing
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if connection.chain.is_empty() || (known.versions == self.versions() && unix_now() <= known.until) {
+            return known;
+        }
+        let judged = Arc::new(self.judge(&connection.chain));
+        *connection.standing.write().unwrap_or_else(PoisonError::into_inner) = judged.clone();
+        judged
+    }
+
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Standing {
+        // Before anything is verified: what changes meanwhile is found at the next request.
+        let versions = self.versions();
+        let user = self.certificate(chain);
+        let is_front_proxy = self.front_proxy.as_ref().is_some_and(|proxy| proxy.is(chain));
+        let good = is_front_proxy || matches!(user, Ok(Some(_)));
+        Standing {
+            until: if good {
+                Subject::expiry(chain).unwrap_or(0)
+            } else {
+                i64::MAX
+            },
+            user,
+            is_front_proxy,
+            versions,
+        }
+    }
+
+    fn versions(&self) -> (u64, u64) {
+        let of = |verifier: Option<&ClientVerifier>| verifier.map_or(0, ClientVerifier::version);
+        let proxy = self.front_proxy.as_ref().map(|proxy| &proxy.verifier);
+        (of(self.certificates.as_ref()), of(proxy))
     }
 
     /// The user of one request: by the front proxy, its connection, its token, else nobody.
@@ -270,6 +347,7 @@ impl Authenticator {
         headers: &HeaderMap,
         path: &str,
     ) -> Result<Arc<UserInfo>, AuthenticationError> {
+        let connection = self.standing(connection);
         if connection.is_front_proxy
             && let Some(user) = self.front_proxy.as_ref().and_then(|proxy| proxy.user(headers))
         {
@@ -359,13 +437,23 @@ impl Authenticator {
         let (verified, user) = match remembered {
             Some(known) => known,
             None => {
+                let version = self.tokens.version();
                 let verified = match self.tokens.verify(token, audiences) {
                     Err(TokenError::NotOurs) => return Err(AuthenticationError::Unknown),
                     verified => Arc::new(verified?),
                 };
                 let user = Arc::new(user_of(&verified));
                 if audiences.is_empty() {
-                    self.remember(key, verified.clone(), user.clone(), now);
+                    let (verified, user) = (verified.clone(), user.clone());
+                    self.remember(
+                        key,
+                        Remembered {
+                            verified,
+                            user,
+                            version,
+                        },
+                        now,
+                    );
                 }
                 (verified, user)
             }
@@ -382,10 +470,12 @@ impl Authenticator {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         let known = remembered.get(key)?;
         // Past its end it is verified again, which says how it failed.
-        (!ended(&known.verified, now)).then(|| (known.verified.clone(), known.user.clone()))
+        // So it is where the keys have changed.
+        let current = known.version == self.tokens.version();
+        (current && !ended(&known.verified, now)).then(|| (known.verified.clone(), known.user.clone()))
     }
 
-    fn remember(&self, key: [u8; 32], verified: Arc<Verified>, user: Arc<UserInfo>, now: i64) {
+    fn remember(&self, key: [u8; 32], known: Remembered, now: i64) {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= CACHE_SIZE {
             remembered.retain(|_, known| !ended(&known.verified, now));
@@ -394,7 +484,7 @@ impl Authenticator {
                 remembered.clear();
             }
         }
-        remembered.insert(key, Remembered { verified, user });
+        remembered.insert(key, known);
     }
 
     /// Whether what the token is bound to still exists.
@@ -769,10 +859,7 @@ pub(crate) mod tests {
         let good = with_token(&token(&keys, Bound::default(), &[]));
         let none = HeaderMap::new();
         let name = |user: &Result<_, _>, headers: &HeaderMap, path: &str| {
-            let connection = Connection {
-                user: user.clone(),
-                is_front_proxy: false,
-            };
+            let connection = Connection::from(Standing::of(user.clone()));
             now(authenticator.request(&connection, headers, path)).map(|user| user.name.clone())
         };
         let robot = Ok("system:serviceaccount:web:robot".to_owned());
@@ -786,6 +873,52 @@ pub(crate) mod tests {
             assert_eq!(name(&Ok(None), &none, path), Ok(user::ANONYMOUS.to_owned()), "{path}");
         }
         assert!(name(&Ok(None), &none, "/healthzz").is_err());
+    }
+
+    #[test]
+    fn a_connection_does_not_outlive_its_certificate_or_its_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        let params = Params {
+            leaf_lifetime: std::time::Duration::from_secs(2),
+            ..Params::default()
+        };
+        let pki = Pki::load_or_create(dir.path(), params).unwrap();
+        let (_, _, authenticator) = setup();
+        let authenticator = Authenticator {
+            certificates: Some(pki.verifier()),
+            ..authenticator
+        };
+        let connect = || authenticator.connection(&pki.issue(&LeafSpec::client("jane", None)).unwrap().chain());
+        let ask = |connection: &Connection| now(authenticator.request(connection, &HeaderMap::new(), "/api"));
+        let short = connect();
+        assert_eq!(ask(&short).unwrap().name, "jane");
+        std::thread::sleep(std::time::Duration::from_millis(3100));
+        assert!(ask(&short).unwrap_err().to_string().contains("expired"));
+        let distrusted = connect();
+        assert_eq!(ask(&distrusted).unwrap().name, "jane");
+        let other = tempfile::tempdir().unwrap();
+        let foreign = Pki::load_or_create(other.path(), Params::default()).unwrap();
+        pki.verifier().believe(&[foreign.ca()]).unwrap();
+        assert!(ask(&distrusted).is_err());
+        pki.verifier().believe(&pki.authorities()).unwrap();
+        assert_eq!(ask(&connect()).unwrap().name, "jane");
+    }
+
+    #[test]
+    fn a_remembered_token_ends_with_its_key() {
+        let (_, keys, authenticator) = setup();
+        let mine = token(&keys, Bound::default(), &[]);
+        assert!(now(authenticator.token(&mine, &[])).is_ok() && now(authenticator.token(&mine, &[])).is_ok());
+        let next = rcgen_key();
+        keys.replace(&next, &[keys.public_key_pem()]).unwrap();
+        assert!(now(authenticator.token(&mine, &[])).is_ok());
+        keys.replace(&next, &[]).unwrap();
+        assert!(now(authenticator.token(&mine, &[])).is_err());
+    }
+
+    fn rcgen_key() -> String {
+        let (key, _) = sampan_pki::request::ask(&LeafSpec::client("x", None)).unwrap();
+        key
     }
 
     #[test]
@@ -911,7 +1044,12 @@ pub(crate) mod tests {
         let verified = Arc::new(keys.verify(&good, &[]).unwrap());
         let user = Arc::new(UserInfo::anonymous());
         for n in 0..CACHE_SIZE + 10 {
-            authenticator.remember(digest(&n.to_string()), verified.clone(), user.clone(), unix_now());
+            let known = Remembered {
+                verified: verified.clone(),
+                user: user.clone(),
+                version: 0,
+            };
+            authenticator.remember(digest(&n.to_string()), known, unix_now());
         }
         assert!(authenticator.remembered.lock().unwrap().len() <= CACHE_SIZE);
         assert!(now(authenticator.token(&good, &[])).is_ok());

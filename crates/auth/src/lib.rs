@@ -28,7 +28,7 @@ pub mod user;
 pub use attributes::{Attributes, Decision, Requirement, Selectors};
 pub use authentication::{
     Anonymous, Authenticated, AuthenticationError, Authenticator, Connection, Found, LookupKind, ObjectLookup, Sourced,
-    TokenSource,
+    Standing, TokenSource,
 };
 pub use authorizer::{Authorizer, Reasons, Remote, Step};
 pub use front_proxy::FrontProxy;

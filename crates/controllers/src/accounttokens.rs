@@ -12,7 +12,9 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use sampan_client::{Change, Informer, Key, Selection, WorkQueue, is_conflict, or_absent};
 
-use crate::{Context, SyncError};
+use sampan_pki::Present;
+
+use crate::{Context, SyncError, follow_root_ca};
 
 const SECRET_TYPE: &str = "kubernetes.io/service-account-token";
 const ACCOUNT: &str = "kubernetes.io/service-account.name";
@@ -51,7 +53,7 @@ struct Keeper {
     secrets: Informer<Secret>,
     accounts: Informer<ServiceAccount>,
     signer: TokenSigner,
-    root_ca: Option<String>,
+    root_ca: Option<Present<String>>,
 }
 
 /// The account a Secret names, with the uid it insists on, if it does.
@@ -92,6 +94,14 @@ pub(crate) fn start(context: Context) {
             changed.add(Key::of(secret.as_ref()));
         }
     });
+    if let Some(bundle) = &context.config.root_ca {
+        let (queue, secrets) = (queue.clone(), secrets.clone());
+        follow_root_ca(&context, bundle, move || {
+            for secret in secrets.list() {
+                queue.add(Key::of(secret.as_ref()));
+            }
+        });
+    }
     let ready = {
         let (secrets, accounts) = (secrets.clone(), accounts.clone());
         async move {
@@ -144,7 +154,7 @@ impl Keeper {
         let mut data: BTreeMap<String, ByteString> = secret.data.clone().unwrap_or_default();
         let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
         if let Some(ca) = &self.root_ca {
-            data.insert("ca.crt".into(), bytes(ca));
+            data.insert("ca.crt".into(), bytes(&ca.get()));
         }
         if data.get("namespace").is_none_or(|value| value.0.is_empty()) {
             data.insert("namespace".into(), bytes(&key.namespace));

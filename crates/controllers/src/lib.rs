@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use sampan_client::{Clock, Informers, Key, Recorder, SystemClock, WorkQueue, run_controller};
+use sampan_pki::Present;
 use sampan_tasks::{Drain, OnExit, Tasks};
 
 mod accounttokens;
@@ -170,7 +171,7 @@ pub struct Config {
     /// Which controllers run, in order, the last match counts: `*` (all that are on by default), `name`, `-name`.
     pub enabled: Vec<String>,
     /// Published as `kube-root-ca.crt` in every namespace; the publisher does not run without it.
-    pub root_ca: Option<String>,
+    pub root_ca: Option<Present<String>>,
     /// What approved certificate requests are signed with; without it they are not.
     pub signing: Option<Signing>,
     /// Signs the tokens kept in Secrets; they get none without it.
@@ -327,6 +328,17 @@ impl Context {
                 }
             });
     }
+}
+
+/// Calls `changed` whenever there is another authority to publish.
+pub(crate) fn follow_root_ca(context: &Context, bundle: &Present<String>, changed: impl Fn() + Send + 'static) {
+    let mut bundles = bundle.follow();
+    let name = format!("authority of {}", context.name);
+    context.tasks.spawn_until_drain(name, OnExit::Expected, async move {
+        while bundles.changed().await.is_ok() {
+            changed();
+        }
+    });
 }
 
 /// Queues a key for a change of one of `many` parts. What is made of many parts waits a moment, so that a crowd of changes

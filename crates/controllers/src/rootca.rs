@@ -9,8 +9,10 @@ use sampan_client::{
     Change, Informer, Key, Selection, WorkQueue, is_already_exists, is_not_found, is_terminating_namespace,
 };
 
+use sampan_pki::Present;
+
 use crate::namespace::is_terminating;
-use crate::{Context, SyncError};
+use crate::{Context, SyncError, follow_root_ca};
 
 const NAME: &str = "kube-root-ca.crt";
 const ANNOTATION: &str = "kubernetes.io/description";
@@ -20,7 +22,7 @@ struct Publisher {
     client: kube::Client,
     namespaces: Informer<Namespace>,
     maps: Informer<ConfigMap>,
-    bundle: String,
+    bundle: Present<String>,
 }
 
 pub(crate) fn start(context: Context) {
@@ -45,6 +47,14 @@ pub(crate) fn start(context: Context) {
         let namespace = change.object().metadata.namespace.clone();
         changed.add(Key::new("", namespace.unwrap_or_default()));
     });
+    {
+        let (queue, namespaces) = (queue.clone(), namespaces.clone());
+        follow_root_ca(&context, &bundle, move || {
+            for namespace in namespaces.list() {
+                queue.add(Key::of(namespace.as_ref()));
+            }
+        });
+    }
     let ready = {
         let (namespaces, maps) = (namespaces.clone(), maps.clone());
         async move {
@@ -72,7 +82,7 @@ impl Publisher {
         if is_terminating(&namespace) {
             return Ok(());
         }
-        let wanted = BTreeMap::from([("ca.crt".to_owned(), self.bundle.clone())]);
+        let wanted = BTreeMap::from([("ca.crt".to_owned(), String::clone(&self.bundle.get()))]);
         let note = (ANNOTATION.to_owned(), DESCRIPTION.to_owned());
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &key.name);
         let outcome = match self.maps.get(&key.name, NAME) {

@@ -117,7 +117,7 @@ async fn a_machine_joins_and_renews() {
         "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
          clusters: [{{name: c, cluster: {{server: \"{}\", certificate-authority-data: {}}}}}], \
          users: [{{name: u, user: {{client-certificate-data: {}, client-key-data: {}}}}}]}}",
-        server.url(), base64(server.pki.ca_pem()), base64(&certificate), base64(&key)
+        server.url(), base64(&server.pki.ca_pem()), base64(&certificate), base64(&key)
     ))
     .unwrap();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())

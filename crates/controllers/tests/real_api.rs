@@ -67,7 +67,7 @@ impl Cluster {
         let manager = UserInfo::new("system:kube-controller-manager", ["system:authenticated"]);
         let informers = Informers::new(sampan_client::connect(server.plane.connect(manager)), &server.tasks);
         let config = Config {
-            root_ca: Some(server.pki.ca_pem().to_owned()),
+            root_ca: Some(server.pki.ca_bundle()),
             ..Config::default()
         };
         Controllers::start(config, client_for, &informers, &server.tasks).unwrap();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node as ApiNode, ObjectReference, Pod, Service};
 use sampan_client::{Backoff, EventType, Informers, Recorder, Selection, SystemClock, WorkQueue};
+use sampan_pki::Present;
 use sampan_pki::tls::ClientVerifier;
 use sampan_runtime::Runtime;
 use sampan_tasks::{OnExit, Tasks};
@@ -39,8 +40,8 @@ pub enum NodeError {
 
 /// How the node's server proves itself, and whom it believes.
 pub struct ServerTls {
-    /// Must ask for client certificates (`pki::tls::server_config`).
-    pub config: Arc<rustls::ServerConfig>,
+    /// Must ask for client certificates (`pki::tls::server_config`). New connections get what is there then.
+    pub config: Present<rustls::ServerConfig>,
     /// Believes those of the cluster's authority.
     pub verifier: ClientVerifier,
 }

@@ -171,7 +171,9 @@ impl World {
         let identity = self.pki.node_serving("node-1", &[address]).expect("a certificate");
         let verifier = sampan_pki::tls::ClientVerifier::new(self.pki.ca()).expect("a verifier");
         let tls = ServerTls {
-            config: sampan_pki::tls::server_config(&identity, &verifier).expect("TLS"),
+            config: sampan_pki::tls::server_config(&identity, &verifier)
+                .expect("TLS")
+                .into(),
             verifier,
         };
         let client = self.api.client("system:node:node-1");
@@ -251,7 +253,7 @@ impl World {
 
     async fn get(&self, path: &str, certificate: bool) -> Result<(u16, String), String> {
         let identity = self.pki.kubelet_client();
-        let config = sampan_pki::tls::client_config(self.pki.ca(), certificate.then_some(identity), &["http/1.1"]);
+        let config = sampan_pki::tls::client_config(self.pki.ca(), certificate.then_some(&identity), &["http/1.1"]);
         let connector = tokio_rustls::TlsConnector::from(config.map_err(|error| error.to_string())?);
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", 10250)).await;
         let stream = stream.map_err(|error| error.to_string())?;

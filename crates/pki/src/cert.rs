@@ -13,6 +13,7 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -24,9 +25,11 @@ use crate::request::Signer;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ten years, as kubeadm and others have it.
 const AUTHORITY_LIFETIME: Duration = DAY.saturating_mul(3650);
-const LEAF_LIFETIME: Duration = DAY.saturating_mul(365);
-/// Certificates begin a little in the past, for machines whose clocks differ.
+pub(crate) const LEAF_LIFETIME: Duration = DAY.saturating_mul(365);
+/// Certificates begin a little in the past, for machines whose clocks differ; short-lived ones less.
 const BACKDATE: Duration = Duration::from_secs(60 * 60);
+/// Between which percentages of its life a certificate is renewed. Each has its own moment, so that not all are renewed at once.
+const RENEWAL: (i64, i64) = (70, 90);
 
 /// What a certificate may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +131,33 @@ impl Identity {
             reason: bad.to_string(),
         })
     }
+    /// The same, shown with further certificates that lead to its authority.
+    pub fn followed_by(&self, others: impl IntoIterator<Item = CertificateDer<'static>>) -> Self {
+        let mut chain = self.0.chain.clone();
+        chain.extend(others);
+        Identity(Arc::new(Parts {
+            certificate_pem: self.0.certificate_pem.clone(),
+            key_pem: self.0.key_pem.clone(),
+            chain,
+            key: self.0.key.clone_key(),
+        }))
+    }
+    /// Whether both are one and the same, not only alike.
+    pub fn is_same(&self, other: &Identity) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+    /// Whether `authority` has issued it, as far as names tell.
+    pub fn is_of(&self, authority: &CertificateDer<'_>) -> bool {
+        matches!((self.facts(), Facts::of(authority)), (Ok(own), Ok(authority)) if own.is_of(&authority))
+    }
+    /// When it is to be renewed, in seconds since 1970.
+    pub fn renewal(&self) -> Result<i64, PkiError> {
+        let facts = self.facts().map_err(|reason| PkiError::Issue {
+            what: "the renewal of a certificate".into(),
+            reason,
+        })?;
+        Ok(facts.renewal())
+    }
     /// Both halves as one PEM text.
     pub fn to_one_pem(&self) -> String {
         format!("{}{}", self.0.certificate_pem, self.0.key_pem)
@@ -213,6 +243,8 @@ pub(crate) fn parse_chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, Str
 pub(crate) struct Facts {
     pub public_key: Vec<u8>,
     pub subject: Subject,
+    /// The common name of who issued it.
+    pub issuer: String,
     pub raw_issuer: Vec<u8>,
     pub raw_subject: Vec<u8>,
     pub key_id: Option<Vec<u8>>,
@@ -233,6 +265,7 @@ impl Facts {
         let mut facts = Facts {
             public_key: certificate.public_key().raw.to_vec(),
             subject: subject_of(&certificate),
+            issuer: subject(certificate.issuer()).common_name,
             raw_issuer: certificate.issuer().as_raw().to_vec(),
             raw_subject: certificate.subject().as_raw().to_vec(),
             key_id: None,
@@ -278,6 +311,36 @@ impl Facts {
         (self.not_before..=self.not_after).contains(&now)
     }
 
+    /// When it is to be renewed: at a moment of its own between 70 and 90 % of its life.
+    pub fn renewal(&self) -> i64 {
+        let chance = i64::from(*Sha256::digest(&self.public_key).first().unwrap_or(&0));
+        let percent = RENEWAL.0 * 256 + (RENEWAL.1 - RENEWAL.0) * chance;
+        let life = self.not_after.saturating_sub(self.not_before);
+        self.not_before
+            .saturating_add(life.saturating_mul(percent) / (256 * 100))
+    }
+
+    /// Whether it was issued by `authority`, as far as names tell.
+    pub fn is_of(&self, authority: &Facts) -> bool {
+        self.raw_issuer == authority.raw_subject
+            && (self.authority_key_id.is_none() || self.authority_key_id == authority.key_id)
+    }
+
+    /// What would make the same again.
+    pub fn spec(&self) -> LeafSpec {
+        LeafSpec {
+            common_name: self.subject.common_name.clone(),
+            organization: self.subject.organizations.first().cloned(),
+            usage: match (self.client_auth, self.server_auth) {
+                (true, true) => Usage::Both,
+                (true, false) => Usage::Client,
+                _ => Usage::Server,
+            },
+            dns_names: self.dns_names.clone(),
+            addresses: self.addresses.clone(),
+        }
+    }
+
     /// Whether subject and use are those of `spec`.
     fn is_for(&self, spec: &LeafSpec) -> bool {
         let (client, server) = match spec.usage {
@@ -292,15 +355,13 @@ impl Facts {
 
     /// Why a stored leaf must be made again, if it must.
     pub fn stale(&self, spec: &LeafSpec, authority: &Facts, now: i64) -> Option<&'static str> {
-        let issued_by_another = self.raw_issuer != authority.raw_subject
-            || (self.authority_key_id.is_some() && self.authority_key_id != authority.key_id);
-        if issued_by_another {
+        if !self.is_of(authority) {
             Some("it was issued by another authority")
         } else if !self.is_for(spec) {
             Some("it is for another subject or use")
         } else if self.dns_names != spec.dns_names || self.addresses != spec.addresses {
             Some("the names or addresses it is for have changed")
-        } else if !self.valid_at(now) || self.not_after - now < (self.not_after - self.not_before) / 3 {
+        } else if !self.valid_at(now) || now >= self.renewal() {
             Some("it has expired or soon will")
         } else {
             None
@@ -338,6 +399,12 @@ impl Subject {
         Ok(subject_of(&certificate))
     }
 
+    /// When the first certificate of a chain expires, in seconds since 1970.
+    pub fn expiry(chain: &[CertificateDer<'_>]) -> Option<i64> {
+        let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
+        Some(certificate.validity().not_after.timestamp())
+    }
+
     /// Reads the subject that a certificate request (PEM) asks for.
     pub fn of_request(pem: &[u8]) -> Result<Self, String> {
         let (_, pem) = x509_parser::pem::parse_x509_pem(pem).map_err(|error| format!("not PEM: {error}"))?;
@@ -357,7 +424,7 @@ pub(crate) fn unix_now() -> i64 {
 fn params(common_name: &str, organization: Option<&str>, lifetime: Duration) -> CertificateParams {
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
-    params.not_before = (now - BACKDATE).into();
+    params.not_before = (now - BACKDATE.min(lifetime / 10)).into();
     params.not_after = (now + lifetime).into();
     let mut name = DistinguishedName::new();
     if let Some(organization) = organization {
@@ -369,6 +436,17 @@ fn params(common_name: &str, organization: Option<&str>, lifetime: Duration) -> 
     let mut serial = *uuid::Uuid::new_v4().as_bytes();
     serial[0] = (serial[0] & 0x3f) | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params
+}
+
+fn authority_params(name: &str, lifetime: Duration) -> CertificateParams {
+    let mut params = params(name, None, lifetime);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+    ];
     params
 }
 
@@ -398,17 +476,9 @@ impl Authority {
     /// A self-signed certificate for `key`. The name is derived from the key, so making it twice makes
     /// authorities that vouch for the same leaves.
     pub fn self_signed(kind: &str, key: &KeyPair) -> Result<String, PkiError> {
-        use sha2::{Digest, Sha256};
         let digest = Sha256::digest(key.subject_public_key_info());
         let name = format!("sampan-{kind}-{}", hex::encode(&digest[..6]));
-        let mut params = params(&name, None, AUTHORITY_LIFETIME);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::CrlSign,
-        ];
-        Ok(params
+        Ok(authority_params(&name, AUTHORITY_LIFETIME)
             .self_signed(key)
             .map_err(issue_error("the certificate authority"))?
             .pem())
@@ -438,11 +508,36 @@ impl Authority {
         })
     }
 
-    /// A new key and a certificate for it.
-    pub fn issue(&self, spec: &LeafSpec) -> Result<Identity, PkiError> {
+    /// A certificate for `next`, by which those who trust only this authority believe that one too.
+    pub fn vouch_for(&self, next: &Authority) -> Result<String, PkiError> {
+        const WHAT: &str = "a certificate for the next authority";
+        let issue = |reason: String| PkiError::Issue {
+            what: WHAT.into(),
+            reason,
+        };
+        let end = self.facts.not_after.min(next.facts.not_after);
+        let left = u64::try_from(end - unix_now()).map_err(|_| issue("the authority has expired".into()))?;
+        let mut params = authority_params(&next.facts.subject.common_name, Duration::from_secs(left));
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params
+            .signed_by(next.issuer.key(), &self.issuer)
+            .map_err(issue_error(WHAT))?;
+        let made = Facts::of(certificate.der()).map_err(issue)?;
+        if made.raw_subject != next.facts.raw_subject || made.key_id != next.facts.key_id {
+            return Err(issue(
+                "that one was not made by Sampan: its name is of another form".into(),
+            ));
+        }
+        Ok(certificate.pem())
+    }
+
+    /// A new key and a certificate for it, that does not live longer than its authority.
+    pub fn issue(&self, spec: &LeafSpec, lifetime: Duration) -> Result<Identity, PkiError> {
         let what = format!("a certificate for {:?}", spec.common_name);
         let key = new_key(&what)?;
-        let mut params = params(&spec.common_name, spec.organization.as_deref(), LEAF_LIFETIME);
+        let left = u64::try_from(self.facts.not_after - unix_now()).unwrap_or(0);
+        let lifetime = lifetime.min(Duration::from_secs(left));
+        let mut params = params(&spec.common_name, spec.organization.as_deref(), lifetime);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = match spec.usage {
             Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::PkiError;
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> PkiError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> PkiError {
     let path = path.to_owned();
     move |source| PkiError::Io { action, path, source }
 }

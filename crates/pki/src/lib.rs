@@ -4,9 +4,9 @@
 //! Invariants:
 //! - a certificate authority is created once and never replaced silently: a missing or unreadable half is an
 //!   error that says what to do (its certificate alone can be made again from its key, which changes nothing
-//!   for anyone who trusts it);
-//! - a leaf certificate is renewed at start when its names changed, its authority changed or a third of its
-//!   life is left;
+//!   for anyone who trusts it); it is replaced on request, in steps ([`keys`]);
+//! - a leaf certificate is renewed when its names changed, its authority changed or between 70 and 90 % of its life are
+//!   over, at a start and while others use it ([`Pki`]);
 //! - every file is written whole (temporary file, fsync, rename, fsync of the directory), readable by its owner only;
 //! - one cryptography provider (aws-lc-rs), handed to rustls explicitly: see [`tls::provider`].
 //!
@@ -15,18 +15,24 @@
 
 mod cert;
 mod files;
+pub mod inventory;
 pub mod jws;
+pub mod keys;
 mod kubeconfig;
 mod pki;
+mod present;
 pub mod request;
 pub mod share;
+mod stored;
 pub mod tls;
 pub mod token;
 
 pub use cert::{Identity, LeafSpec, Subject, Usage};
 pub use files::{private_dir, write_private};
 pub use kubeconfig::{Kubeconfig, UserCredential};
-pub use pki::{Params, Pki};
+pub use pki::{Params, Pki, State};
+pub use present::Present;
+pub use stored::renew as renew_stored;
 
 use std::path::PathBuf;
 

@@ -1,14 +1,21 @@
 //! The directory a cluster keeps its identity in: made at first start, checked and renewed at every other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
 
-use crate::cert::{Authority, BadPair, Identity, LeafSpec, new_key, unix_now};
+use crate::cert::{self, Authority, Identity, LeafSpec, unix_now};
+use crate::keys::{CA, FRONT_PROXY_CA};
+use crate::present::Present;
+use crate::request::Signer;
+use crate::stored::{account_keys, bad_account_key, load_authority, load_leaf};
+use crate::tls::{self, ClientVerifier};
 use crate::token::TokenKeys;
 use crate::{PkiError, files};
 
@@ -29,6 +36,10 @@ pub struct Params {
     pub issuers: Vec<String>,
     /// What the API server calls itself in tokens. Empty: as the issuers are called.
     pub api_audiences: Vec<String>,
+    /// Where the keys of tokens are published for others (an https URL), if that is not this server.
+    pub jwks_uri: Option<String>,
+    /// How long leaf certificates live.
+    pub leaf_lifetime: Duration,
 }
 
 impl Default for Params {
@@ -41,6 +52,8 @@ impl Default for Params {
             cluster_domain: "cluster.local".into(),
             issuers: Vec::new(),
             api_audiences: Vec::new(),
+            jwks_uri: None,
+            leaf_lifetime: cert::LEAF_LIFETIME,
         }
     }
 }
@@ -77,20 +90,144 @@ impl Params {
 }
 
 /// The identity of a cluster: authorities, the API server's certificates, the key of service accounts.
+///
+/// Leaves and authorities are replaced while others use them: ask for what is needed when it is needed, or follow
+/// [`Pki::changes`]. What is handed out as a place ([`Present`], [`ClientVerifier`], [`TokenKeys`]) changes by itself.
 pub struct Pki {
     dir: PathBuf,
     params: Params,
-    authority: Authority,
-    front_proxy_authority: Authority,
+    state: Present<State>,
+    /// One change at a time.
+    changing: Mutex<()>,
+    verifier: ClientVerifier,
+    front_proxy_verifier: ClientVerifier,
+    tokens: Arc<TokenKeys>,
+    signer: Present<Signer>,
+    bundle: Present<String>,
+}
+
+/// Everything that is replaced together.
+pub struct State {
+    ca: Trusted,
+    front_proxy: Trusted,
+    /// By name, these three and whatever else was asked for.
+    leaves: BTreeMap<String, Leaf>,
     serving: Identity,
     kubelet_client: Identity,
     front_proxy_client: Identity,
-    tokens: Arc<TokenKeys>,
+    /// How nodes are talked to.
+    node_client: Arc<ClientConfig>,
 }
+
+/// An authority, and who else is believed in its place.
+struct Trusted {
+    authority: Authority,
+    /// The one that issues first.
+    all: Vec<CertificateDer<'static>>,
+    /// What makes its leaves believed by those who know only the old one.
+    cross: Option<CertificateDer<'static>>,
+    bundle: String,
+}
+
+#[derive(Clone)]
+struct Leaf {
+    spec: LeafSpec,
+    of: Issuer,
+    identity: Identity,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Issuer {
+    Cluster,
+    FrontProxy,
+}
+
+const SERVING: &str = "apiserver";
+const KUBELET_CLIENT: &str = "apiserver-kubelet-client";
+pub(crate) const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
 
 impl fmt::Debug for Pki {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pki").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// From what lies in `dir`. Leaves that are missing, stale or `renewed` are made.
+    fn load(
+        dir: &Path,
+        wanted: BTreeMap<String, (LeafSpec, Issuer)>,
+        lifetime: Duration,
+        now: i64,
+        renewed: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, PkiError> {
+        let ca = Trusted::load(dir, CA)?;
+        let front_proxy = Trusted::load(dir, FRONT_PROXY_CA)?;
+        let mut leaves = BTreeMap::new();
+        for (name, (spec, of)) in wanted {
+            let trusted = match of {
+                Issuer::Cluster => &ca,
+                Issuer::FrontProxy => &front_proxy,
+            };
+            let identity = load_leaf(dir, &name, &spec, &trusted.authority, lifetime, now, renewed(&name))?;
+            let identity = identity.followed_by(trusted.cross.clone());
+            leaves.insert(name, Leaf { spec, of, identity });
+        }
+        let leaf = |name: &str| {
+            let found = leaves.get(name).map(|leaf: &Leaf| leaf.identity.clone());
+            found.ok_or_else(|| PkiError::Issue {
+                what: name.to_owned(),
+                reason: "it was not asked for".into(),
+            })
+        };
+        let (serving, kubelet_client) = (leaf(SERVING)?, leaf(KUBELET_CLIENT)?);
+        let front_proxy_client = leaf(FRONT_PROXY_CLIENT)?;
+        let node_client = tls::client_config_of(&ca.all, Some(&kubelet_client), &["http/1.1"]).map_err(unusable)?;
+        Ok(State {
+            serving,
+            kubelet_client,
+            front_proxy_client,
+            ca,
+            front_proxy,
+            leaves,
+            node_client,
+        })
+    }
+}
+
+impl Trusted {
+    fn load(dir: &Path, name: &str) -> Result<Self, PkiError> {
+        let authority = load_authority(dir, name)?;
+        let mut all = vec![authority.certificate.clone()];
+        let mut bundle = authority.certificate_pem.clone();
+        let read = |what: &str| {
+            let path = dir.join(format!("{name}-{what}.crt"));
+            let text = files::read(&path)?;
+            let parsed = text.as_deref().map(cert::parse_chain).transpose();
+            let parsed = parsed.map_err(|what| PkiError::Corrupt { path, what, remedy: "" })?;
+            Ok::<_, PkiError>(parsed.map(|mut chain| chain.swap_remove(0)))
+        };
+        for what in ["next", "old"] {
+            if let Some(certificate) = read(what)? {
+                bundle.push_str(&crate::request::certificate_pem(&certificate));
+                all.push(certificate);
+            }
+        }
+        // Left over where a retirement was interrupted.
+        let cross = read("cross")?.filter(|_| all.len() > 1);
+        Ok(Trusted {
+            authority,
+            all,
+            cross,
+            bundle,
+        })
+    }
+}
+
+fn unusable(error: tls::TlsError) -> PkiError {
+    PkiError::Issue {
+        what: "a TLS configuration of the cluster's certificates".into(),
+        reason: error.to_string(),
     }
 }
 
@@ -99,76 +236,167 @@ impl Pki {
     /// The caller holds the lock of the data directory.
     pub fn load_or_create(dir: &Path, params: Params) -> Result<Self, PkiError> {
         files::private_dir(dir)?;
-        let authority = load_authority(dir, "ca")?;
-        let front_proxy_authority = load_authority(dir, "front-proxy-ca")?;
-        let serving = load_leaf(dir, "apiserver", &params.serving(), &authority)?;
-        let kubelet_client = load_leaf(
-            dir,
-            "apiserver-kubelet-client",
-            &LeafSpec::client("kube-apiserver-kubelet-client", Some("system:masters")),
-            &authority,
-        )?;
-        let front_proxy_client = load_leaf(
-            dir,
-            "front-proxy-client",
-            &LeafSpec::client("front-proxy-client", None),
-            &front_proxy_authority,
-        )?;
-        let tokens = load_tokens(dir, &params.issuer())?
+        let client = LeafSpec::client("kube-apiserver-kubelet-client", Some("system:masters"));
+        let proxy = LeafSpec::client("front-proxy-client", None);
+        let wanted = BTreeMap::from([
+            (SERVING.to_owned(), (params.serving(), Issuer::Cluster)),
+            (KUBELET_CLIENT.to_owned(), (client, Issuer::Cluster)),
+            (FRONT_PROXY_CLIENT.to_owned(), (proxy, Issuer::FrontProxy)),
+        ]);
+        let state = State::load(dir, wanted, params.leaf_lifetime, unix_now(), &|_| false)?;
+        let (signing, others) = account_keys(dir)?;
+        let tokens = TokenKeys::from_pem(&signing, &params.issuer())
+            .and_then(|keys| {
+                keys.replace(&signing, &others)?;
+                Ok(keys)
+            })
+            .map_err(|what| bad_account_key(dir, what))?
             .with_issuers(params.issuers.clone())
             .with_audiences(params.api_audiences.clone());
-        let tokens = Arc::new(tokens);
         Ok(Pki {
             dir: dir.to_owned(),
             params,
-            authority,
-            front_proxy_authority,
-            serving,
-            kubelet_client,
-            front_proxy_client,
-            tokens,
+            changing: Mutex::default(),
+            verifier: ClientVerifier::of_authorities(&state.ca.all).map_err(unusable)?,
+            front_proxy_verifier: ClientVerifier::of_authorities(&state.front_proxy.all).map_err(unusable)?,
+            tokens: Arc::new(tokens),
+            signer: Present::new(state.ca.authority.signer.clone()),
+            bundle: Present::new(state.ca.bundle.clone()),
+            state: Present::new(state),
         })
     }
 
+    /// Takes in what others have made of the directory's authorities and keys, and makes leaves of other authorities anew.
+    pub fn reload(&self) -> Result<Vec<String>, PkiError> {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (signing, others) = account_keys(&self.dir)?;
+        let renewed = self.change(unix_now(), &|_| false)?;
+        self.tokens
+            .replace(&signing, &others)
+            .map_err(|what| bad_account_key(&self.dir, what))?;
+        Ok(renewed)
+    }
+
+    /// When the next leaf is to be renewed, in seconds since 1970.
+    pub fn next_renewal(&self) -> Option<i64> {
+        let state = self.state.get();
+        state
+            .leaves
+            .values()
+            .filter_map(|leaf| leaf.identity.renewal().ok())
+            .min()
+    }
+
+    /// Renews the leaves whose time has come; their names.
+    pub fn renew_due(&self, now: i64) -> Result<Vec<String>, PkiError> {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change(now, &|_| false)
+    }
+
+    /// Renews leaves whether their time has come or not: those `wanted`; their names.
+    pub fn renew(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>, PkiError> {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change(unix_now(), wanted)
+    }
+
+    fn change(&self, now: i64, renewed: &dyn Fn(&str) -> bool) -> Result<Vec<String>, PkiError> {
+        let old = self.state.get();
+        let wanted = old.leaves.iter();
+        let wanted = wanted.map(|(name, leaf)| (name.clone(), (leaf.spec.clone(), leaf.of)));
+        let new = State::load(&self.dir, wanted.collect(), self.params.leaf_lifetime, now, renewed)?;
+        let is_new = |(name, leaf): &(&String, &Leaf)| {
+            let before = old.leaves.get(*name);
+            before.is_none_or(|before| before.identity.certificate_pem() != leaf.identity.certificate_pem())
+        };
+        let names: Vec<String> = new.leaves.iter().filter(is_new).map(|(name, _)| name.clone()).collect();
+        // Whom to believe first: whoever sees a new leaf finds its authority believed.
+        if new.ca.all != old.ca.all {
+            self.verifier.believe(&new.ca.all).map_err(unusable)?;
+        }
+        if new.front_proxy.all != old.front_proxy.all {
+            self.front_proxy_verifier
+                .believe(&new.front_proxy.all)
+                .map_err(unusable)?;
+        }
+        self.signer.set(new.ca.authority.signer.clone());
+        self.bundle.set_if_new(new.ca.bundle.clone());
+        self.state.set(new);
+        Ok(names)
+    }
+
+    /// Tells of every change of what is here.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<Arc<State>> {
+        self.state.follow()
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
     pub fn params(&self) -> &Params {
         &self.params
     }
-    /// The cluster's certificate authority: what clients, nodes and the ConfigMap `kube-root-ca.crt` need.
-    pub fn ca_pem(&self) -> &str {
-        &self.authority.certificate_pem
+    /// The cluster's certificate authorities, the one that issues first: what clients and nodes need.
+    pub fn ca_pem(&self) -> String {
+        self.state.get().ca.bundle.clone()
     }
-    pub fn ca(&self) -> &CertificateDer<'static> {
-        &self.authority.certificate
+    /// The same, to be followed: what the ConfigMap `kube-root-ca.crt` needs.
+    pub fn ca_bundle(&self) -> Present<String> {
+        self.bundle.clone()
     }
-    /// Signs the requests an aggregated API server accepts from this one.
-    pub fn front_proxy_ca_pem(&self) -> &str {
-        &self.front_proxy_authority.certificate_pem
+    /// The authority that issues.
+    pub fn ca(&self) -> CertificateDer<'static> {
+        self.state.get().ca.authority.certificate.clone()
+    }
+    /// All authorities whose certificates are believed, the one that issues first.
+    pub fn authorities(&self) -> Vec<CertificateDer<'static>> {
+        self.state.get().ca.all.clone()
+    }
+    /// They sign the requests an aggregated API server accepts from this one.
+    pub fn front_proxy_ca_pem(&self) -> String {
+        self.state.get().front_proxy.bundle.clone()
+    }
+    /// Believes clients of the cluster's authorities.
+    pub fn verifier(&self) -> ClientVerifier {
+        self.verifier.clone()
+    }
+    /// Believes the front proxy.
+    pub fn front_proxy_verifier(&self) -> ClientVerifier {
+        self.front_proxy_verifier.clone()
     }
     /// The API server's own serving certificate.
-    pub fn serving(&self) -> &Identity {
-        &self.serving
+    pub fn serving(&self) -> Identity {
+        self.state.get().serving.clone()
+    }
+    /// What the API server's listener shows, and whose certificates it asks for; see
+    /// [`tls::server_config_with_authorities`].
+    pub fn serving_config(&self, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, tls::TlsError> {
+        tls::server_config_with_authorities(self.serving(), &self.authorities(), verifier)
     }
     /// What the API server shows to nodes (user `kube-apiserver-kubelet-client`, group `system:masters`).
-    pub fn kubelet_client(&self) -> &Identity {
-        &self.kubelet_client
+    pub fn kubelet_client(&self) -> Identity {
+        self.state.get().kubelet_client.clone()
+    }
+    /// How the API server talks to nodes.
+    pub fn node_client_config(&self) -> Arc<ClientConfig> {
+        self.state.get().node_client.clone()
     }
     /// What the API server shows to aggregated API servers.
-    pub fn front_proxy_client(&self) -> &Identity {
-        &self.front_proxy_client
+    pub fn front_proxy_client(&self) -> Identity {
+        self.state.get().front_proxy_client.clone()
     }
     /// Signs and verifies service-account tokens.
     pub fn tokens(&self) -> Arc<TokenKeys> {
         self.tokens.clone()
     }
     /// Signs what others ask the cluster's authority for.
-    pub fn signer(&self) -> Arc<crate::request::Signer> {
-        self.authority.signer.clone()
+    pub fn signer(&self) -> Present<Signer> {
+        self.signer.clone()
     }
     /// A certificate of the cluster's authority, in memory only.
     pub fn issue(&self, spec: &LeafSpec) -> Result<Identity, PkiError> {
-        self.authority.issue(spec)
+        self.state.get().ca.authority.issue(spec, self.params.leaf_lifetime)
     }
-    /// A certificate of the cluster's authority kept as `NAME.crt` and `NAME.key`, renewed when stale.
+    /// A certificate of the cluster's authority kept as `NAME.crt` and `NAME.key`, from now on renewed when stale.
     pub fn stored(&self, name: &str, spec: &LeafSpec) -> Result<Identity, PkiError> {
         if name.is_empty() || name.starts_with('.') || name.contains('/') {
             return Err(PkiError::Issue {
@@ -176,7 +404,25 @@ impl Pki {
                 reason: "this cannot be a file's name".into(),
             });
         }
-        load_leaf(&self.dir, name, spec, &self.authority)
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.state.get();
+        if let Some(known) = old.leaves.get(name)
+            && known.spec == *spec
+        {
+            return Ok(known.identity.clone());
+        }
+        let (lifetime, now) = (self.params.leaf_lifetime, unix_now());
+        let identity = load_leaf(&self.dir, name, spec, &old.ca.authority, lifetime, now, false)?;
+        let identity = identity.followed_by(old.ca.cross.clone());
+        let mut wanted: BTreeMap<String, (LeafSpec, Issuer)> = old
+            .leaves
+            .iter()
+            .map(|(name, leaf)| (name.clone(), (leaf.spec.clone(), leaf.of)))
+            .collect();
+        wanted.insert(name.to_owned(), (spec.clone(), Issuer::Cluster));
+        self.state
+            .set(State::load(&self.dir, wanted, lifetime, now, &|_| false)?);
+        Ok(identity)
     }
     /// The administrator: group `system:masters`, which may do everything.
     pub fn admin_client(&self) -> Result<Identity, PkiError> {
@@ -199,125 +445,6 @@ impl Pki {
         spec.organization = Some("system:nodes".into());
         self.stored(&format!("kubelet-{name}"), &spec)
     }
-}
-
-/// Both halves of what `NAME.crt` and `NAME.key` hold.
-struct Pair {
-    certificate_path: PathBuf,
-    key_path: PathBuf,
-    certificate: Option<String>,
-    key: Option<String>,
-}
-
-impl Pair {
-    fn read(dir: &Path, name: &str) -> Result<Self, PkiError> {
-        let certificate_path = dir.join(format!("{name}.crt"));
-        let key_path = dir.join(format!("{name}.key"));
-        Ok(Pair {
-            certificate: files::read(&certificate_path)?,
-            key: files::read(&key_path)?,
-            certificate_path,
-            key_path,
-        })
-    }
-
-    fn bad(&self, bad: BadPair, remedy: &'static str) -> PkiError {
-        let (path, what) = match bad {
-            BadPair::Certificate(what) => (&self.certificate_path, what),
-            BadPair::Key(what) => (&self.key_path, what),
-            BadPair::Strangers => {
-                return PkiError::Mismatch {
-                    certificate: self.certificate_path.clone(),
-                    key: self.key_path.clone(),
-                };
-            }
-        };
-        PkiError::Corrupt {
-            path: path.clone(),
-            what,
-            remedy,
-        }
-    }
-}
-
-fn load_authority(dir: &Path, name: &str) -> Result<Authority, PkiError> {
-    let pair = Pair::read(dir, name)?;
-    let (certificate, key) = match (&pair.certificate, &pair.key) {
-        (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
-        (Some(_), None) => {
-            return Err(PkiError::KeyMissing {
-                certificate: pair.certificate_path,
-                key: pair.key_path,
-            });
-        }
-        (None, key) => {
-            // No certificate: a first start, or one that was interrupted after the key was written.
-            let key = match key {
-                Some(key) => {
-                    rcgen::KeyPair::from_pem(key).map_err(|error| pair.bad(BadPair::Key(error.to_string()), ""))?
-                }
-                None => {
-                    let key = new_key("the key of the certificate authority")?;
-                    files::write_private(&pair.key_path, key.serialize_pem().as_bytes())?;
-                    key
-                }
-            };
-            let certificate = Authority::self_signed(name, &key)?;
-            files::write_private(&pair.certificate_path, certificate.as_bytes())?;
-            (certificate, key.serialize_pem())
-        }
-    };
-    let authority = Authority::from_pem(certificate, &key).map_err(|bad| pair.bad(bad, ""))?;
-    if !authority.facts.valid_at(unix_now()) {
-        return Err(PkiError::AuthorityNotValid {
-            path: pair.certificate_path,
-        });
-    }
-    Ok(authority)
-}
-
-fn load_leaf(dir: &Path, name: &str, spec: &LeafSpec, authority: &Authority) -> Result<Identity, PkiError> {
-    const REMEDY: &str = ", or delete it and its other half: a new one will be made";
-    let pair = Pair::read(dir, name)?;
-    if let (Some(certificate), Some(key)) = (&pair.certificate, &pair.key) {
-        match Identity::from_pem(certificate.clone(), key.clone()) {
-            Ok(identity) => {
-                let facts = identity
-                    .facts()
-                    .map_err(|what| pair.bad(BadPair::Certificate(what), REMEDY))?;
-                match facts.stale(spec, &authority.facts, unix_now()) {
-                    None => return Ok(identity),
-                    Some(why) => tracing::info!(
-                        certificate = %pair.certificate_path.display(), why, "renewing a certificate"
-                    ),
-                }
-            }
-            // A renewal was interrupted between its two files.
-            Err(BadPair::Strangers) => {}
-            Err(bad) => return Err(pair.bad(bad, REMEDY)),
-        }
-    }
-    let identity = authority.issue(spec)?;
-    files::write_private(&pair.key_path, identity.key_pem().as_bytes())?;
-    files::write_private(&pair.certificate_path, identity.certificate_pem().as_bytes())?;
-    Ok(identity)
-}
-
-fn load_tokens(dir: &Path, issuer: &str) -> Result<TokenKeys, PkiError> {
-    let path = dir.join("sa.key");
-    let pem = match files::read(&path)? {
-        Some(pem) => pem,
-        None => {
-            let pem = new_key("the key of service accounts")?.serialize_pem();
-            files::write_private(&path, pem.as_bytes())?;
-            pem
-        }
-    };
-    TokenKeys::from_pem(&pem, issuer).map_err(|what| PkiError::Corrupt {
-        path,
-        what,
-        remedy: ", or delete it: every service-account token then becomes invalid",
-    })
 }
 
 #[cfg(test)]
@@ -398,6 +525,71 @@ mod tests {
     }
 
     #[test]
+    fn leaves_are_renewed_when_their_time_has_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let short = Params {
+            leaf_lifetime: Duration::from_secs(1000),
+            ..params()
+        };
+        let pki = Pki::load_or_create(dir.path(), short).unwrap();
+        let admin = pki.admin_client().unwrap();
+        let (mut changes, first) = (pki.changes(), pki.next_renewal().unwrap());
+        let (from, until) = admin.validity().unwrap();
+        assert!((1000..=1101).contains(&(until - from)), "{}", until - from);
+        let all: Vec<i64> = pki
+            .state
+            .get()
+            .leaves
+            .values()
+            .map(|leaf| leaf.identity.renewal().unwrap())
+            .collect();
+        for at in &all {
+            assert!((from + 750..from + 1000).contains(at), "{at} of {from}..{until}");
+        }
+        assert_eq!(pki.renew_due(first - 1).unwrap(), Vec::<String>::new());
+        let due = all.iter().filter(|at| **at == first).count();
+        assert_eq!(pki.renew_due(first).unwrap().len(), due);
+        assert!(changes.has_changed().unwrap());
+        assert_eq!(pki.renew_due(until).unwrap().len(), 4);
+        assert_eq!(pki.renew(&|name| name == "admin").unwrap(), ["admin"]);
+        let renewed = pki.admin_client().unwrap();
+        assert_ne!(renewed.certificate_pem(), admin.certificate_pem());
+        changes.mark_unchanged();
+        // A restart finds what was renewed.
+        let again = Pki::load_or_create(dir.path(), params()).unwrap();
+        assert_eq!(
+            again.admin_client().unwrap().certificate_pem(),
+            renewed.certificate_pem()
+        );
+    }
+
+    #[test]
+    fn the_leaves_of_a_stopped_server_are_renewed_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::load_or_create(dir.path(), params()).unwrap();
+        pki.node_serving("n1", &[]).unwrap();
+        let all = [
+            "apiserver",
+            "apiserver-kubelet-client",
+            "front-proxy-client",
+            "kubelet-n1",
+        ];
+        assert_eq!(crate::renew_stored(dir.path(), &|_| true).unwrap(), all);
+        assert_eq!(
+            crate::renew_stored(dir.path(), &|name| name == "kubelet-n1").unwrap(),
+            ["kubelet-n1"]
+        );
+        let again = Pki::load_or_create(dir.path(), params()).unwrap();
+        assert_ne!(again.serving().certificate_pem(), pki.serving().certificate_pem());
+        let stored = fs::read_to_string(dir.path().join("apiserver.crt")).unwrap();
+        assert_eq!(
+            again.serving().certificate_pem(),
+            stored,
+            "it is what a server would have made"
+        );
+    }
+
+    #[test]
     fn an_interrupted_start_or_renewal_heals() {
         let dir = tempfile::tempdir().unwrap();
         let first = Pki::load_or_create(dir.path(), params()).unwrap();
@@ -407,8 +599,14 @@ mod tests {
         let other = first.issue(&LeafSpec::client("x", None)).unwrap();
         fs::write(dir.path().join("apiserver.key"), other.key_pem()).unwrap();
         let second = Pki::load_or_create(dir.path(), params()).unwrap();
-        assert_eq!(first.authority.facts.public_key, second.authority.facts.public_key);
-        assert_eq!(first.authority.facts.raw_subject, second.authority.facts.raw_subject);
+        assert_eq!(
+            first.state.get().ca.authority.facts.public_key,
+            second.state.get().ca.authority.facts.public_key
+        );
+        assert_eq!(
+            first.state.get().ca.authority.facts.raw_subject,
+            second.state.get().ca.authority.facts.raw_subject
+        );
         assert_eq!(first.kubelet_client().key_pem(), second.kubelet_client().key_pem());
     }
 
@@ -436,7 +634,7 @@ mod tests {
             assert!(message.contains(says), "{file}: {message}");
             assert!(message.contains(&path), "{file}: {message}");
         }
-        let stranger = new_key("x").unwrap().serialize_pem();
+        let stranger = cert::new_key("x").unwrap().serialize_pem();
         let (message, _) = damaged("ca.key", Some(&stranger));
         assert!(message.contains("do not belong together"), "{message}");
     }

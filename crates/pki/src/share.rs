@@ -12,9 +12,9 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::keys::Keys;
 use crate::{PkiError, files};
 
-const FILES: [&str; 5] = ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.key"];
 const FORMAT: u32 = 1;
 /// Shorter than what is made here would be guessed.
 const SHORTEST: usize = 32;
@@ -42,6 +42,9 @@ struct Record {
     format: u32,
     /// Of the authorities' certificates: tells clusters apart without opening anything.
     fingerprint: String,
+    /// What it was before the authorities were replaced: a server that slept meanwhile is still one of this cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    former: Vec<String>,
     salt: String,
     nonce: String,
     sealed: String,
@@ -56,15 +59,25 @@ pub fn new_token() -> Result<String, ShareError> {
 
 /// Whose authorities lie in `dir`; `None` when there are none.
 pub fn fingerprint(dir: &Path) -> Result<Option<String>, PkiError> {
-    let (Some(ca), Some(front)) = (
-        files::read(&dir.join("ca.crt"))?,
-        files::read(&dir.join("front-proxy-ca.crt"))?,
-    ) else {
-        return Ok(None);
-    };
-    Ok(Some(hex::encode(
-        Sha256::new().chain_update(ca).chain_update(front).finalize(),
-    )))
+    Ok(
+        match (
+            files::read(&dir.join("ca.crt"))?,
+            files::read(&dir.join("front-proxy-ca.crt"))?,
+        ) {
+            (Some(ca), Some(front)) => Some(digest(&ca, &front)),
+            _ => None,
+        },
+    )
+}
+
+fn digest(ca: &str, front_proxy: &str) -> String {
+    hex::encode(Sha256::new().chain_update(ca).chain_update(front_proxy).finalize())
+}
+
+/// Whether a record is of the cluster whose authorities have, or once had, this fingerprint.
+pub fn is_of(record: &[u8], fingerprint: &str) -> Result<bool, ShareError> {
+    let record = parse(record)?;
+    Ok(record.fingerprint == fingerprint || record.former.iter().any(|former| former == fingerprint))
 }
 
 /// Whose authorities a record holds.
@@ -93,16 +106,20 @@ fn key(token: &str, salt: &[u8]) -> Result<LessSafeKey, ShareError> {
     Ok(LessSafeKey::new(UnboundKey::from(derived)))
 }
 
-/// The keys in `dir` as a record for the store.
-pub fn seal(dir: &Path, token: &str) -> Result<Vec<u8>, ShareError> {
-    let fingerprint = fingerprint(dir)?.ok_or_else(|| ShareError::Record("there are no keys to seal".into()))?;
-    let mut content = BTreeMap::new();
-    for name in FILES {
-        if let Some(text) = files::read(&dir.join(name))? {
-            content.insert(name, text);
+/// Keys as a record for the store. `before` is the record it replaces, if there is one.
+pub fn seal(keys: &Keys, token: &str, before: Option<&[u8]>) -> Result<Vec<u8>, ShareError> {
+    let (Some(ca), Some(front)) = (keys.get("ca.crt"), keys.get("front-proxy-ca.crt")) else {
+        return Err(ShareError::Record("there are no keys to seal".into()));
+    };
+    let fingerprint = digest(ca, front);
+    let mut former = Vec::new();
+    if let Some(before) = before.map(parse).transpose()? {
+        former = before.former;
+        if before.fingerprint != fingerprint {
+            former.push(before.fingerprint);
         }
     }
-    let mut bytes = serde_json::to_vec(&content).map_err(|_| ShareError::Crypto)?;
+    let mut bytes = serde_json::to_vec(keys.content()).map_err(|_| ShareError::Crypto)?;
     let (mut salt, mut nonce) = ([0; 32], [0; NONCE_LEN]);
     aws_lc_rs::rand::fill(&mut salt)
         .and_then(|()| aws_lc_rs::rand::fill(&mut nonce))
@@ -117,6 +134,7 @@ pub fn seal(dir: &Path, token: &str) -> Result<Vec<u8>, ShareError> {
     let record = Record {
         format: FORMAT,
         fingerprint,
+        former,
         salt: hex::encode(salt),
         nonce: hex::encode(nonce),
         sealed: hex::encode(bytes),
@@ -124,8 +142,8 @@ pub fn seal(dir: &Path, token: &str) -> Result<Vec<u8>, ShareError> {
     serde_json::to_vec(&record).map_err(|_| ShareError::Crypto)
 }
 
-/// Writes the keys of a record to `dir`.
-pub fn unseal(record: &[u8], token: &str, dir: &Path) -> Result<(), ShareError> {
+/// The keys of a record.
+pub fn unseal(record: &[u8], token: &str) -> Result<Keys, ShareError> {
     let record = parse(record)?;
     let bytes = |text: &str| hex::decode(text).map_err(|error| ShareError::Record(error.to_string()));
     let nonce: [u8; NONCE_LEN] = bytes(&record.nonce)?
@@ -141,19 +159,13 @@ pub fn unseal(record: &[u8], token: &str, dir: &Path) -> Result<(), ShareError> 
         .map_err(|_| ShareError::Token)?;
     let content: BTreeMap<String, String> =
         serde_json::from_slice(content).map_err(|error| ShareError::Record(error.to_string()))?;
-    files::private_dir(dir)?;
-    // Certificates last: with them the identity counts as there.
-    for name in FILES.iter().rev() {
-        if let Some(text) = content.get(*name) {
-            files::write_private(&dir.join(name), text.as_bytes())?;
-        }
-    }
-    Ok(())
+    Ok(Keys::of(content))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::{Rotating, Step};
     use crate::{Params, Pki};
 
     #[test]
@@ -161,23 +173,27 @@ mod tests {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let first = Pki::load_or_create(one.path(), Params::default()).unwrap();
         let token = new_token().unwrap();
-        let record = seal(one.path(), &token).unwrap();
+        let keys = Keys::read(one.path()).unwrap();
+        let record = seal(&keys, &token, None).unwrap();
         assert!(!String::from_utf8_lossy(&record).contains("PRIVATE"));
-        assert_eq!(
-            fingerprint(one.path()).unwrap(),
-            Some(sealed_fingerprint(&record).unwrap())
-        );
-        assert!(matches!(
-            unseal(&record, &new_token().unwrap(), two.path()),
-            Err(ShareError::Token)
-        ));
-        assert!(matches!(unseal(&record, "short", two.path()), Err(ShareError::Weak)));
-        assert!(matches!(unseal(b"{}", &token, two.path()), Err(ShareError::Record(_))));
-        assert_eq!(fingerprint(two.path()).unwrap(), None, "a failure leaves nothing");
-        unseal(&record, &token, two.path()).unwrap();
+        let own = fingerprint(one.path()).unwrap().unwrap();
+        assert_eq!(own, sealed_fingerprint(&record).unwrap());
+        assert!(matches!(unseal(&record, &new_token().unwrap()), Err(ShareError::Token)));
+        assert!(matches!(unseal(&record, "short"), Err(ShareError::Weak)));
+        assert!(matches!(unseal(b"{}", &token), Err(ShareError::Record(_))));
+        assert_eq!(fingerprint(two.path()).unwrap(), None);
+        unseal(&record, &token).unwrap().write(two.path()).unwrap();
         let second = Pki::load_or_create(two.path(), Params::default()).unwrap();
         assert_eq!(first.ca_pem(), second.ca_pem());
         assert_eq!(first.tokens().key_id(), second.tokens().key_id());
         assert_eq!(first.front_proxy_ca_pem(), second.front_proxy_ca_pem());
+        // After the authorities were replaced it still is the cluster it was.
+        let trusted = keys.step(Rotating::Authorities, Step::Trust).unwrap();
+        let issuing = trusted.step(Rotating::Authorities, Step::Issue).unwrap();
+        let record = seal(&issuing, &token, Some(&seal(&trusted, &token, Some(&record)).unwrap())).unwrap();
+        assert_ne!(own, sealed_fingerprint(&record).unwrap());
+        assert!(is_of(&record, &own).unwrap() && is_of(&record, &sealed_fingerprint(&record).unwrap()).unwrap());
+        assert!(!is_of(&record, "another").unwrap());
+        assert_eq!(unseal(&record, &token).unwrap(), issuing);
     }
 }

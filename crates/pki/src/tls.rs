@@ -5,6 +5,7 @@
 //! handshake proves only possession of the key; [`ClientVerifier::verify`] decides whether to believe the chain,
 //! and must be asked before a certificate names anyone.
 
+use std::borrow::Borrow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustls::client::WebPkiServerVerifier;
@@ -20,6 +21,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 
 use crate::cert::{Facts, Identity, Subject, parse_chain};
+use crate::present::Present;
 
 /// Why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -35,53 +37,86 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-fn roots(authority: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, TlsError> {
+fn roots<'a>(
+    authorities: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
-    roots
-        .add(authority.clone())
-        .map_err(|error| TlsError::Authority(error.to_string()))?;
+    for authority in authorities {
+        roots
+            .add(authority.clone())
+            .map_err(|error| TlsError::Authority(error.to_string()))?;
+    }
     Ok(Arc::new(roots))
 }
 
-/// Decides whether a client's certificate chain is to be believed.
+/// Decides whether a client's certificate chain is to be believed. Clones share whom they believe.
 #[derive(Clone, Debug)]
-pub struct ClientVerifier(Arc<dyn ClientCertVerifier>, Arc<[DistinguishedName]>);
+pub struct ClientVerifier {
+    believed: Present<Believed>,
+    /// Whose certificates are asked for besides.
+    also: Vec<Present<Believed>>,
+}
+
+#[derive(Debug)]
+struct Believed {
+    verifier: Arc<dyn ClientCertVerifier>,
+    version: u64,
+}
+
+impl Believed {
+    fn new(roots: Arc<RootCertStore>, version: u64) -> Result<Self, TlsError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map_err(|error| TlsError::Authority(error.to_string()))?;
+        Ok(Believed { verifier, version })
+    }
+}
 
 impl ClientVerifier {
     /// Believes chains that end at `authority`.
-    pub fn new(authority: &CertificateDer<'static>) -> Result<Self, TlsError> {
-        Self::of_roots(roots(authority)?)
+    pub fn new(authority: impl Borrow<CertificateDer<'static>>) -> Result<Self, TlsError> {
+        Self::of_authorities(std::slice::from_ref(authority.borrow()))
+    }
+
+    /// Believes chains that end at one of `authorities`.
+    pub fn of_authorities(authorities: &[CertificateDer<'static>]) -> Result<Self, TlsError> {
+        Ok(ClientVerifier {
+            believed: Present::new(Believed::new(roots(authorities)?, 0)?),
+            also: Vec::new(),
+        })
     }
 
     /// Believes chains that end at one of the authorities of a PEM bundle.
     pub fn of_bundle(pem: &[u8]) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let unusable = |error: &dyn std::fmt::Display| TlsError::Authority(error.to_string());
-            let certificate = certificate.map_err(|error| unusable(&error))?;
-            roots.add(certificate).map_err(|error| unusable(&error))?;
-        }
-        Self::of_roots(Arc::new(roots))
+        let authorities: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+        Self::of_authorities(&authorities.map_err(|error| TlsError::Authority(error.to_string()))?)
     }
 
-    fn of_roots(roots: Arc<RootCertStore>) -> Result<Self, TlsError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
-            .build()
-            .map_err(|error| TlsError::Authority(error.to_string()))?;
-        let hints = verifier.root_hint_subjects().into();
-        Ok(ClientVerifier(verifier, hints))
+    /// Believes other authorities from now on, here and in every clone.
+    pub fn believe(&self, authorities: &[CertificateDer<'static>]) -> Result<(), TlsError> {
+        let next = self.version() + 1;
+        self.believed.set(Believed::new(roots(authorities)?, next)?);
+        Ok(())
+    }
+
+    /// Another number when others are believed: what was verified before must be verified again.
+    pub fn version(&self) -> u64 {
+        self.believed.get().version
     }
 
     /// In a handshake, asks also for certificates of another verifier's authorities. Whom this one believes stays as it is.
     pub fn asking_also_for(mut self, other: &ClientVerifier) -> Self {
-        self.1 = self.1.iter().chain(other.1.iter()).cloned().collect();
+        self.also.push(other.believed.clone());
+        self.also.extend(other.also.iter().cloned());
         self
     }
 
     /// Whom the chain (leaf first) names, if it is valid now and for a client.
     pub fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<Subject, String> {
         let (leaf, intermediates) = chain.split_first().ok_or("no certificate was sent")?;
-        self.0
+        self.believed
+            .get()
+            .verifier
             .verify_client_cert(leaf, intermediates, UnixTime::now())
             .map_err(|error| error.to_string())?;
         Subject::of(leaf)
@@ -90,14 +125,29 @@ impl ClientVerifier {
 
 /// Asks for a certificate, and takes any whose owner has its key.
 #[derive(Debug)]
-struct AskOnly(ClientVerifier);
+struct AskOnly {
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// Whose certificates are asked for, as of when the configuration was made.
+    names: Vec<DistinguishedName>,
+}
+
+impl AskOnly {
+    fn new(verifier: &ClientVerifier) -> Self {
+        let all = std::iter::once(&verifier.believed).chain(&verifier.also);
+        let names = all.flat_map(|one| one.get().verifier.root_hint_subjects().to_vec());
+        AskOnly {
+            names: names.collect(),
+            verifier: verifier.believed.get().verifier.clone(),
+        }
+    }
+}
 
 impl ClientCertVerifier for AskOnly {
     fn client_auth_mandatory(&self) -> bool {
         false
     }
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.0.1
+        &self.names
     }
     fn verify_client_cert(
         &self,
@@ -113,7 +163,7 @@ impl ClientCertVerifier for AskOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.0.verify_tls12_signature(message, certificate, signature)
+        self.verifier.verify_tls12_signature(message, certificate, signature)
     }
     fn verify_tls13_signature(
         &self,
@@ -121,10 +171,10 @@ impl ClientCertVerifier for AskOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.0.verify_tls13_signature(message, certificate, signature)
+        self.verifier.verify_tls13_signature(message, certificate, signature)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.0.supported_verify_schemes()
+        self.verifier.supported_verify_schemes()
     }
 }
 
@@ -172,8 +222,11 @@ fn server(
 
 /// A server that asks clients for a certificate; h2 and HTTP/1.1. The chain of a connection must go through
 /// [`ClientVerifier::verify`] before it is believed.
-pub fn server_config(identity: &Identity, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, TlsError> {
-    server_config_of(Arc::new(ServingCertificate::new(identity)?), verifier)
+pub fn server_config(
+    identity: impl Borrow<Identity>,
+    verifier: &ClientVerifier,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server_config_of(Arc::new(ServingCertificate::new(identity.borrow())?), verifier)
 }
 
 /// The same with a certificate that changes.
@@ -181,26 +234,31 @@ pub fn server_config_of(
     certificate: Arc<ServingCertificate>,
     verifier: &ClientVerifier,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(certificate, Arc::new(AskOnly(verifier.clone())))
+    server(certificate, Arc::new(AskOnly::new(verifier)))
 }
 
-/// The same, and it shows its authority's certificate too, so that who knows only that one's fingerprint can check it
+/// The same, and it shows its authorities' certificates too, so that who knows only the fingerprint of one can check it
 /// ([`pinned_client`]).
-pub fn server_config_with_authority(
-    identity: &Identity,
-    authority: &CertificateDer<'static>,
+pub fn server_config_with_authorities(
+    identity: impl Borrow<Identity>,
+    authorities: &[CertificateDer<'static>],
     verifier: &ClientVerifier,
 ) -> Result<Arc<ServerConfig>, TlsError> {
+    let identity = identity.borrow();
     let mut chain = identity.chain();
-    chain.push(authority.clone());
+    chain.extend(authorities.iter().cloned());
     let certificate = ServingCertificate::default();
     certificate.set(chain, identity)?;
-    server(Arc::new(certificate), Arc::new(AskOnly(verifier.clone())))
+    server(Arc::new(certificate), Arc::new(AskOnly::new(verifier)))
 }
 
 /// A server that talks only to clients with a certificate of the authority.
-pub fn strict_server_config(identity: &Identity, verifier: &ClientVerifier) -> Result<Arc<ServerConfig>, TlsError> {
-    server(Arc::new(ServingCertificate::new(identity)?), verifier.0.clone())
+pub fn strict_server_config(
+    identity: impl Borrow<Identity>,
+    verifier: &ClientVerifier,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let certificate = ServingCertificate::new(identity.borrow())?;
+    server(Arc::new(certificate), verifier.believed.get().verifier.clone())
 }
 
 /// SHA-256 of the public key of a certificate: how an authority is named where its certificate is too long to type
@@ -217,9 +275,12 @@ pub fn fingerprint_of_pem(pem: &str) -> Result<[u8; 32], TlsError> {
 
 /// The first certificate of a PEM text.
 pub fn authority_of_pem(pem: &str) -> Result<CertificateDer<'static>, TlsError> {
-    parse_chain(pem)
-        .map(|mut chain| chain.swap_remove(0))
-        .map_err(TlsError::Authority)
+    authorities_of_pem(pem).map(|mut chain| chain.swap_remove(0))
+}
+
+/// The certificates of a PEM text, at least one.
+pub fn authorities_of_pem(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    parse_chain(pem).map_err(TlsError::Authority)
 }
 
 /// Believes a server whose chain holds the authority with a known fingerprint, and keeps that authority.
@@ -250,7 +311,7 @@ impl ServerCertVerifier for Pinned {
         let is_pinned = |der: &&CertificateDer<'_>| fingerprint(der).is_ok_and(|have| have == self.fingerprint);
         let unknown = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let authority = others.iter().find(is_pinned).ok_or_else(unknown)?.clone().into_owned();
-        let roots = roots(&authority).map_err(|error| rustls::Error::General(error.to_string()))?;
+        let roots = roots([&authority]).map_err(|error| rustls::Error::General(error.to_string()))?;
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
@@ -299,14 +360,23 @@ pub fn pinned_client(fingerprint: [u8; 32]) -> Result<(Arc<ClientConfig>, Arc<Pi
 
 /// A client that trusts only `authority`, with a certificate of its own if given. `alpn` such as `&["h2", "http/1.1"]`.
 pub fn client_config(
-    authority: &CertificateDer<'static>,
+    authority: impl Borrow<CertificateDer<'static>>,
+    identity: Option<&Identity>,
+    alpn: &[&str],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config_of(std::slice::from_ref(authority.borrow()), identity, alpn)
+}
+
+/// The same with several authorities.
+pub fn client_config_of(
+    authorities: &[CertificateDer<'static>],
     identity: Option<&Identity>,
     alpn: &[&str],
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(TlsError::Identity)?
-        .with_root_certificates(roots(authority)?);
+        .with_root_certificates(roots(authorities)?);
     let mut config = match identity {
         Some(identity) => builder
             .with_client_auth_cert(identity.chain(), identity.key())
@@ -391,15 +461,15 @@ mod tests {
         let pki = Pki::load_or_create(home.path(), Params::default()).unwrap();
         let foreign = Pki::load_or_create(away.path(), Params::default()).unwrap();
         let verifier = ClientVerifier::new(pki.ca()).unwrap();
-        let server = server_config_with_authority(pki.serving(), pki.ca(), &verifier).unwrap();
-        let (client, pinned) = pinned_client(fingerprint(pki.ca()).unwrap()).unwrap();
+        let server = server_config_with_authorities(pki.serving(), &[pki.ca()], &verifier).unwrap();
+        let (client, pinned) = pinned_client(fingerprint(&pki.ca()).unwrap()).unwrap();
         assert_eq!(pinned.authority(), None);
         handshake(client.clone(), server.clone()).unwrap();
-        assert_eq!(pinned.authority().as_deref(), Some(pki.ca_pem()));
+        assert_eq!(pinned.authority().as_deref(), Some(&*pki.ca_pem()));
         // Another cluster, and one that shows our authority's certificate without being ours.
-        let impostor = server_config_with_authority(foreign.serving(), foreign.ca(), &verifier).unwrap();
+        let impostor = server_config_with_authorities(foreign.serving(), &[foreign.ca()], &verifier).unwrap();
         assert!(handshake(client.clone(), impostor).is_err());
-        let liar = server_config_with_authority(foreign.serving(), pki.ca(), &verifier).unwrap();
+        let liar = server_config_with_authorities(foreign.serving(), &[pki.ca()], &verifier).unwrap();
         assert!(handshake(client.clone(), liar).is_err());
         // Who trusts the authority anyway is not disturbed by seeing it.
         let usual = client_config(pki.ca(), None, &["h2"]).unwrap();
@@ -413,7 +483,7 @@ mod tests {
         let verifier = ClientVerifier::new(pki.ca()).unwrap();
         let certificate = Arc::new(ServingCertificate::default());
         let server = server_config_of(certificate.clone(), &verifier).unwrap();
-        let client = client_config(pki.ca(), Some(pki.kubelet_client()), &[]).unwrap();
+        let client = client_config(pki.ca(), Some(&pki.kubelet_client()), &[]).unwrap();
         assert!(handshake(client.clone(), server.clone()).is_err(), "there is none yet");
         for _ in 0..2 {
             certificate
@@ -421,6 +491,102 @@ mod tests {
                 .unwrap();
             assert!(handshake(client.clone(), server.clone()).is_ok());
         }
+    }
+
+    /// Three clients: one that knows the first authority only, one that follows, and one that comes last.
+    #[test]
+    fn nobody_is_cut_off_while_the_authority_is_replaced() {
+        use crate::keys::{Keys, Rotating, Step};
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::load_or_create(dir.path(), Params::default()).unwrap();
+        let (old_ca, old_front, old_admin) = (pki.ca(), pki.front_proxy_client(), pki.admin_client().unwrap());
+        let old_fingerprint = fingerprint(&old_ca).unwrap();
+        // A node that has heard of nothing, and whose certificate is of the old authority.
+        let (old_node, deaf) = (
+            pki.node_serving("localhost", &[]).unwrap(),
+            ClientVerifier::new(&old_ca).unwrap(),
+        );
+        let (verifier, bundle) = (pki.verifier(), pki.ca_bundle());
+        let asked = verifier.version();
+        let step = |step| {
+            let keys = Keys::read(dir.path())
+                .unwrap()
+                .step(Rotating::Authorities, step)
+                .unwrap();
+            keys.write(dir.path()).unwrap();
+            pki.reload().unwrap()
+        };
+        let reach = |authorities: &[CertificateDer<'static>], identity: Option<&Identity>| {
+            let client = client_config_of(authorities, identity, &["h2"]).unwrap();
+            let chain = handshake(client, pki.serving_config(&verifier).unwrap())?;
+            chain
+                .map(|chain| verifier.verify(&chain).map(|subject| subject.common_name))
+                .transpose()
+        };
+        let name = Ok(Some("kubernetes-admin".to_owned()));
+        let to_node = |identity: &Identity, verifier: &ClientVerifier| {
+            let server = server_config(identity, verifier).unwrap();
+            let chain = handshake(pki.node_client_config(), server)?.unwrap();
+            verifier.verify(&chain)
+        };
+
+        assert_eq!(
+            step(Step::Trust),
+            Vec::<String>::new(),
+            "nothing is of another authority yet"
+        );
+        assert_eq!(pki.authorities().len(), 2);
+        assert!(bundle.get().contains(old_pem(&old_ca).as_str()));
+        assert_ne!(verifier.version(), asked);
+        let new_ca = pki.authorities()[1].clone();
+        assert_eq!(reach(std::slice::from_ref(&old_ca), Some(&old_admin)), name);
+        assert!(
+            reach(std::slice::from_ref(&new_ca), None).is_err(),
+            "it issues nothing yet"
+        );
+
+        let renewed = step(Step::Issue);
+        assert_eq!(
+            renewed,
+            [
+                "admin",
+                "apiserver",
+                "apiserver-kubelet-client",
+                "front-proxy-client",
+                "kubelet-localhost"
+            ]
+        );
+        let (both, new_admin) = (pki.authorities(), pki.admin_client().unwrap());
+        assert_eq!(both, [new_ca.clone(), old_ca.clone()]);
+        for authorities in [&both[..], &both[..1], &both[1..]] {
+            for admin in [&old_admin, &new_admin] {
+                assert_eq!(reach(authorities, Some(admin)), name);
+            }
+        }
+        let new_node = pki.node_serving("localhost", &[]).unwrap();
+        assert!(to_node(&old_node, &deaf).is_ok() && to_node(&new_node, &deaf).is_ok());
+        // Old join tokens and new ones lead here.
+        for wanted in [old_fingerprint, fingerprint(&new_ca).unwrap()] {
+            let (client, pinned) = pinned_client(wanted).unwrap();
+            handshake(client, pki.serving_config(&verifier).unwrap()).unwrap();
+            assert_eq!(fingerprint_of_pem(&pinned.authority().unwrap()).unwrap(), wanted);
+        }
+        let front = pki.front_proxy_verifier();
+        for client in [&old_front, &pki.front_proxy_client()] {
+            assert!(front.verify(&client.chain()).is_ok());
+        }
+
+        assert_eq!(step(Step::Retire), Vec::<String>::new());
+        assert_eq!(pki.authorities(), std::slice::from_ref(&new_ca));
+        assert_eq!(reach(std::slice::from_ref(&new_ca), Some(&new_admin)), name);
+        assert!(reach(std::slice::from_ref(&new_ca), Some(&old_admin)).is_err());
+        assert!(reach(std::slice::from_ref(&old_ca), Some(&new_admin)).is_err());
+        assert!(to_node(&new_node, &deaf).is_err() && to_node(&old_node, &deaf).is_err());
+        assert!(front.verify(&old_front.chain()).is_err());
+    }
+
+    fn old_pem(certificate: &CertificateDer<'_>) -> String {
+        crate::request::certificate_pem(certificate)
     }
 
     #[test]
@@ -433,7 +599,7 @@ mod tests {
         assert_eq!(subject.organizations, ["system:nodes"]);
         let serving = pki.node_serving("n1", &["192.0.2.1".parse().unwrap()]).unwrap();
         let server = strict_server_config(&serving, &verifier).unwrap();
-        let client = client_config(pki.ca(), Some(pki.kubelet_client()), &[]).unwrap();
+        let client = client_config(pki.ca(), Some(&pki.kubelet_client()), &[]).unwrap();
         assert!(handshake(client, server).is_ok());
         let both = LeafSpec {
             usage: crate::Usage::Both,

@@ -17,8 +17,11 @@ use rcgen::PublicKeyData;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use x509_parser::prelude::FromDer;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::cert::unix_now;
+use crate::present::Present;
 
 /// How far the clock of another machine may be off.
 const LEEWAY: i64 = 60;
@@ -213,18 +216,90 @@ pub struct TokenKeys {
     also: Vec<String>,
     /// What the API server is called in tokens.
     audiences: Vec<String>,
-    key_id: String,
-    pair: EcdsaKeyPair,
-    public: ParsedPublicKey,
-    public_pem: String,
+    keys: Present<KeySet>,
     random: SystemRandom,
+}
+
+/// What signs, and by what signatures are verified.
+struct KeySet {
+    pair: EcdsaKeyPair,
+    public_pem: String,
+    /// That of `pair` first, then those that have signed before or will sign next.
+    public: Vec<PublicKey>,
+    version: u64,
+}
+
+struct PublicKey {
+    id: String,
+    /// Uncompressed: 4, x, y.
+    point: Vec<u8>,
+    parsed: ParsedPublicKey,
+}
+
+impl PublicKey {
+    /// From a key's DER (SubjectPublicKeyInfo) and its point.
+    fn new(info: &[u8], point: &[u8]) -> Result<Self, String> {
+        Ok(PublicKey {
+            id: URL_SAFE_NO_PAD.encode(Sha256::digest(info)),
+            parsed: ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+                .map_err(|error| format!("not an ECDSA P-256 key: {error}"))?,
+            point: point.to_vec(),
+        })
+    }
+
+    /// From the PEM of a public or a private key.
+    fn of_pem(pem: &str) -> Result<Self, String> {
+        if pem.contains("PRIVATE KEY") {
+            return pair(pem).map(|(_, _, public)| public);
+        }
+        let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|error| error.to_string())?;
+        let (_, info) = SubjectPublicKeyInfo::from_der(&block.contents).map_err(|error| error.to_string())?;
+        PublicKey::new(&block.contents, &info.subject_public_key.data)
+    }
+}
+
+/// Both halves of a PKCS#8 PEM, and the public one as PEM.
+fn pair(pem: &str) -> Result<(EcdsaKeyPair, String, PublicKey), String> {
+    let key = rcgen::KeyPair::from_pem(pem).map_err(|error| error.to_string())?;
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.serialized_der())
+        .map_err(|error| format!("not an ECDSA P-256 key: {error}"))?;
+    let public = PublicKey::new(&key.subject_public_key_info(), pair.public_key().as_ref())?;
+    Ok((pair, key.public_key_pem(), public))
+}
+
+impl KeySet {
+    fn new(signing: &str, others: &[String], version: u64) -> Result<Self, String> {
+        let (pair, public_pem, first) = pair(signing)?;
+        let mut public = vec![first];
+        for other in others {
+            public.push(PublicKey::of_pem(other)?);
+        }
+        Ok(KeySet {
+            pair,
+            public_pem,
+            public,
+            version,
+        })
+    }
+}
+
+/// Which key a token says it is signed by. Says nothing about whether it is.
+pub fn key_id(token: &str) -> Option<String> {
+    let header = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
+    let header: Header = serde_json::from_slice(&header).ok()?;
+    Some(header.kid)
+}
+
+/// The public half of a private key, as PEM.
+pub fn public_pem(pem: &str) -> Result<String, String> {
+    pair(pem).map(|(_, public, _)| public)
 }
 
 impl std::fmt::Debug for TokenKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TokenKeys")
             .field("issuer", &self.issuer)
-            .field("key_id", &self.key_id)
+            .field("key_id", &self.key_id())
             .finish_non_exhaustive()
     }
 }
@@ -232,21 +307,24 @@ impl std::fmt::Debug for TokenKeys {
 impl TokenKeys {
     /// From a PKCS#8 PEM of an ECDSA P-256 key.
     pub fn from_pem(pem: &str, issuer: &str) -> Result<Self, String> {
-        let key = rcgen::KeyPair::from_pem(pem).map_err(|error| error.to_string())?;
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.serialized_der())
-            .map_err(|error| format!("not an ECDSA P-256 key: {error}"))?;
-        let public = ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, pair.public_key().as_ref())
-            .map_err(|error| error.to_string())?;
         Ok(TokenKeys {
             issuer: issuer.into(),
             also: Vec::new(),
             audiences: vec![issuer.into()],
-            key_id: URL_SAFE_NO_PAD.encode(Sha256::digest(key.subject_public_key_info())),
-            pair,
-            public,
-            public_pem: key.public_key_pem(),
+            keys: Present::new(KeySet::new(pem, &[], 0)?),
             random: SystemRandom::new(),
         })
+    }
+
+    /// Signs with `signing` from now on, and believes also what `others` (PEM, public or private) have signed.
+    pub fn replace(&self, signing: &str, others: &[String]) -> Result<(), String> {
+        self.keys.set(KeySet::new(signing, others, self.version() + 1)?);
+        Ok(())
+    }
+
+    /// Another number when there are other keys: what was verified before must be verified again.
+    pub fn version(&self) -> u64 {
+        self.keys.get().version
     }
 
     /// With a key nobody else has: for tests and throw-away control planes.
@@ -289,12 +367,18 @@ impl TokenKeys {
     pub fn audiences(&self) -> &[String] {
         &self.audiences
     }
-    pub fn key_id(&self) -> &str {
-        &self.key_id
+    /// Of the key that signs.
+    pub fn key_id(&self) -> String {
+        self.keys
+            .get()
+            .public
+            .first()
+            .map(|key| key.id.clone())
+            .unwrap_or_default()
     }
-    /// What others need to verify our tokens, as PEM.
-    pub fn public_key_pem(&self) -> &str {
-        &self.public_pem
+    /// What others need to verify the tokens signed now, as PEM.
+    pub fn public_key_pem(&self) -> String {
+        self.keys.get().public_pem.clone()
     }
 
     /// Signs a token that ends.
@@ -362,11 +446,12 @@ impl TokenKeys {
     }
 
     fn sign(&self, claims: &Value) -> Result<String, TokenError> {
-        let header = json!({"alg": "ES256", "kid": self.key_id});
+        let keys = self.keys.get();
+        let header = json!({"alg": "ES256", "kid": keys.public.first().map(|key| key.id.as_str())});
         let mut token = URL_SAFE_NO_PAD.encode(header.to_string());
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(claims.to_string(), &mut token);
-        let signature = self
+        let signature = keys
             .pair
             .sign(&self.random, token.as_bytes())
             .map_err(|_| TokenError::Signature)?;
@@ -474,41 +559,54 @@ impl TokenKeys {
             return Err(TokenError::NotOurs);
         }
         let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::NotOurs)?;
-        if !header.kid.is_empty() && header.kid != self.key_id {
+        let keys = self.keys.get();
+        let named = |key: &&PublicKey| header.kid.is_empty() || header.kid == key.id;
+        let mut candidates = keys.public.iter().filter(named).peekable();
+        if candidates.peek().is_none() {
             return Err(TokenError::UnknownKey);
         }
         // The algorithm is ours to choose, not the token's.
         if header.alg != "ES256" {
             return Err(TokenError::Signature);
         }
-        self.public
-            .verify_sig(signed.as_bytes(), &decode(signature)?)
-            .map_err(|_| TokenError::Signature)?;
+        let signature = decode(signature)?;
+        if !candidates.any(|key| key.parsed.verify_sig(signed.as_bytes(), &signature).is_ok()) {
+            return Err(TokenError::Signature);
+        }
         let claims: RawClaims =
             serde_json::from_slice(&payload).map_err(|error| TokenError::Malformed(error.to_string()))?;
         Ok(claims)
     }
 
-    /// `/openid/v1/jwks`.
+    /// `/openid/v1/jwks`: every key by which tokens are verified.
     pub fn jwks(&self) -> Value {
-        // An uncompressed point: 4, x, y.
-        let point = self.pair.public_key().as_ref();
-        let half = |range: std::ops::Range<usize>| URL_SAFE_NO_PAD.encode(point.get(range).unwrap_or_default());
-        json!({"keys": [{
-            "use": "sig", "kty": "EC", "kid": self.key_id, "crv": "P-256", "alg": "ES256",
-            "x": half(1..33), "y": half(33..65),
-        }]})
+        let keys = self.keys.get();
+        let all = keys.public.iter().map(|key| {
+            let half = |range: std::ops::Range<usize>| URL_SAFE_NO_PAD.encode(key.point.get(range).unwrap_or_default());
+            json!({
+                "use": "sig", "kty": "EC", "kid": key.id, "crv": "P-256", "alg": "ES256",
+                "x": half(1..33), "y": half(33..65),
+            })
+        });
+        json!({"keys": all.collect::<Vec<_>>()})
     }
 
-    /// `/.well-known/openid-configuration`; `address` is where others reach the API server (`host:port`).
-    pub fn openid_configuration(&self, address: &str) -> Value {
-        json!({
+    /// `/.well-known/openid-configuration`; `address` is where others reach the API server (`host:port`), `elsewhere` where the
+    /// keys are published in its place. `None`: the issuer's name is not one that OpenID Connect allows, and nothing is
+    /// published.
+    pub fn openid_configuration(&self, address: &str, elsewhere: Option<&str>) -> Option<Value> {
+        let rest = self.issuer.strip_prefix("https://")?;
+        if rest.is_empty() || rest.contains(['?', '#']) {
+            return None;
+        }
+        let keys = elsewhere.map_or_else(|| format!("https://{address}/openid/v1/jwks"), str::to_owned);
+        Some(json!({
             "issuer": self.issuer,
-            "jwks_uri": format!("https://{address}/openid/v1/jwks"),
+            "jwks_uri": keys,
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["ES256"],
-        })
+        }))
     }
 }
 
@@ -688,6 +786,35 @@ mod tests {
     }
 
     #[test]
+    fn the_key_is_replaced_in_three_steps() {
+        let (old, new) = [(); 2]
+            .map(|()| crate::cert::new_key("test").unwrap().serialize_pem())
+            .into();
+        let keys = TokenKeys::from_pem(&old, ISSUER).unwrap();
+        let issue = || keys.issue(&new_(&[])).unwrap().token;
+        let published = || keys.jwks()["keys"].as_array().unwrap().len();
+        let first = issue();
+        // The next is published before it signs.
+        keys.replace(&old, std::slice::from_ref(&new)).unwrap();
+        assert_eq!((published(), keys.version()), (2, 1));
+        assert!(keys.verify(&first, &[]).is_ok());
+        keys.replace(&new, &[public_pem(&old).unwrap()]).unwrap();
+        let second = issue();
+        assert_ne!(part(&first, 0)["kid"], part(&second, 0)["kid"]);
+        assert_eq!(published(), 2);
+        assert!(keys.verify(&first, &[]).is_ok() && keys.verify(&second, &[]).is_ok());
+        keys.replace(&new, &[]).unwrap();
+        assert_eq!(keys.verify(&first, &[]), Err(TokenError::UnknownKey));
+        assert!(keys.verify(&second, &[]).is_ok());
+        assert!(keys.replace("rubbish", &[]).is_err() && keys.replace(&new, &["x".into()]).is_err());
+        assert!(keys.verify(&second, &[]).is_ok(), "what cannot be used changes nothing");
+    }
+
+    fn new_(audiences: &[&str]) -> NewToken<'static> {
+        new(Bound::default(), audiences)
+    }
+
+    #[test]
     fn the_published_key_is_the_signing_key() {
         let keys = TokenKeys::ephemeral(ISSUER).unwrap();
         let jwks = keys.jwks();
@@ -695,8 +822,20 @@ mod tests {
         assert_eq!(key["kid"], keys.key_id());
         let coordinate = |name: &str| URL_SAFE_NO_PAD.decode(key[name].as_str().unwrap()).unwrap();
         let point = [vec![4], coordinate("x"), coordinate("y")].concat();
-        assert_eq!(point, keys.pair.public_key().as_ref());
-        let config = keys.openid_configuration("192.0.2.1:6443");
+        assert_eq!(point, keys.keys.get().pair.public_key().as_ref());
+        let config = keys.openid_configuration("192.0.2.1:6443", None).unwrap();
         assert_eq!(config["jwks_uri"], "https://192.0.2.1:6443/openid/v1/jwks");
+        for (issuer, published) in [
+            ("https://issuer.example/path", true),
+            ("http://issuer.example", false),
+            ("issuer", false),
+            ("https://issuer.example?x", false),
+            ("https://issuer.example#x", false),
+        ] {
+            let keys = TokenKeys::ephemeral(issuer).unwrap();
+            let config = keys.openid_configuration("a:1", Some("https://keys.example"));
+            let told = published.then(|| json!([issuer, "https://keys.example"]));
+            assert_eq!(config.map(|config| json!([config["issuer"], config["jwks_uri"]])), told);
+        }
     }
 }

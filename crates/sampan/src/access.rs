@@ -126,6 +126,9 @@ pub struct Access {
         value_delimiter = ','
     )]
     pub service_account_issuer: Option<Vec<String>>,
+    /// Where the keys of tokens are published for others, an https URL [default: the API server's /openid/v1/jwks]
+    #[arg(long, env = "SAMPAN_SERVICE_ACCOUNT_JWKS_URI", value_name = "URL")]
+    pub service_account_jwks_uri: Option<String>,
     /// What the API server is called in tokens [default: as their issuers]
     #[arg(long, env = "SAMPAN_API_AUDIENCES", value_name = "NAME,...", value_delimiter = ',')]
     pub api_audiences: Option<Vec<String>>,
@@ -174,6 +177,8 @@ pub struct Settled {
     pub authorization: authorization::Options,
     /// Of service-account tokens. Empty: after the cluster's domain.
     pub issuers: Vec<String>,
+    /// `None`: our own address.
+    pub jwks_uri: Option<String>,
     /// Empty: as the issuers.
     pub audiences: Vec<String>,
 }
@@ -215,6 +220,7 @@ impl Access {
                 .requestheader_extra_headers_prefix
                 .or(file.requestheader_extra_headers_prefix),
             service_account_issuer: self.service_account_issuer.or(file.service_account_issuer),
+            service_account_jwks_uri: self.service_account_jwks_uri.or(file.service_account_jwks_uri),
             api_audiences: self.api_audiences.or(file.api_audiences),
             service_account_extend_token_expiration: self
                 .service_account_extend_token_expiration
@@ -256,6 +262,15 @@ impl Access {
             if issuer.is_empty() || earlier {
                 return Err(invalid("--service-account-issuer", issuer, "name each issuer once"));
             }
+        }
+        if let Some(uri) = &self.service_account_jwks_uri
+            && !uri.starts_with("https://")
+        {
+            return Err(invalid(
+                "--service-account-jwks-uri",
+                uri,
+                "give a URL that begins with https://",
+            ));
         }
         let longest = duration(
             "--service-account-max-token-expiration",
@@ -347,6 +362,7 @@ impl Access {
                 webhook_unauthorized_ttl: unauthorized.unwrap_or(defaults.webhook_unauthorized_ttl),
             },
             issuers,
+            jwks_uri: self.service_account_jwks_uri,
             audiences: self.api_audiences.unwrap_or_default(),
         })
     }
@@ -453,6 +469,13 @@ mod tests {
                     ..Access::default()
                 },
                 "an hour",
+            ),
+            (
+                Access {
+                    service_account_jwks_uri: text("http://k"),
+                    ..Access::default()
+                },
+                "https://",
             ),
             (
                 Access {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sampan_client::leader::{self, Election};
 use sampan_client::{Informers, Recorder, SystemClock};
+use sampan_pki::Present;
 use sampan_tasks::{Drain, OnExit, Tasks};
 
 use crate::{cli, options};
@@ -47,15 +48,17 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
     if let (Some(certificate), Some(key)) = (&command.cluster_signing_cert_file, &command.cluster_signing_key_file) {
         let signer = sampan_pki::request::Signer::from_pem(&text(certificate)?, &text(key)?)?;
         config.signing = Some(sampan_controllers::Signing {
-            signer: Arc::new(signer),
+            signer: Present::new(signer),
             duration: sampan_controllers::Signing::YEAR,
         });
     }
     if let Some(path) = &command.root_ca_file {
-        config.root_ca = Some(text(path)?);
+        config.root_ca = Some(text(path)?.into());
     } else {
         // Without it no namespace gets kube-root-ca.crt and no Pod that asks for a token can start.
-        config.root_ca = sampan_client::authority_of_kubeconfig(&command.alone.kubeconfig).await?;
+        config.root_ca = sampan_client::authority_of_kubeconfig(&command.alone.kubeconfig)
+            .await?
+            .map(Present::from);
     }
     let leading = client.clone();
     let work = move |tasks: Tasks, drain: Drain| {

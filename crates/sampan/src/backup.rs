@@ -121,7 +121,7 @@ fn etcd(etcd: cli::Etcd) -> Result<Option<etcd::Options>> {
     Ok(options::etcd(etcd.etcd_servers, files, etcd.etcd_prefix)?)
 }
 
-async fn refused(response: http::Response<kube::client::Body>) -> Box<dyn std::error::Error> {
+pub async fn refused(response: http::Response<kube::client::Body>) -> Box<dyn std::error::Error> {
     let status = response.status();
     let body = response
         .into_body()

@@ -39,6 +39,8 @@ pub enum Command {
     Agent(Box<Agent>),
     /// Make, list or delete the tokens by which machines join a cluster
     Token(Token),
+    /// List and renew certificates, and replace what issues them
+    Cert(Cert),
     /// Look after container images
     Image(Image),
     /// Apply manifests to a cluster, for machines without kubectl
@@ -234,6 +236,106 @@ pub enum TokenCommand {
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
     },
+}
+
+#[derive(Args)]
+pub struct Cert {
+    /// The data directory of the server, or of an agent
+    #[arg(long, global = true, env = "SAMPAN_DATA_DIR", default_value = crate::options::DEFAULT_DATA_DIR, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// How to reach the running server as an administrator [default: admin.kubeconfig in the data directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: CertCommand,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Subcommand)]
+pub enum CertCommand {
+    /// List every certificate the data directory holds
+    List {
+        #[arg(short, long, default_value = "table", value_name = "FORMAT")]
+        output: Output,
+    },
+    /// List the certificates that expire soon, and fail if there are any
+    #[command(
+        after_help = "A running server renews its certificates when between 70 and 90 % of their lives are over, so \
+        none of a healthy server is found with the default. Authorities live ten years and are replaced with \
+        `sampan cert rotate-ca`.\n\nExit codes: 0 nothing expires within the time, 1 something does or could not be read."
+    )]
+    Check {
+        /// How soon, such as 12h or 30d
+        #[arg(long, default_value = "30d", value_name = "TIME", value_parser = crate::token::duration)]
+        within: std::option::Option<jiff::SignedDuration>,
+        #[arg(short, long, default_value = "table", value_name = "FORMAT")]
+        output: Output,
+    },
+    /// Make certificates anew before their time, such as after a key was seen by somebody
+    #[command(
+        after_help = "A running server uses the new ones at once; connections that are open stay open. admin.kubeconfig is \
+        rewritten when `admin` is renewed. On a stopped server the files are replaced. Joined machines renew their own."
+    )]
+    Renew {
+        /// As `sampan cert list` calls them
+        #[arg(value_name = "NAME", conflicts_with = "all")]
+        names: Vec<String>,
+        /// Every certificate the server uses; authorities stay
+        #[arg(long)]
+        all: bool,
+    },
+    /// Tell how far replacements are, and who is behind
+    Status {
+        #[arg(short, long, default_value = "table", value_name = "FORMAT")]
+        output: Output,
+    },
+    /// Replace the cluster's certificate authority, and the front proxy's, without an outage
+    #[command(
+        after_help = "Three phases, of which this command does two and waits for each to arrive everywhere:\n\n  \
+        1. A next authority is made and trusted beside the one in use: by the server, by its nodes, in admin.kubeconfig,\n     \
+        in the ConfigMap kube-root-ca.crt of every namespace, and by extension API servers.\n  \
+        2. It issues: the server's certificates and those of the nodes are made anew. What knows only the old authority\n     \
+        goes on working, in both directions.\n  \
+        3. `sampan cert rotate-ca --retire`, when you are ready: the old authority is trusted no longer. Refused, with a\n     \
+        list, while a node or a namespace still depends on it.\n\n\
+        Interrupted at any point, by kill -9 too, the cluster works and the same command goes on where it was. On a stopped\n\
+        server the steps are made in its store, and everybody follows when it starts.\n\
+        Tokens of service accounts have nothing to do with it: they stay valid."
+    )]
+    RotateCa(Rotate),
+    /// Replace the key that signs service-account tokens, without making one invalid
+    #[command(
+        after_help = "The next key is published (/openid/v1/jwks) before it signs, and the old one is believed until it is retired \
+        with --retire. That is refused, with a list, while tokens it has signed are in use: those of Pods are renewed within a \
+        day, those in Secrets when their data.token is deleted.\n\n\
+        Others outside of the cluster may keep the published keys for an hour. Where there are such, begin with --only-trust and \
+        go on an hour later."
+    )]
+    RotateServiceAccountKey(Rotate),
+}
+
+#[derive(Args)]
+pub struct Rotate {
+    /// Stop when the next one is trusted everywhere; a later call goes on
+    #[arg(long, conflicts_with_all = ["retire", "cancel"])]
+    pub only_trust: bool,
+    /// Trust the old one no longer: the last step
+    #[arg(long, conflicts_with = "cancel")]
+    pub retire: bool,
+    /// Forget the next one, as long as it has not begun to work
+    #[arg(long)]
+    pub cancel: bool,
+    /// Wait for nobody, and cut off who still depends on the old one
+    #[arg(long)]
+    pub force: bool,
+    /// How long to wait for everybody to follow; 0: for ever
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = crate::token::duration)]
+    pub timeout: std::option::Option<jiff::SignedDuration>,
 }
 
 #[derive(Args)]

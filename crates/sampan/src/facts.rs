@@ -1,19 +1,23 @@
 //! What a joining machine must know of the cluster: the ConfigMap `kube-system/sampan-cluster`.
 //!
-//! A server writes it at every start; nodes may read it (role `sampan:cluster-facts`). Changing it changes nothing by itself.
+//! A server writes it at every start; nodes may read it (role `sampan:cluster-facts`). Joined
+//! machines follow its authorities; changing the rest changes nothing by itself.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use futures::{Stream, StreamExt};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ObjectMeta, PostParams};
+use kube::runtime::watcher::watch_object;
 use sampan_client::{is_already_exists, retry_on_conflict};
 
 use crate::options::Settings;
 
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "sampan-cluster";
+const AUTHORITIES: &str = "ca.crt";
 
 /// The facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,23 +25,28 @@ pub struct Facts {
     pub pod_cidr: Ipv4Net,
     pub service_cidr: Ipv4Net,
     pub cluster_domain: String,
+    /// Whom to believe (PEM), the authority that issues first. Servers before 0.2 do not say.
+    pub authorities: Option<String>,
 }
 
 impl Facts {
-    pub fn of(settings: &Settings) -> Self {
+    pub fn of(settings: &Settings, authorities: String) -> Self {
         Facts {
             pod_cidr: settings.pod_cidr,
             service_cidr: settings.service_cidr,
             cluster_domain: settings.cluster_domain.clone(),
+            authorities: Some(authorities),
         }
     }
 
     fn to_data(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([
+        let mut data = BTreeMap::from([
             ("podCIDR".to_owned(), self.pod_cidr.to_string()),
             ("serviceCIDR".to_owned(), self.service_cidr.to_string()),
             ("clusterDomain".to_owned(), self.cluster_domain.clone()),
-        ])
+        ]);
+        data.extend(self.authorities.clone().map(|bundle| (AUTHORITIES.to_owned(), bundle)));
+        data
     }
 
     fn from_data(data: &BTreeMap<String, String>) -> Result<Self, String> {
@@ -53,6 +62,7 @@ impl Facts {
             pod_cidr: range("podCIDR")?,
             service_cidr: range("serviceCIDR")?,
             cluster_domain: of("clusterDomain")?.clone(),
+            authorities: data.get(AUTHORITIES).cloned(),
         })
     }
 
@@ -83,6 +93,17 @@ impl Facts {
         .await
     }
 
+    /// Tells of the authorities to believe, as they are now and whenever they change.
+    pub fn authorities(client: kube::Client) -> impl Stream<Item = Result<String, String>> + Send {
+        let maps: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
+        watch_object(maps, NAME).filter_map(|found| async move {
+            match found {
+                Ok(map) => map?.data?.remove(AUTHORITIES).map(Ok),
+                Err(error) => Some(Err(error.to_string())),
+            }
+        })
+    }
+
     /// Reads them.
     pub async fn read(client: kube::Client) -> Result<Self, String> {
         let maps: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
@@ -101,6 +122,7 @@ mod tests {
             pod_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
             cluster_domain: "cluster.local".into(),
+            authorities: Some("PEM".into()),
         };
         let mut data = facts.to_data();
         assert_eq!(Facts::from_data(&data), Ok(facts));

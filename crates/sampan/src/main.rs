@@ -5,9 +5,11 @@ mod agent;
 mod alone;
 mod apply;
 mod backup;
+mod cert;
 mod cli;
 mod facts;
 mod image;
+mod keyring;
 mod machine;
 mod options;
 mod print;
@@ -48,8 +50,8 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let outcome = runtime.block_on(async {
-        match cli.command {
+    runtime.block_on(async {
+        let outcome: Result<(), Box<dyn std::error::Error>> = match cli.command {
             Command::Image(command) => image::run(command).await,
             Command::Apply(command) => apply::run(command).await,
             Command::Backup(command) => backup::backup(command).await,
@@ -58,14 +60,19 @@ fn main() -> ExitCode {
             Command::Server(command) => serve(*command).await,
             Command::Agent(command) => agent::run(*command).await,
             Command::Token(command) => token::run(command).await,
+            Command::Cert(command) => match cert::run(command).await {
+                Ok(true) => Ok(()),
+                Ok(false) => return ExitCode::FAILURE,
+                Err(error) => Err(error),
+            },
             Command::Scheduler(command) => alone::scheduler(command).await,
             Command::Controllers(command) => alone::controllers(command).await,
+        };
+        match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&*error),
         }
-    });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&*error),
-    }
+    })
 }
 
 async fn serve(command: cli::Server) -> Result<(), Box<dyn std::error::Error>> {

@@ -35,7 +35,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, remote: &Remote, incoming: Incomin
     }
     let peer = match remote.peer() {
         Ok(peer) => peer,
-        Err(why) => return Ok(failure(500, why)),
+        Err(why) => return Ok(failure(500, &why)),
     };
     let Incoming {
         mut parts,
@@ -48,7 +48,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, remote: &Remote, incoming: Incomin
         .uri
         .path_and_query()
         .map_or_else(|| info.path.clone(), |path| path.as_str().to_owned());
-    let own = own_headers(&parts, &user, peer)?;
+    let own = own_headers(&parts, &user, &peer)?;
     identity::strip(&mut parts.headers);
     if let Some(Client(client)) = parts.extensions.get::<Client>() {
         append_forwarded_for(&mut parts.headers, *client);
@@ -58,7 +58,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, remote: &Remote, incoming: Incomin
     }
     if sampan_streams::is_upgrade(&parts.headers) {
         let mut request = Request::from_parts(parts, body);
-        return Ok(upgrade(plane, peer, &mut request, &path, own).await);
+        return Ok(upgrade(plane, &peer, &mut request, &path, own).await);
     }
     remove_hop_by_hop(&mut parts.headers);
     parts.headers.remove(http::header::EXPECT);
@@ -68,7 +68,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, remote: &Remote, incoming: Incomin
         .map_err(|error: http::uri::InvalidUri| refuse(Status::bad_request(error.to_string())))?;
     parts.version = http::Version::HTTP_11;
     parts.extensions = http::Extensions::new();
-    let sending = send(peer, Request::from_parts(parts, body));
+    let sending = send(&peer, Request::from_parts(parts, body));
     let answer = if info.is_resource {
         sending.await
     } else {
@@ -77,7 +77,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, remote: &Remote, incoming: Incomin
             .unwrap_or(Err(Error::Deadline))
     };
     match answer {
-        Ok(response) => Ok(kept_here(verbatim(response), peer)),
+        Ok(response) => Ok(kept_here(verbatim(response), &peer)),
         Err(error @ (Error::NoService(_) | Error::NoPort { .. } | Error::NoEndpoints(_))) => {
             tracing::debug!(name = remote.name(), %error, "an extension server cannot be found");
             Ok(failure(503, "service unavailable"))

@@ -15,6 +15,7 @@ use http::header::{ACCEPT, ETAG, HeaderValue, IF_NONE_MATCH};
 use http::{HeaderMap, Method, StatusCode};
 use sampan_api::{Object, meta};
 use sampan_auth::UserInfo;
+use sampan_pki::{Identity, Pki};
 use sampan_tasks::{Drain, OnExit};
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
@@ -24,7 +25,7 @@ use super::openapi::Converted;
 use super::priority::Priority;
 use super::{discovery, identity, openapi, text};
 use crate::control_plane::ControlPlane;
-use crate::outbound::{Answer, Exchange, Peer, Place, Spec, Trust};
+use crate::outbound::{Answer, Exchange, Outbound, Peer, Place, Spec, Trust};
 use crate::sync::{lock, read, write};
 
 /// When all is well, and at most when it is not.
@@ -65,8 +66,11 @@ pub struct Remote {
     port: u16,
     trust: Trust,
     priority: Priority,
-    /// Or why nobody can be called.
-    peer: Result<Arc<Peer>, String>,
+    /// By the certificate the front proxy had when it was made. Or why nobody can be called.
+    peer: Mutex<(Identity, Result<Arc<Peer>, String>)>,
+    outbound: Outbound,
+    pki: Arc<Pki>,
+    place: Place,
     available: AtomicBool,
     documents: RwLock<Documents>,
     /// What its status should say.
@@ -91,11 +95,8 @@ impl Remote {
             name: text(service, "/name").to_owned(),
             port: u16::try_from(port).unwrap_or_default(),
         };
-        let peer = plane.outbound.peer(&Spec {
-            place,
-            trust: trust.clone(),
-            identity: Some(plane.config.pki.front_proxy_client().clone()),
-        });
+        let identity = plane.config.pki.front_proxy_client();
+        let peer = connect(&plane.outbound, &place, &trust, &identity);
         Some(Remote {
             name: meta::name(object).to_owned(),
             group: text(object, "/spec/group").to_owned(),
@@ -108,7 +109,10 @@ impl Remote {
                 group: number("/spec/groupPriorityMinimum"),
                 version: number("/spec/versionPriority"),
             },
-            peer: peer.map_err(|error| error.to_string()),
+            peer: Mutex::new((identity, peer)),
+            outbound: plane.outbound.clone(),
+            pki: plane.config.pki.clone(),
+            place,
             available: AtomicBool::new(false),
             documents: RwLock::default(),
             told: Mutex::default(),
@@ -126,8 +130,15 @@ impl Remote {
     pub(super) fn service(&self) -> (String, String) {
         (self.namespace.clone(), self.service.clone())
     }
-    pub(super) fn peer(&self) -> &Result<Arc<Peer>, String> {
-        &self.peer
+    /// Who is called, with the certificate the front proxy has now: what was connected with an older one is left to end.
+    pub(super) fn peer(&self) -> Result<Arc<Peer>, String> {
+        let identity = self.pki.front_proxy_client();
+        let mut known = lock(&self.peer);
+        if !known.0.is_same(&identity) {
+            let peer = connect(&self.outbound, &self.place, &self.trust, &identity);
+            *known = (identity, peer);
+        }
+        known.1.clone()
     }
     /// Whether requests go there, as its status says.
     pub fn is_available(&self) -> bool {
@@ -336,7 +347,7 @@ impl Remote {
     /// Asks for what every server of the group version must serve.
     async fn probe(&self) -> Result<Answer, String> {
         let path = self.root();
-        let peer = self.peer.as_ref().map_err(Clone::clone)?;
+        let peer = self.peer()?;
         let url = peer.url(&path);
         let missing = |why: String| format!("failing or missing response from {url}: {why}");
         let answer = self
@@ -350,7 +361,7 @@ impl Remote {
     }
 
     async fn ask(&self, path: &str, user: &UserInfo, headers: HeaderMap, limit: usize) -> Result<Answer, String> {
-        let peer = self.peer.as_ref().map_err(Clone::clone)?;
+        let peer = self.peer()?;
         let mut all = identity::headers(user).map_err(|error| error.to_string())?;
         all.extend(headers);
         let exchange = Exchange {
@@ -456,6 +467,15 @@ impl Remote {
         let resources = discovery::of_plain(&plain.body, &self.group, &self.version)?;
         Ok((Arc::new(resources), None))
     }
+}
+
+fn connect(outbound: &Outbound, place: &Place, trust: &Trust, identity: &Identity) -> Result<Arc<Peer>, String> {
+    let spec = Spec {
+        place: place.clone(),
+        trust: trust.clone(),
+        identity: Some(identity.clone()),
+    };
+    outbound.peer(&spec).map_err(|error| error.to_string())
 }
 
 /// As whom the server itself looks: always with enough rights.

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sampan_auth::{Anonymous, Authenticator, token_file};
-use sampan_pki::tls::ClientVerifier;
 use sampan_tasks::Tasks;
 
 use crate::admission::Reader;
@@ -142,7 +141,7 @@ pub fn setup(config: &Config, reader: &Reader, outbound: &Outbound, tasks: &Task
         reader: reader.clone(),
         tracker: tracker.clone(),
     };
-    let verifier = ClientVerifier::new(pki.ca())?;
+    let verifier = pki.verifier();
     let tokens = pki.tokens();
     let mut authenticator = Authenticator::new(Some(verifier), tokens.clone(), Arc::new(objects)).with_front_proxy(
         options

@@ -28,8 +28,17 @@ impl RequestHeader {
     /// Certificates of the front proxy's authority: that of the options, else the cluster's own.
     pub fn authority(&self, pki: &Pki) -> Result<Vec<u8>, String> {
         match &self.client_ca_file {
-            None => Ok(pki.front_proxy_ca_pem().as_bytes().to_vec()),
+            None => Ok(pki.front_proxy_ca_pem().into_bytes()),
             Some(path) => std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display())),
+        }
+    }
+
+    /// Which of its authority's clients are the front proxy. None: all.
+    pub fn names(&self) -> Vec<String> {
+        match (&self.allowed_names, &self.client_ca_file) {
+            (Some(names), _) => names.clone(),
+            (None, None) => vec![OWN.to_owned()],
+            (None, Some(_)) => Vec::new(),
         }
     }
 
@@ -53,15 +62,17 @@ impl RequestHeader {
                 }
             },
         };
-        let verifier = ClientVerifier::of_bundle(&self.authority(pki)?).map_err(|error| error.to_string())?;
+        let verifier = match &self.client_ca_file {
+            // That one follows what becomes of the authority.
+            None => pki.front_proxy_verifier(),
+            Some(_) => ClientVerifier::of_bundle(&self.authority(pki)?).map_err(|error| error.to_string())?,
+        };
         let names = match (&self.allowed_names, &self.client_ca_file) {
-            (Some(names), _) => names.clone(),
-            (None, None) => vec![OWN.to_owned()],
             // Whoever shares an authority with ordinary clients has to say which of them is the proxy.
             (None, Some(_)) if verifier_overlaps(&self.authority(pki)?, pki) => {
                 return Err("--requestheader-client-ca-file and --client-ca-file contain overlapping certificates; --requestheader-allowed-names must be specified to ensure regular client certificates cannot set authenticating proxy headers for arbitrary users".into());
             }
-            (None, Some(_)) => Vec::new(),
+            _ => self.names(),
         };
         Ok(Some(FrontProxy {
             verifier,
@@ -82,5 +93,5 @@ fn verifier_overlaps(bundle: &[u8], pki: &Pki) -> bool {
     use rustls_pki_types::pem::PemObject;
     CertificateDer::pem_slice_iter(bundle)
         .flatten()
-        .any(|one| one == *pki.ca())
+        .any(|one| pki.authorities().contains(&one))
 }

@@ -18,23 +18,33 @@ pub fn fixed(plane: &ControlPlane) -> Vec<Object> {
     let mut objects = priority_classes();
     objects.extend(flow_control());
     objects.push(json!({
-        "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
-        "data": {
-            "client-ca-file": plane.config.pki.ca_pem(),
-            "requestheader-allowed-names": "[\"front-proxy-client\"]",
-            "requestheader-client-ca-file": plane.config.pki.front_proxy_ca_pem(),
-            "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
-            "requestheader-group-headers": "[\"X-Remote-Group\"]",
-            "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
-            "requestheader-username-headers": "[\"X-Remote-User\"]",
-        },
-    }));
-    objects.push(json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": [plane.config.service_range.to_string()]},
     }));
     objects
+}
+
+/// Whom extension servers are to believe: kept as it must be.
+pub fn authorities(plane: &ControlPlane) -> Result<Object, String> {
+    let (options, pki) = (&plane.config.authentication.request_header, &plane.config.pki);
+    let bundle = String::from_utf8(options.authority(pki)?).map_err(|error| error.to_string())?;
+    let list = |own: &Option<Vec<String>>, default: &str| match own {
+        Some(own) => json!(own).to_string(),
+        None => json!([default]).to_string(),
+    };
+    Ok(json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {
+            "client-ca-file": pki.ca_pem(),
+            "requestheader-allowed-names": json!(options.names()).to_string(),
+            "requestheader-client-ca-file": bundle,
+            "requestheader-extra-headers-prefix": list(&options.extra_headers_prefix, "X-Remote-Extra-"),
+            "requestheader-group-headers": list(&options.group_headers, "X-Remote-Group"),
+            "requestheader-uid-headers": list(&options.uid_headers, "X-Remote-Uid"),
+            "requestheader-username-headers": list(&options.username_headers, "X-Remote-User"),
+        },
+    }))
 }
 
 /// The Service `default/kubernetes`: kept as it must be.

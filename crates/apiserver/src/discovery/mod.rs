@@ -48,7 +48,7 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
         return Err(refuse(status));
     }
     let document = match segments.as_slice() {
-        [] | [""] => paths(&view),
+        [] | [""] => paths(&view, issuer(plane).is_some()),
         ["version"] => version(&plane.config.version),
         ["api"] | ["apis"] => {
             let core = segments == ["api"];
@@ -83,16 +83,11 @@ pub async fn serve(plane: &Arc<ControlPlane>, incoming: &Asked<'_>) -> Result<Re
         }
         ["openapi", ..] => return crate::openapi::serve(&plane.config.version, &view, &segments, incoming),
         [".well-known", "openid-configuration"] => {
-            let address = plane.config.advertise.to_string();
-            let document = plane.config.pki.tokens().openid_configuration(&address);
-            return Ok(response(200, "application/json", document.to_string()));
+            return published(issuer(plane), "application/json");
         }
         ["openid", "v1", "jwks"] => {
-            return Ok(response(
-                200,
-                "application/jwk-set+json",
-                plane.config.pki.tokens().jwks().to_string(),
-            ));
+            let keys = issuer(plane).map(|_| plane.config.pki.tokens().jwks());
+            return published(keys, "application/jwk-set+json");
         }
         _ => return Err(refuse(Status::no_such_path())),
     };
@@ -130,8 +125,25 @@ fn version(git_version: &str) -> Value {
     })
 }
 
+/// What OpenID Connect calls the metadata of who issues tokens; `None` where it is not published.
+fn issuer(plane: &ControlPlane) -> Option<Value> {
+    let pki = &plane.config.pki;
+    let address = plane.config.advertise.to_string();
+    pki.tokens()
+        .openid_configuration(&address, pki.params().jwks_uri.as_deref())
+}
+
+/// A document about the issuer, which others may keep for an hour.
+fn published(document: Option<Value>, content_type: &'static str) -> Result<Response<Body>, Refusal> {
+    let document = document.ok_or_else(|| refuse(Status::no_such_path()))?;
+    let mut answer = response(200, content_type, document.to_string());
+    let kept = http::HeaderValue::from_static("public, max-age=3600");
+    answer.headers_mut().insert(http::header::CACHE_CONTROL, kept);
+    Ok(answer)
+}
+
 /// The list of paths at `/`.
-fn paths(view: &View<'_>) -> Value {
+fn paths(view: &View<'_>, with_issuer: bool) -> Value {
     let mut paths: Vec<String> = [
         "/.well-known/openid-configuration",
         "/api",
@@ -152,6 +164,9 @@ fn paths(view: &View<'_>) -> Value {
     ]
     .map(str::to_owned)
     .into();
+    if !with_issuer {
+        paths.retain(|path| !path.starts_with("/.well-known/") && !path.starts_with("/openid/"));
+    }
     for group in view.groups().iter().filter(|group| !group.name.is_empty()) {
         paths.push(format!("/apis/{}", group.name));
         for version in &group.versions {

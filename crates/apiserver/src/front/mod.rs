@@ -22,6 +22,7 @@ use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use sampan_api::status::Status;
 use sampan_auth::Connection;
+use sampan_pki::Present;
 use sampan_tasks::{Drain, OnExit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -62,9 +63,9 @@ pub struct Peer(pub SocketAddr);
 #[derive(Clone, Debug)]
 pub struct AuditId(pub HeaderValue);
 
-/// Serves the control plane until `drain`, then lets what is under way finish.
-pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, plane: Arc<ControlPlane>, drain: Drain) {
-    let acceptor = TlsAcceptor::from(tls);
+/// Serves the control plane until `drain`, then lets what is under way finish. Each connection gets the configuration
+/// of its beginning (see [`ControlPlane::serving_tls`]).
+pub async fn serve(listener: TcpListener, tls: Present<ServerConfig>, plane: Arc<ControlPlane>, drain: Drain) {
     let seats = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Some(Ok(seat)) = drain.until(seats.clone().acquire_owned()).await else {
@@ -80,7 +81,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, plane: Arc<Con
                 continue;
             }
         };
-        let (acceptor, plane, drain) = (acceptor.clone(), plane.clone(), drain.clone());
+        let acceptor = TlsAcceptor::from(tls.get());
+        let (plane, drain) = (plane.clone(), drain.clone());
         plane.tasks.clone().spawn("connection", OnExit::Expected, async move {
             let _seat = seat;
             if let Err(error) = connection(stream, peer, acceptor, plane, drain).await {
@@ -108,8 +110,9 @@ async fn connection(
     // A connection whose certificate is not believed may still carry requests with a token.
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let user = Arc::new(plane.authenticator.connection(certificates));
-    if let Err(error) = &user.user
-        && !user.is_front_proxy
+    let standing = plane.authenticator.standing(&user);
+    if let Err(error) = &standing.user
+        && !standing.is_front_proxy
     {
         tracing::debug!(%peer, %error, "client certificate");
     }
@@ -231,7 +234,7 @@ async fn answer(
                     request.extensions_mut().insert(AuditId(audit_id.clone()));
                 }
                 let (parts, _body) = request.into_parts();
-                let certificate = !matches!(connection.user, Ok(None));
+                let certificate = !matches!(plane.authenticator.standing(connection).user, Ok(None));
                 audit.unauthenticated(&parts, certificate, &refused).await;
             }
             refusal(&refused, Encoding::Json)

@@ -12,12 +12,11 @@ use std::time::Duration;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use sampan_api::Object;
 use sampan_api::status::Status;
 use sampan_pki::Pki;
-use sampan_pki::tls::{self, TlsError};
+use sampan_pki::tls::TlsError;
 use sampan_tasks::{OnExit, Tasks};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -113,15 +112,14 @@ impl Failure {
 
 /// Opens connections to backends.
 pub struct Backends {
-    node: TlsConnector,
+    pki: Arc<Pki>,
     anyone: TlsConnector,
 }
 
 impl Backends {
-    pub fn new(pki: &Pki) -> Result<Self, TlsError> {
-        let node: Arc<ClientConfig> = tls::client_config(pki.ca(), Some(pki.kubelet_client()), &["http/1.1"])?;
+    pub fn new(pki: Arc<Pki>) -> Result<Self, TlsError> {
         Ok(Backends {
-            node: TlsConnector::from(node),
+            pki,
             anyone: TlsConnector::from(outbound::unverified().map_err(|error| TlsError::Authority(error.to_string()))?),
         })
     }
@@ -137,8 +135,8 @@ impl Backends {
                 .map_err(|error| Failure::Dial(dial_words(&address, &error)))?;
             let tls = match target.tls {
                 Trust::Plain => return Ok(Box::new(stream) as Box<dyn Io>),
-                Trust::Node => &self.node,
-                Trust::Anyone => &self.anyone,
+                Trust::Node => TlsConnector::from(self.pki.node_client_config()),
+                Trust::Anyone => self.anyone.clone(),
             };
             let name = ServerName::try_from(target.host.clone()).map_err(|error| Failure::Dial(error.to_string()))?;
             let stream = tls

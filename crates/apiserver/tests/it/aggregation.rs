@@ -171,7 +171,7 @@ async fn register(api: &Api, group: &str, address: SocketAddr) {
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "ext"},
         "spec": {"type": "ExternalName", "externalName": "localhost"}});
     api.post("/api/v1/namespaces/default/services", service).await;
-    let bundle = base64(api.server.pki.ca_pem());
+    let bundle = base64(&api.server.pki.ca_pem());
     let registration = json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
         "metadata": {"name": format!("v1.{group}")}, "spec": {
             "group": group, "version": "v1", "groupPriorityMinimum": 2000, "versionPriority": 10, "caBundle": bundle,

@@ -378,7 +378,7 @@ async fn hook(dir: &Path, failures: usize, pause: Duration) -> Hook {
     let kubeconfig = Kubeconfig {
         cluster: "hook",
         server: &server.url("/events"),
-        ca_pem: pki.ca_pem(),
+        ca_pem: &pki.ca_pem(),
         user: "auditor",
         credential: UserCredential::Token("opens".into()),
     };

@@ -285,7 +285,7 @@ async fn outside_issuers() {
 async fn the_older_options_of_one_issuer() {
     let outside = Outside::start().await;
     let dir = tempfile::tempdir().unwrap();
-    let ca_file = Some(write(dir.path(), "ca.pem", outside.pki.ca_pem()));
+    let ca_file = Some(write(dir.path(), "ca.pem", &outside.pki.ca_pem()));
     let oidc = Oidc {
         issuer_url: outside.url(),
         client_id: "cluster".into(),
@@ -462,7 +462,7 @@ async fn the_front_proxy_speaks_for_others_and_nobody_else_does() {
         ("x-remote-group", "devs"),
         ("x-remote-extra-acme.com%2fkey", "v"),
     ];
-    let (code, body) = ask(server, Some(server.pki.front_proxy_client()), WHO, &headers).await;
+    let (code, body) = ask(server, Some(&server.pki.front_proxy_client()), WHO, &headers).await;
     assert_eq!(code, 201, "{body}");
     let user = &body["status"]["userInfo"];
     assert_eq!(
@@ -471,7 +471,7 @@ async fn the_front_proxy_speaks_for_others_and_nobody_else_does() {
     );
     // Without a name it speaks for nobody.
     assert_eq!(
-        ask(server, Some(server.pki.front_proxy_client()), WHO, &[]).await.0,
+        ask(server, Some(&server.pki.front_proxy_client()), WHO, &[]).await.0,
         401
     );
     assert_eq!(ask(server, None, WHO, &headers).await.0, 401);

@@ -6,6 +6,7 @@ mod common;
 mod attacks;
 mod authentication;
 mod authorization;
+mod certificates;
 mod every_endpoint;
 mod once;
 mod restricted;

@@ -361,7 +361,7 @@ pub(super) const OWN_ROLES: &[RoleRow] = &[
     role_in(
         "kube-system",
         "sampan:cluster-facts",
-        &[named("get", "core", "configmaps", "sampan-cluster")],
+        &[named("get list watch", "core", "configmaps", "sampan-cluster")],
     ),
     // Where the cluster's name servers are.
     role_in(

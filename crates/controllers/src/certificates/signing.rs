@@ -11,6 +11,7 @@ use k8s_openapi::api::certificates::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, PostParams};
+use sampan_pki::Present;
 use sampan_pki::request::{Request, Signer};
 
 use super::{certificate, condition, is_approved, rules, synced, unless_changed, usages, watch};
@@ -22,7 +23,7 @@ const LEAST: Duration = Duration::from_secs(600);
 /// With what, and for how long at most, certificates are signed.
 #[derive(Clone, Debug)]
 pub struct Signing {
-    pub signer: Arc<Signer>,
+    pub signer: Present<Signer>,
     /// The life of a certificate that asks for none, and the longest.
     pub duration: Duration,
 }
@@ -85,7 +86,7 @@ async fn sync(context: &Context, signing: &Signing, csr: &Csr) -> Result<(), Syn
     match checked {
         Ok(()) => {
             let lifetime = lifetime(csr.spec.expiration_seconds, signing.duration);
-            let signed = signing.signer.sign(&request, usages(csr), lifetime, now);
+            let signed = signing.signer.get().sign(&request, usages(csr), lifetime, now);
             let signed = signed.map_err(|error| SyncError::other(format!("error auto signing csr: {error}")))?;
             status.certificate = Some(ByteString(signed.into_bytes()));
         }

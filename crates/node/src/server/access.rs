@@ -59,8 +59,11 @@ impl Access {
     }
 
     /// Whom the certificates of a connection name, if they are to be believed.
-    pub fn by_certificate(&self, chain: Option<&[CertificateDer<'_>]>) -> Option<User> {
-        let subject = match self.verifier.verify(chain?) {
+    pub fn by_certificate(&self, chain: &[CertificateDer<'_>]) -> Option<User> {
+        if chain.is_empty() {
+            return None;
+        }
+        let subject = match self.verifier.verify(chain) {
             Ok(subject) => subject,
             Err(error) => {
                 tracing::debug!(error, "a client's certificate is not to be believed");

@@ -20,6 +20,9 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use sampan_pki::Present;
 use sampan_tasks::{OnExit, Tasks};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -140,12 +143,11 @@ impl Server {
             manager,
             tasks: tasks.clone(),
         });
-        let acceptor = TlsAcceptor::from(tls.config);
-        tasks.spawn_until_drain("node server", OnExit::Critical, server.listen(listener, acceptor));
+        tasks.spawn_until_drain("node server", OnExit::Critical, server.listen(listener, tls.config));
         Ok(address)
     }
 
-    async fn listen(self: Arc<Self>, listener: TcpListener, acceptor: TlsAcceptor) {
+    async fn listen(self: Arc<Self>, listener: TcpListener, tls: Present<ServerConfig>) {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
@@ -158,7 +160,7 @@ impl Server {
                         tracing::debug!(%error, "a connection to the node's server is already gone");
                         continue;
                     }
-                    let (server, acceptor) = (Arc::clone(&self), acceptor.clone());
+                    let (server, acceptor) = (Arc::clone(&self), TlsAcceptor::from(tls.get()));
                     self.tasks
                         .spawn_until_drain("node server connection", OnExit::Expected, async move {
                             server.connection(stream, acceptor).await
@@ -181,11 +183,15 @@ impl Server {
                 return;
             }
         };
-        let certified = self.access.by_certificate(stream.get_ref().1.peer_certificates());
-        let certified = certified.map(Arc::new);
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let chain: Arc<[CertificateDer<'static>]> = chain.iter().map(|der| der.clone().into_owned()).collect();
         let service = hyper::service::service_fn(move |request| {
-            let (server, certified) = (Arc::clone(&self), certified.clone());
-            async move { Ok::<_, Infallible>(server.answer(request, certified).await) }
+            let (server, chain) = (Arc::clone(&self), chain.clone());
+            async move {
+                // At every request: a connection may outlive its certificate, and who is believed may change.
+                let certified = server.access.by_certificate(&chain);
+                Ok::<_, Infallible>(server.answer(request, certified).await)
+            }
         });
         let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -194,8 +200,8 @@ impl Server {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, certified: Option<Arc<User>>) -> Response<Body> {
-        let outcome = match self.access.check(&request, certified.as_deref()).await {
+    async fn answer(&self, request: Request<Incoming>, certified: Option<User>) -> Response<Body> {
+        let outcome = match self.access.check(&request, certified.as_ref()).await {
             Ok(()) => self.route(request).await,
             Err(refusal) => Err(refusal),
         };

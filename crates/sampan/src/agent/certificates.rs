@@ -2,11 +2,12 @@
 //!
 //! Each lies with its key in one file of the data directory (`NAME.pem`, as the kubelet has it), so that the two never part.
 //! A certificate is renewed when between 70 and 90 % of its life are over (which part is chosen by chance, so that nodes that
-//! joined together do not renew together), and at once if it is not what is wanted any more.
+//! joined together do not renew together), and at once if it is not what is wanted any more or another authority issues.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,9 +16,13 @@ use k8s_openapi::api::certificates::v1::{CertificateSigningRequest as Csr, Certi
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::runtime::wait::await_condition;
 use rand::Rng;
+use rustls_pki_types::CertificateDer;
 use sampan_pki::request::ask;
-use sampan_pki::{Identity, LeafSpec, write_private};
+use sampan_pki::tls::{authorities_of_pem, authority_of_pem};
+use sampan_pki::{Identity, LeafSpec, Present, write_private};
 use sampan_tasks::{OnExit, Tasks};
+
+use crate::machine::report::{self, Report};
 
 /// How long to wait after a failure, at first and at most.
 const RETRY: Duration = Duration::from_secs(1);
@@ -38,11 +43,47 @@ pub struct Wanted {
 /// Where certificates are kept.
 pub struct Keeper {
     dir: PathBuf,
+    /// Of the cluster (PEM), the one that issues first.
+    authorities: Present<String>,
+    /// What is used now, by file; nothing as long as there is nothing.
+    used: Mutex<BTreeMap<&'static str, Option<Identity>>>,
+    report: Present<Report>,
 }
 
 impl Keeper {
-    pub fn new(dir: PathBuf) -> Self {
-        Keeper { dir }
+    pub fn new(dir: PathBuf, authorities: Present<String>) -> Self {
+        Keeper {
+            dir,
+            authorities,
+            used: Mutex::default(),
+            report: Present::new(Report::default()),
+        }
+    }
+
+    /// What there is to say of the certificates that are kept.
+    pub fn report(&self) -> Present<Report> {
+        self.report.clone()
+    }
+
+    /// Whether it is of the authority that issues now.
+    fn is_current(&self, identity: &Identity) -> bool {
+        authority_of_pem(&self.authorities.get()).is_ok_and(|authority| identity.is_of(&authority))
+    }
+
+    /// Takes down what is used now.
+    fn uses(&self, wanted: &Wanted, identity: Option<&Identity>) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.insert(wanted.file, identity.cloned());
+        let authorities = authorities_of_pem(&self.authorities.get()).unwrap_or_default();
+        let all_of = |authority: &&CertificateDer<'static>| {
+            used.values()
+                .all(|one| one.as_ref().is_some_and(|one| one.is_of(authority)))
+        };
+        let issuer = authorities.iter().find(all_of).map(report::fingerprint);
+        self.report.set_if_new(Report {
+            trusted: report::fingerprints(&authorities),
+            issuer: issuer.unwrap_or_default(),
+        });
     }
 
     fn path(&self, wanted: &Wanted) -> PathBuf {
@@ -119,7 +160,10 @@ impl Keeper {
         Fut: Future<Output = Result<(), String>> + Send,
     {
         let keeper = Arc::clone(self);
+        // Known from the beginning, so that nobody takes some for all.
+        keeper.uses(&wanted, first.as_ref());
         let name = format!("certificate {}", wanted.file);
+        let mut authorities = self.authorities.follow();
         tasks.spawn_until_drain(name, OnExit::Critical, async move {
             let mut current = first;
             if current.is_none() {
@@ -141,11 +185,39 @@ impl Keeper {
                     current = None;
                 }
             }
+            let mut again = RETRY;
             loop {
+                keeper.uses(&wanted, current.as_ref());
                 if let Some(identity) = &current {
-                    until(renewal(identity)).await;
+                    let due = async {
+                        if keeper.is_current(identity) {
+                            until(renewal(identity)).await;
+                        } else {
+                            // Whoever signs may not have heard yet.
+                            tokio::time::sleep(again).await;
+                        }
+                    };
+                    tokio::select! {
+                        () = due => {}
+                        changed = authorities.changed() => {
+                            if changed.is_err() {
+                                return;
+                            }
+                            // Whom to believe has changed: what is made of the certificate is made anew.
+                            if let Err(error) = deliver(identity.clone()).await {
+                                tracing::warn!(certificate = wanted.file, error, "a certificate cannot be used any more");
+                            }
+                            again = RETRY / 10;
+                            continue;
+                        }
+                    }
+                    again = (again * 2).min(SLOWEST);
                 }
-                current = Some(keeper.renew(&client, &wanted, &deliver).await);
+                let identity = keeper.renew(&client, &wanted, &deliver).await;
+                if keeper.is_current(&identity) {
+                    again = RETRY;
+                }
+                current = Some(identity);
             }
         });
     }
@@ -246,7 +318,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_used_only_while_it_fits() {
         let dir = tempfile::tempdir().unwrap();
-        let keeper = Keeper::new(dir.path().to_owned());
+        let keeper = Keeper::new(dir.path().to_owned(), Present::from(""));
         let pki = sampan_pki::Pki::load_or_create(&dir.path().join("pki"), Default::default()).unwrap();
         let wanted = |name: &str| Wanted {
             file: "x",

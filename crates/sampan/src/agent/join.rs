@@ -78,7 +78,7 @@ pub async fn authority(endpoint: &Endpoint, dir: &Path, token: Option<&JoinToken
     match std::fs::read_to_string(&path) {
         Ok(kept) => {
             if let Some(token) = token
-                && tls::fingerprint_of_pem(&kept)? != token.fingerprint
+                && !knows(&kept, &token.fingerprint)?
             {
                 return Err(format!(
                     "this machine has joined another cluster: its authority is in {}; run `sampan agent --cleanup` and move {} away to join this one",
@@ -98,6 +98,16 @@ pub async fn authority(endpoint: &Endpoint, dir: &Path, token: Option<&JoinToken
     let pem = fetch(endpoint, token.fingerprint).await?;
     write_private(&path, pem.as_bytes())?;
     Ok(pem)
+}
+
+/// Whether one of the authorities of a bundle has this fingerprint.
+fn knows(bundle: &str, wanted: &[u8; 32]) -> Result<bool> {
+    for authority in tls::authorities_of_pem(bundle)? {
+        if tls::fingerprint(&authority)? == *wanted {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn fetch(endpoint: &Endpoint, fingerprint: [u8; 32]) -> Result<String> {

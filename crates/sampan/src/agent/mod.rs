@@ -2,7 +2,9 @@
 //!
 //! What it needs is a token and the address of the API. The token's fingerprint says which authority to believe, its secret
 //! lets the machine ask for a certificate under its own name; from then on it is that node and nothing else, and the token is
-//! forgotten. Certificates are kept in the data directory and renewed long before they end ([`certificates`]).
+//! forgotten. Certificates are kept in the data directory and renewed long before they end ([`certificates`]). Whom to believe
+//! is what the cluster says, so that its authority can be replaced: the bundle is kept, everything that verifies is told, and
+//! certificates of another authority than the one that issues now are asked for anew.
 //!
 //! Everything acts under its own name: the node as `system:node:NAME`, the service proxy, the routes to other nodes and the
 //! name server as `system:kube-proxy`, which may only read. Nothing is done as an administrator.
@@ -11,18 +13,21 @@ mod certificates;
 mod join;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt};
+use kube::api::Api;
 use sampan_client::{Informers, Renewable};
 use sampan_node::ServerTls;
-use sampan_pki::tls::{ClientVerifier, ServingCertificate, server_config_of};
-use sampan_pki::{Identity, Kubeconfig, LeafSpec, UserCredential};
+use sampan_pki::tls::{ClientVerifier, ServingCertificate, authorities_of_pem, server_config_of};
+use sampan_pki::{Identity, Kubeconfig, LeafSpec, Present, UserCredential, write_private};
 use sampan_tasks::Tasks;
 
 use crate::cli;
 use crate::facts::Facts;
-use crate::machine::{self, Machine};
+use crate::machine::{self, Machine, report};
 use crate::options::{self, OnExit, Options, Role, Settings};
 use certificates::{Keeper, Wanted};
 
@@ -30,6 +35,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// How long tasks may take to finish once asked to.
 const DRAIN: Duration = Duration::from_secs(20);
+/// How long to wait before the cluster is asked again after that failed.
+const RETRY: Duration = Duration::from_secs(2);
 
 pub async fn run(command: cli::Agent) -> Result<()> {
     let mut here = options::Machine::here();
@@ -58,9 +65,12 @@ pub async fn run(command: cli::Agent) -> Result<()> {
         None => command.token,
     };
     let authority = join::authority(&endpoint, &settings.pki_dir(), token.as_ref()).await?;
-    let cluster = Cluster { server, authority };
+    let cluster = Cluster {
+        server,
+        authorities: Present::from(authority),
+    };
     let wanted = Wanted::node_client(&settings.node_name);
-    let keeper = Keeper::new(settings.pki_dir());
+    let keeper = Keeper::new(settings.pki_dir(), cluster.authorities.clone());
     let identity = match keeper.load(&wanted)? {
         Some(identity) => identity,
         None => join::first_certificate(&cluster, token.as_ref(), &keeper, &wanted).await?,
@@ -124,11 +134,12 @@ fn within(node: Options, facts: &Facts) -> Options {
 }
 
 /// A cluster and whom to believe that it is the one.
+#[derive(Clone)]
 pub struct Cluster {
     /// The URL of its API.
     server: String,
-    /// PEM.
-    authority: String,
+    /// PEM, the one that issues first.
+    authorities: Present<String>,
 }
 
 impl Cluster {
@@ -136,7 +147,7 @@ impl Cluster {
         let kubeconfig = Kubeconfig {
             cluster: "sampan",
             server: &self.server,
-            ca_pem: &self.authority,
+            ca_pem: &self.authorities.get(),
             user: "agent",
             credential,
         };
@@ -159,15 +170,9 @@ async fn start(
     let keeper = Arc::new(keeper);
     let client = node.client();
     let renew = |renewable: Renewable| {
-        let (server, authority) = (cluster.server.clone(), cluster.authority.clone());
+        let cluster = cluster.clone();
         move |identity: Identity| {
-            let (renewable, cluster) = (
-                renewable.clone(),
-                Cluster {
-                    server: server.clone(),
-                    authority: authority.clone(),
-                },
-            );
+            let (renewable, cluster) = (renewable.clone(), cluster.clone());
             async move {
                 let client = cluster.client(&identity).await.map_err(|error| error.to_string())?;
                 renewable.renew(client);
@@ -195,12 +200,27 @@ async fn start(
         let replaced = shown.replace(&identity).map_err(|error| error.to_string());
         async move { replaced }
     });
-    let authority = sampan_pki::tls::authority_of_pem(&cluster.authority)?;
-    let verifier = ClientVerifier::new(&authority)?;
+    let verifier = ClientVerifier::of_authorities(&authorities_of_pem(&cluster.authorities.get())?)?;
+    let config = Present::from(server_config_of(serving.clone(), &verifier)?);
     let tls = ServerTls {
-        config: server_config_of(serving, &verifier)?,
-        verifier,
+        config: config.clone(),
+        verifier: verifier.clone(),
     };
+    let trust = Trust {
+        path: settings.pki_dir().join("ca.crt"),
+        authorities: cluster.authorities.clone(),
+        serving,
+        verifier,
+        config,
+    };
+    let facts = Facts::authorities(client.clone());
+    tasks.spawn_until_drain(
+        "cluster authorities",
+        sampan_tasks::OnExit::Critical,
+        trust.follow(facts),
+    );
+    let telling = report::keep(Api::all(client.clone()), settings.node_name.clone(), keeper.report());
+    tasks.spawn_until_drain("node certificate report", sampan_tasks::OnExit::Critical, telling);
     let machine = Machine {
         settings: settings.clone(),
         tasks: tasks.clone(),
@@ -210,6 +230,46 @@ async fn start(
         dns: None,
     };
     machine.start(tls).await
+}
+
+/// Whom this machine believes.
+struct Trust {
+    path: PathBuf,
+    authorities: Present<String>,
+    serving: Arc<ServingCertificate>,
+    verifier: ClientVerifier,
+    /// Of the node's server.
+    config: Present<rustls::ServerConfig>,
+}
+
+impl Trust {
+    /// Believes whom the cluster says. What it says came over a connection to a server that was believed before.
+    async fn follow(self, told: impl Stream<Item = std::result::Result<String, String>>) {
+        let mut told = std::pin::pin!(told);
+        while let Some(next) = told.next().await {
+            let outcome = match next {
+                Ok(bundle) if bundle == *self.authorities.get() => continue,
+                Ok(bundle) => self.adopt(bundle).map_err(|error| error.to_string()),
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(()) => tracing::info!("the cluster's authorities have changed"),
+                Err(error) => {
+                    tracing::warn!(error, "the cluster's authorities cannot be followed, will try again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn adopt(&self, bundle: String) -> Result<()> {
+        let authorities = authorities_of_pem(&bundle)?;
+        write_private(&self.path, bundle.as_bytes())?;
+        self.verifier.believe(&authorities)?;
+        self.config.set(server_config_of(self.serving.clone(), &self.verifier)?);
+        self.authorities.set(bundle);
+        Ok(())
+    }
 }
 
 async fn until_the_end(tasks: &Tasks) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::options::{Role, Settings};
 
 mod dns;
 mod network;
+pub mod report;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

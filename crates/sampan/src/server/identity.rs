@@ -7,13 +7,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use sampan_pki::keys::Keys;
 use sampan_pki::{Pki, share, write_private};
 use sampan_store::{Condition, Op, Store, Write, Written};
 
 use super::{Result, params};
+use crate::keyring::{KEY, Place};
 use crate::options::Settings;
-
-const KEY: &str = "/registry/sampan/identity";
 
 /// Makes the keys in the data directory those of the cluster in `store`, or the other way round.
 pub(super) async fn share(store: &dyn Store, settings: &Settings) -> Result<()> {
@@ -22,7 +22,9 @@ pub(super) async fn share(store: &dyn Store, settings: &Settings) -> Result<()> 
     for _ in 0..2 {
         let record = store.get(KEY).await?;
         match (record, share::fingerprint(&dir)?) {
-            (Some(record), Some(own)) if share::sealed_fingerprint(&record.value)? == own => return Ok(()),
+            (Some(record), Some(own)) if share::is_of(&record.value, &own)? => {
+                return follow(&record.value, settings);
+            }
             (Some(_), Some(_)) => {
                 return Err(format!(
                     "the certificates in {} are of another cluster than the store; to join the store's cluster, move that directory away and give --cluster-token-file",
@@ -38,7 +40,7 @@ pub(super) async fn share(store: &dyn Store, settings: &Settings) -> Result<()> 
                         path.display()
                     )
                 })?;
-                share::unseal(&record.value, &token, &dir)?;
+                share::unseal(&record.value, &token)?.write(&dir)?;
                 keep(settings, &token)?;
                 tracing::info!("joined the cluster of the store");
                 return Ok(());
@@ -56,7 +58,7 @@ pub(super) async fn share(store: &dyn Store, settings: &Settings) -> Result<()> 
                     key: Arc::from(KEY),
                     condition: Condition::ModRevision(0),
                     op: Op::Put {
-                        value: share::seal(&dir, &token)?.into(),
+                        value: share::seal(&Keys::read(&dir)?, &token, None)?.into(),
                         lease: None,
                     },
                 };
@@ -70,6 +72,22 @@ pub(super) async fn share(store: &dyn Store, settings: &Settings) -> Result<()> 
         }
     }
     Err("the cluster's keys in the store keep changing".into())
+}
+
+/// Makes the keys in the data directory what the cluster's are now: they may have been replaced since this server last ran.
+fn follow(record: &[u8], settings: &Settings) -> Result<()> {
+    let place = Place::of(&settings.data_dir, Some(&settings.cluster_token_file));
+    if !place.token_file.exists() {
+        tracing::warn!(
+            file = %place.token_file.display(),
+            "the cluster's token is gone: what becomes of its keys elsewhere is not seen here"
+        );
+        return Ok(());
+    }
+    if place.follow(record).map_err(|error| error.to_string())? {
+        tracing::info!("the cluster's keys were replaced while this server did not run");
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> std::io::Result<String> {

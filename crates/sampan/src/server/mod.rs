@@ -3,6 +3,7 @@
 //! The order of things: store, identity, control plane, listener; then whoever is enabled. Nothing waits for anything
 //! it can watch for: the scheduler starts before there are nodes, the node before it has a Pod range.
 
+mod certificates;
 mod identity;
 mod roles;
 
@@ -15,7 +16,7 @@ use sampan_auth::UserInfo;
 use sampan_client::{Informers, Recorder, SystemClock};
 use sampan_node::ServerTls;
 use sampan_pki::token::{LegacyClaims, ObjectRef};
-use sampan_pki::{Kubeconfig, Params, Pki, UserCredential, tls};
+use sampan_pki::{Params, Pki};
 use sampan_store::Store;
 use sampan_store::embedded::{Embedded, Options as StoreOptions};
 use sampan_store::etcd::Etcd;
@@ -23,7 +24,6 @@ use sampan_store::movable::Movable;
 use sampan_tasks::{OnExit, Tasks};
 use tokio::net::TcpListener;
 
-use crate::facts::Facts;
 use crate::machine::Machine;
 use crate::options::{self, Role, Settings};
 
@@ -79,14 +79,12 @@ pub async fn run(settings: Settings) -> Result<()> {
         sampan_apiserver::EncryptionSource { path, reload }
     });
     let plane = ControlPlane::start(config, store.clone(), &tasks).await?;
-    let verifier = plane.client_verifier()?;
-    let tls_config = tls::server_config_with_authority(pki.serving(), pki.ca(), &verifier)?;
     tasks.spawn(
         "api-server",
         OnExit::Critical,
-        sampan_apiserver::serve(listener, tls_config, plane.clone(), tasks.drain()),
+        sampan_apiserver::serve(listener, plane.serving_tls()?, plane.clone(), tasks.drain()),
     );
-    write_admin_kubeconfig(&settings, &pki)?;
+    certificates::start(&settings, &pki, &store, &tasks)?;
 
     let server = Server {
         informers: Informers::new(client(&plane, UserInfo::component("system:sampan:informers")), &tasks),
@@ -96,9 +94,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         plane,
         pki,
     };
-    let facts = Facts::of(&server.settings);
     let writer = server.client(UserInfo::api_server());
-    facts.publish(writer).await?;
+    certificates::publish(&server.settings, &server.pki, writer.clone(), &server.tasks).await?;
+    let keeper = certificates::Keeper::new(store, &server.settings, server.pki.clone(), writer);
+    server.plane.look_after_certificates(Arc::new(keeper));
     server.start_roles().await?;
     println!(
         "Sampan serves the Kubernetes API at {}. To use it:",
@@ -156,7 +155,7 @@ impl Server {
         self.roles.spawn("api-server-peers", OnExit::Critical, peers);
         if settings.runs(Role::Controllers) {
             let config = sampan_controllers::Config {
-                root_ca: Some(self.pki.ca_pem().to_owned()),
+                root_ca: Some(self.pki.ca_bundle()),
                 signing: Some(sampan_controllers::Signing {
                     signer: self.pki.signer(),
                     duration: sampan_controllers::Signing::YEAR,
@@ -204,14 +203,8 @@ impl Server {
     }
 
     fn node_tls(&self) -> Result<ServerTls> {
-        let identity = self
-            .pki
-            .node_serving(&self.settings.node_name, &[self.settings.node_ip])?;
-        let verifier = tls::ClientVerifier::new(self.pki.ca())?;
-        Ok(ServerTls {
-            config: tls::server_config(&identity, &verifier)?,
-            verifier,
-        })
+        let node = self.client(UserInfo::node(&self.settings.node_name));
+        Ok(certificates::node_tls(&self.settings, &self.pki, node, &self.tasks)?)
     }
 
     /// Resolves when the process is asked to stop, or with the reason why it cannot go on.
@@ -268,16 +261,7 @@ fn params(settings: &Settings) -> Params {
         cluster_domain: settings.cluster_domain.clone(),
         issuers: settings.access.issuers.clone(),
         api_audiences: settings.access.audiences.clone(),
+        jwks_uri: settings.access.jwks_uri.clone(),
+        ..Params::default()
     }
-}
-
-fn write_admin_kubeconfig(settings: &Settings, pki: &Pki) -> Result<()> {
-    let kubeconfig = Kubeconfig {
-        cluster: "sampan",
-        server: &settings.local_url(),
-        ca_pem: pki.ca_pem(),
-        user: "kubernetes-admin",
-        credential: UserCredential::Certificate(pki.admin_client()?),
-    };
-    Ok(kubeconfig.write(&settings.admin_kubeconfig())?)
 }

@@ -165,7 +165,7 @@ async fn webhooks_are_called_as_a_file_says() {
         })
     };
     let strict = HttpsServer::start_strict(
-        pki.ca(),
+        &pki.ca(),
         &api.server.pki,
         &api.server.tasks,
         &["localhost"],
