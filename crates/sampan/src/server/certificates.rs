@@ -12,9 +12,9 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use sampan_apiserver::{AdminError, Certificates};
 use sampan_node::ServerTls;
-use sampan_pki::keys::{Phase, Rotating, Step};
+use sampan_pki::keys::{Phase, Rotating, Step, StepError};
 use sampan_pki::{Kubeconfig, Pki, PkiError, Present, UserCredential, tls, token};
-use sampan_store::{Change, Store, Update};
+use sampan_store::{Change, Revision, Store, Update};
 use sampan_tasks::{OnExit, Tasks};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -31,22 +31,76 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Within this time the tokens of running Pods are renewed.
 const TOKENS: SignedDuration = SignedDuration::from_hours(24);
 
+type Outcome<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// The cluster's keys as this server has them.
+pub(super) struct Keys {
+    store: Arc<dyn Store>,
+    place: Place,
+    pki: Arc<Pki>,
+    /// Whoever learns of a change takes it over, one at a time.
+    turn: Mutex<()>,
+}
+
+impl Keys {
+    pub fn new(store: Arc<dyn Store>, settings: &Settings, pki: Arc<Pki>) -> Self {
+        Keys {
+            store,
+            place: Place::of(&settings.data_dir, Some(&settings.cluster_token_file)),
+            pki,
+            turn: Mutex::default(),
+        }
+    }
+
+    /// Takes over what becomes of the keys, until the watch ends.
+    async fn follow(&self) -> Outcome<()> {
+        let mut watch = self.store.watch(KEY, self.take().await?).await?;
+        while let Some(update) = watch.recv().await {
+            if let Update::Event { event, .. } = update?
+                && matches!(&event.change, Change::Put(entry) if &*entry.key == KEY)
+            {
+                self.take().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes this server's keys what the store has now; the revision that is of.
+    async fn take(&self) -> Outcome<Revision> {
+        let _turn = self.turn.lock().await;
+        let Some(found) = self.store.get(KEY).await? else {
+            return Ok(self.store.revision());
+        };
+        let (place, pki, record) = (self.place.clone(), self.pki.clone(), found.value);
+        let taken = tokio::task::spawn_blocking(move || -> Outcome<()> {
+            if place.follow(&record)? {
+                let renewed = pki.reload()?;
+                tracing::info!(renewed = renewed.join(", "), "the cluster's keys were replaced");
+            }
+            Ok(())
+        });
+        taken.await??;
+        Ok(found.mod_revision)
+    }
+}
+
 /// Keeps certificates young, the cluster's keys up to date, and the administrator's kubeconfig too.
-pub(super) fn start(settings: &Settings, pki: &Arc<Pki>, store: &Arc<dyn Store>, tasks: &Tasks) -> Result<()> {
+pub(super) fn start(settings: &Settings, keys: &Arc<Keys>, tasks: &Tasks) -> Result<()> {
+    let pki = keys.pki.clone();
     let mut changes = pki.changes();
-    write_admin_kubeconfig(settings, pki)?;
+    write_admin_kubeconfig(settings, &pki)?;
     let renewals = sampan_apiserver::renewals(pki.clone(), Timestamp::now);
     tasks.spawn_until_drain("certificate renewal", OnExit::Critical, renewals);
-    let (place, store, followed) = (place(settings), store.clone(), pki.clone());
+    let following = keys.clone();
     tasks.spawn_until_drain("cluster keys", OnExit::Critical, async move {
         loop {
-            if let Err(error) = follow(&*store, &place, &followed).await {
+            if let Err(error) = following.follow().await {
                 tracing::warn!(%error, "the cluster's keys cannot be followed, will try again");
             }
             tokio::time::sleep(RETRY).await;
         }
     });
-    let (settings, pki) = (settings.clone(), pki.clone());
+    let settings = settings.clone();
     tasks.spawn_until_drain("admin kubeconfig", OnExit::Critical, async move {
         while changes.changed().await.is_ok() {
             if let Err(error) = write_admin_kubeconfig(&settings, &pki) {
@@ -55,46 +109,6 @@ pub(super) fn start(settings: &Settings, pki: &Arc<Pki>, store: &Arc<dyn Store>,
         }
     });
     Ok(())
-}
-
-fn place(settings: &Settings) -> Place {
-    Place::of(&settings.data_dir, Some(&settings.cluster_token_file))
-}
-
-type Outcome<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
-/// Takes over what becomes of the cluster's keys, until the watch ends.
-async fn follow(store: &dyn Store, place: &Place, pki: &Arc<Pki>) -> Outcome<()> {
-    let revision = match store.get(KEY).await? {
-        Some(found) => {
-            take(place, pki, found.value.to_vec()).await?;
-            found.mod_revision
-        }
-        None => store.revision(),
-    };
-    let mut watch = store.watch(KEY, revision).await?;
-    while let Some(update) = watch.recv().await {
-        if let Update::Event { event, .. } = update?
-            && let Change::Put(entry) = event.change
-            && &*entry.key == KEY
-        {
-            take(place, pki, entry.value.to_vec()).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Makes this server's keys those of a record.
-async fn take(place: &Place, pki: &Arc<Pki>, record: Vec<u8>) -> Outcome<()> {
-    let (place, pki) = (place.clone(), pki.clone());
-    tokio::task::spawn_blocking(move || -> Outcome<()> {
-        if place.follow(&record)? {
-            let renewed = pki.reload()?;
-            tracing::info!(renewed = renewed.join(", "), "the cluster's keys were replaced");
-        }
-        Ok(())
-    })
-    .await?
 }
 
 fn write_admin_kubeconfig(settings: &Settings, pki: &Pki) -> std::result::Result<(), PkiError> {
@@ -161,21 +175,19 @@ pub(super) fn node_tls(settings: &Settings, pki: &Arc<Pki>, client: kube::Client
 
 /// What administrators ask of a running server, see `sampan cert`.
 pub(super) struct Keeper {
-    pub store: Arc<dyn Store>,
-    pub place: Place,
-    pub pki: Arc<Pki>,
+    keys: Arc<Keys>,
+    pki: Arc<Pki>,
     /// As the server itself.
-    pub client: kube::Client,
+    client: kube::Client,
     /// One wish at a time.
-    pub turn: Mutex<()>,
+    turn: Mutex<()>,
 }
 
 impl Keeper {
-    pub fn new(store: Arc<dyn Store>, settings: &Settings, pki: Arc<Pki>, client: kube::Client) -> Self {
+    pub fn new(keys: Arc<Keys>, client: kube::Client) -> Self {
         Keeper {
-            store,
-            place: place(settings),
-            pki,
+            pki: keys.pki.clone(),
+            keys,
             client,
             turn: Mutex::default(),
         }
@@ -235,7 +247,7 @@ impl From<StepName> for Step {
 #[async_trait]
 impl Certificates for Keeper {
     async fn status(&self) -> std::result::Result<Value, AdminError> {
-        let keys = keyring::keys(&self.place).map_err(AdminError::internal)?;
+        let keys = keyring::keys(&self.keys.place).map_err(AdminError::internal)?;
         let mut told = BTreeMap::new();
         for what in [What::Authorities, What::AccountKey] {
             let rotating = what.into();
@@ -291,7 +303,7 @@ impl Keeper {
     }
 
     async fn step(&self, what: Rotating, step: Step, force: bool) -> std::result::Result<(), AdminError> {
-        let keys = keyring::keys(&self.place).map_err(AdminError::internal)?;
+        let keys = keyring::keys(&self.keys.place).map_err(AdminError::internal)?;
         if step == Step::Retire && !force && keys.phase(what) == Phase::Issuing {
             let waiting = match what {
                 Rotating::Authorities => self.behind(Phase::Issuing).await?,
@@ -304,12 +316,13 @@ impl Keeper {
                 )));
             }
         }
-        let made = keyring::step(&*self.store, &self.place, what, step).await;
-        let record = made.map_err(|error| match error.downcast_ref::<sampan_pki::keys::StepError>() {
-            Some(sampan_pki::keys::StepError::OutOfTurn(why)) => AdminError::Refused((*why).to_owned()),
+        let made = keyring::step(&*self.keys.store, &self.keys.place, what, step).await;
+        made.map_err(|error| match error.downcast_ref::<StepError>() {
+            Some(StepError::OutOfTurn(why)) => AdminError::Refused((*why).to_owned()),
             _ => AdminError::internal(error),
         })?;
-        take(&self.place, &self.pki, record).await.map_err(AdminError::internal)
+        self.keys.take().await.map_err(AdminError::internal)?;
+        Ok(())
     }
 
     /// Who does not believe every authority yet, or has certificates of another than the one that issues.

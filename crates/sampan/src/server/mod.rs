@@ -84,7 +84,8 @@ pub async fn run(settings: Settings) -> Result<()> {
         OnExit::Critical,
         sampan_apiserver::serve(listener, plane.serving_tls()?, plane.clone(), tasks.drain()),
     );
-    certificates::start(&settings, &pki, &store, &tasks)?;
+    let keys = Arc::new(certificates::Keys::new(store, &settings, pki.clone()));
+    certificates::start(&settings, &keys, &tasks)?;
 
     let server = Server {
         informers: Informers::new(client(&plane, UserInfo::component("system:sampan:informers")), &tasks),
@@ -96,7 +97,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     let writer = server.client(UserInfo::api_server());
     certificates::publish(&server.settings, &server.pki, writer.clone(), &server.tasks).await?;
-    let keeper = certificates::Keeper::new(store, &server.settings, server.pki.clone(), writer);
+    let keeper = certificates::Keeper::new(keys, writer);
     server.plane.look_after_certificates(Arc::new(keeper));
     server.start_roles().await?;
     println!(
