@@ -44,6 +44,7 @@ const PATHS: [&str; 24] = [
     "/flagz",
     "/sampan/v1/backup",
     "/sampan/v1/migrate",
+    "/sampan/v1/certificates",
     "/no/such/path",
 ];
 /// What anybody may see, as its makers meant it.

@@ -74,7 +74,7 @@ impl Rig {
         let identity = pki.node_serving("node-1", &[IpAddr::from([127, 0, 0, 1])]).unwrap();
         let verifier = ClientVerifier::new(pki.ca()).unwrap();
         let tls = ServerTls {
-            config: sampan_pki::tls::server_config(&identity, &verifier).unwrap(),
+            config: sampan_pki::tls::server_config(&identity, &verifier).unwrap().into(),
             verifier,
         };
         let client = kube::Client::new(tower::service_fn(reviewer), "default");
