@@ -205,7 +205,7 @@ impl Server {
 
     fn node_tls(&self) -> Result<ServerTls> {
         let node = self.client(UserInfo::node(&self.settings.node_name));
-        Ok(certificates::node_tls(&self.settings, &self.pki, node, &self.tasks)?)
+        certificates::node_tls(&self.settings, &self.pki, node, &self.tasks)
     }
 
     /// Resolves when the process is asked to stop, or with the reason why it cannot go on.
