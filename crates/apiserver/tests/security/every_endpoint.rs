@@ -20,7 +20,7 @@ use tower::Service;
 
 const METHODS: [&str; 7] = ["get", "head", "post", "put", "patch", "delete", "options"];
 /// Paths that are no resources, besides those that the server lists.
-const PATHS: [&str; 24] = [
+const PATHS: [&str; 25] = [
     "/",
     "/apis/apps",
     "/apis/no.such.group",
