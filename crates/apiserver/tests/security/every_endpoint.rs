@@ -52,14 +52,14 @@ const OPEN: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
 
 /// A request and the rights it needs, each of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Trial {
-    method: String,
-    path: String,
-    needs: Needs,
+pub struct Trial {
+    pub method: String,
+    pub path: String,
+    pub needs: Needs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Needs {
+pub enum Needs {
     Path(String),
     Resource {
         verbs: Vec<&'static str>,
@@ -226,7 +226,7 @@ impl Trial {
     }
 }
 
-async fn ask(service: &InProcess, trial: &Trial) -> (u16, String) {
+pub async fn ask(service: &InProcess, trial: &Trial) -> (u16, String) {
     let (content_type, body) = match trial.method.as_str() {
         "patch" => ("application/merge-patch+json", "{}"),
         "post" | "put" => ("application/json", "{}"),
@@ -255,7 +255,7 @@ async fn ask(service: &InProcess, trial: &Trial) -> (u16, String) {
 }
 
 /// All that discovery names: what it is called, and its requests.
-async fn discovered(api: &Api) -> Vec<(String, Vec<Trial>)> {
+pub async fn discovered(api: &Api) -> Vec<(String, Vec<Trial>)> {
     let groups = api.get("/apis").await.ok();
     let mut roots = vec!["/api/v1".to_owned()];
     for group in groups["groups"].as_array().unwrap() {
