@@ -584,10 +584,10 @@ fn every_check_has_cases_in_every_version() {
             }
             held += 1;
             refused += usize::from(bad);
-            if let Some(minor) = minor {
-                if let Some(step) = step(case.check, minor) {
-                    if bad { &mut failing } else { &mut passing }.insert((case.check, step));
-                }
+            if let Some(minor) = minor
+                && let Some(step) = step(case.check, minor)
+            {
+                if bad { &mut failing } else { &mut passing }.insert((case.check, step));
             }
         }
         // The restricted standard includes the baseline.
