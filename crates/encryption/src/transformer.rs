@@ -278,3 +278,55 @@ fn by_name(keys: &[(String, Cipher)], what: &str, data: &[u8], key: &[u8]) -> Re
         joined(errors)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// To be run optimised: `cargo test --release -p sampan-encryption --lib what_a_value_costs -- --ignored --nocapture`
+    #[tokio::test]
+    #[ignore = "a measurement"]
+    async fn what_a_value_costs() {
+        const ROUNDS: u32 = 20_000;
+        let (metrics, resource) = (Metrics::default(), GroupResource::new("", "secrets"));
+        let counted = Counted {
+            metrics: &metrics,
+            resource: &resource,
+        };
+        let value = Bytes::from(vec![b'v'; 1024]);
+        let seed = crate::cipher::new_seed().unwrap();
+        let ciphers = [
+            ("identity", None),
+            ("aesgcm", Some(Cipher::gcm(&[7; 32]).unwrap())),
+            ("aescbc", Some(Cipher::cbc(&[7; 32]).unwrap())),
+            ("secretbox", Some(Cipher::secretbox(&[7; 32]))),
+            ("the cipher of kms", Some(Cipher::seeded(&seed).unwrap())),
+        ];
+        for (name, cipher) in ciphers {
+            let active = match cipher {
+                None => Active::Identity,
+                Some(cipher) => Active::Keys {
+                    prefix: "k8s:enc:x:v1:".into(),
+                    what: "AES",
+                    keys: vec![("one:".into(), cipher)],
+                },
+            };
+            let row = Row(vec![Arc::new(active)]);
+            let key = b"/registry/secrets/default/a";
+            let started = Instant::now();
+            let mut stored = Bytes::new();
+            for _ in 0..ROUNDS {
+                stored = row.write(&value, key, counted).unwrap();
+            }
+            let writing = started.elapsed() / ROUNDS;
+            let started = Instant::now();
+            for _ in 0..ROUNDS {
+                assert_eq!(row.read(stored.clone(), key, counted).await.unwrap().value, value);
+            }
+            println!(
+                "1 KiB, {name}: {writing:?} to encrypt, {:?} to decrypt",
+                started.elapsed() / ROUNDS
+            );
+        }
+    }
+}
