@@ -237,6 +237,8 @@ impl Remote {
             message = verdict.message,
             "an APIService has changed its availability"
         );
+        // Before it is written: whoever reads the status finds it so.
+        self.available.store(available, Ordering::Release);
         match set_available(plane, &self.name, &verdict).await {
             Err(refusal) if refusal.reason != "NotFound" => {
                 tracing::warn!(
