@@ -155,7 +155,8 @@ fn subresources_and_rights() {
         &answer,
         422,
         "Invalid",
-        r#"SubjectAccessReview.authorization.k8s.io "" is invalid: "#,
+        // Upstream leaves the kind out here, and says so in its words.
+        r#".authorization.k8s.io "" is invalid: "#,
     );
     found.causes(
         "a review of two things by nobody",
