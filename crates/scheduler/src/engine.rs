@@ -18,9 +18,9 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::framework::{Event, Framework, Prepared, Verdict};
+use crate::framework::{BindingPlugin, Event, Framework, Prepared, Refusal, Verdict};
 use crate::labels::Labels;
-use crate::pod::{Class, ClassId, PodInfo, is_finished};
+use crate::pod::{Class, ClassId, PodInfo, is_finished, scheduler_of};
 use crate::queue::{Diagnosis, Queue};
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
 
@@ -41,12 +41,13 @@ const MEMORIES: usize = 64;
 /// What is remembered of a class: per node the generation of its account and the verdict on it.
 #[derive(Default)]
 struct Memory {
+    class: Option<Arc<Class>>,
     verdicts: Vec<Option<(u64, Verdict)>>,
 }
 
 pub struct Engine {
-    name: String,
-    framework: Framework,
+    /// By the scheduler's name that Pods give.
+    profiles: HashMap<String, Framework>,
     snapshot: Snapshot,
     queue: Queue,
     memories: HashMap<ClassId, Memory>,
@@ -59,11 +60,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for Pods that name `scheduler_name`. `seed` decides between equally good nodes.
-    pub fn new(scheduler_name: &str, framework: Framework, seed: u64) -> Self {
+    /// An engine for Pods that name one of the profiles. `seed` decides between equally good nodes.
+    pub fn new(profiles: impl IntoIterator<Item = (String, Framework)>, seed: u64) -> Self {
         Engine {
-            name: scheduler_name.to_owned(),
-            framework,
+            profiles: profiles.into_iter().collect(),
             snapshot: Snapshot::default(),
             queue: Queue::default(),
             memories: HashMap::new(),
@@ -145,10 +145,7 @@ impl Engine {
             // Booked by us, and the binding is under way: this is an older view of it.
             return;
         }
-        let ours = spec
-            .and_then(|spec| spec.scheduler_name.as_deref())
-            .unwrap_or("default-scheduler")
-            == self.name;
+        let ours = self.profiles.contains_key(scheduler_of(pod));
         let gated = spec
             .and_then(|spec| spec.scheduling_gates.as_ref())
             .is_some_and(|gates| !gates.is_empty());
@@ -174,6 +171,21 @@ impl Engine {
         }
     }
 
+    /// Objects that plugins keep a view of changed: wakes the classes they concern and forgets what was learned of them.
+    pub fn objects_changed(&mut self, event: Event, concerns: impl Fn(&Class) -> bool) {
+        let gone: Vec<ClassId> = self
+            .memories
+            .iter()
+            .filter(|(_, memory)| memory.class.as_deref().is_some_and(&concerns))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.memories.remove(&id);
+            self.recent.retain(|known| *known != id);
+        }
+        self.wake_where(event, None, concerns);
+    }
+
     fn undelay(&mut self, uid: &str) {
         // Rare: only Pods whose binding failed are here.
         self.delayed.retain(|(_, delayed), _| **delayed != *uid);
@@ -189,6 +201,11 @@ impl Engine {
         let Some(at) = self.snapshot.remove_pod(&pod.uid) else {
             return;
         };
+        if let (Some(framework), Some(node)) = (self.profiles.get(&pod.class.scheduler), self.snapshot.node(at)) {
+            for plugin in &framework.binding {
+                plugin.unreserve(&pod, &node.name);
+            }
+        }
         let failures = self.failures.entry(Arc::clone(&pod.uid)).or_default();
         let delay = Duration::from_secs(1 << (*failures).min(3)).min(Duration::from_secs(10));
         *failures += 1;
@@ -222,6 +239,20 @@ impl Engine {
                     let Some(node) = self.snapshot.node(at).map(|info| Arc::clone(&info.name)) else {
                         continue;
                     };
+                    if let Err((plugin, refusal)) = self.reserve(&pod, &node) {
+                        let diagnosis = Diagnosis {
+                            message: format!(
+                                "0/{} nodes are available: {}.",
+                                self.snapshot.count(),
+                                refusal.reasons.join(", ")
+                            ),
+                            plugins: vec![plugin],
+                        };
+                        let class = pod.class.id;
+                        self.queue.add(pod);
+                        self.queue.park(class, diagnosis);
+                        continue;
+                    }
                     self.snapshot.place(pod.clone(), &node);
                     self.wake(Event::PodPlaced, None);
                     return Some(Decision::Bind { pod, node });
@@ -230,6 +261,28 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// Has the plugins take what the Pod needs on the node; all or nothing.
+    fn reserve(&self, pod: &PodInfo, node: &str) -> Result<(), (&'static str, Refusal)> {
+        let Some(framework) = self.profiles.get(&pod.class.scheduler) else {
+            return Ok(());
+        };
+        for (count, plugin) in framework.binding.iter().enumerate() {
+            if let Err(refusal) = plugin.reserve(pod, node) {
+                for plugin in framework.binding.iter().take(count + 1) {
+                    plugin.unreserve(pod, node);
+                }
+                return Err((plugin.name(), refusal));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the Pod's profile does around a binding.
+    pub fn binding_plugins(&self, pod: &PodInfo) -> Vec<Arc<dyn BindingPlugin>> {
+        let framework = self.profiles.get(&pod.class.scheduler);
+        framework.map(|framework| framework.binding.clone()).unwrap_or_default()
     }
 
     /// The next Pods to be told why they wait.
@@ -243,13 +296,32 @@ impl Engine {
     fn choose(&mut self, class: &Arc<Class>) -> Result<NodeIndex, Diagnosis> {
         self.remember(class.id);
         let Engine {
-            framework,
+            profiles,
             snapshot,
             memories,
             random,
             ..
         } = self;
+        let Some(framework) = profiles.get(&class.scheduler) else {
+            return Err(Diagnosis {
+                message: format!("no profile is named {}", class.scheduler),
+                plugins: Vec::new(),
+            });
+        };
+        for row in &framework.pre_filters {
+            if let Err(refusal) = (row.check)(class) {
+                return Err(Diagnosis {
+                    message: format!(
+                        "0/{} nodes are available: {}.",
+                        snapshot.count(),
+                        refusal.reasons.join(", ")
+                    ),
+                    plugins: vec![row.name],
+                });
+            }
+        }
         let memory = memories.entry(class.id).or_default();
+        memory.class = Some(Arc::clone(class));
         memory.verdicts.resize_with(snapshot.places(), || None);
         let prepared: Vec<_> = framework
             .cluster
@@ -286,14 +358,16 @@ impl Engine {
             match &memory.verdicts[at] {
                 Some((_, Verdict::Fits(raw))) => {
                     for (plugin, view) in &prepared {
-                        if let Err(reasons) = view.check(info) {
-                            refuse(plugin.name(), &reasons);
+                        if let Err(refusal) = view.check(info) {
+                            refuse(plugin.name(), &refusal.reasons);
                             continue 'nodes;
                         }
                     }
                     fitting.push((at, info, raw));
                 }
-                Some((_, Verdict::Refused { filter, reasons })) => refuse(framework.filters[*filter].name, reasons),
+                Some((_, Verdict::Refused { filter, refusal })) => {
+                    refuse(framework.filters[*filter].name, &refusal.reasons);
+                }
                 None => {}
             }
         }
@@ -333,34 +407,37 @@ impl Engine {
 
     /// Wakes the parked classes that `event` can help; `node` is the only node it concerns, if it concerns one.
     fn wake(&mut self, event: Event, node: Option<NodeIndex>) {
+        self.wake_where(event, node, |_| true);
+    }
+
+    fn wake_where(&mut self, event: Event, node: Option<NodeIndex>, concerns: impl Fn(&Class) -> bool) {
         if self.queue.is_empty() {
             return;
         }
-        let framework = &self.framework;
-        let listens = |plugin: &str| {
-            framework
-                .filters
-                .iter()
-                .any(|row| row.name == plugin && row.helped_by.contains(&event))
-                || framework
-                    .cluster
-                    .iter()
-                    .any(|row| row.name() == plugin && row.helped_by().contains(&event))
-        };
+        let listening: HashMap<&str, Vec<&'static str>> = self
+            .profiles
+            .iter()
+            .map(|(name, framework)| (name.as_str(), framework.helped_by(event)))
+            .collect();
         // A class that nobody refused was parked for want of nodes.
-        let helped = |diagnosis: &Diagnosis| {
+        let helped = |class: &Class, diagnosis: &Diagnosis| {
             (diagnosis.plugins.is_empty() && event == Event::Node)
-                || diagnosis.plugins.iter().any(|plugin| listens(plugin))
+                || listening
+                    .get(class.scheduler.as_str())
+                    .is_some_and(|listening| diagnosis.plugins.iter().any(|plugin| listening.contains(plugin)))
         };
-        for class in self.queue.parked(helped) {
-            let would_take = match node {
-                Some(at) => match self.snapshot.node(at) {
+        for class in self
+            .queue
+            .parked(|class, diagnosis| concerns(class) && helped(class, diagnosis))
+        {
+            let would_take = match (node, self.profiles.get(&class.scheduler)) {
+                (Some(at), Some(framework)) => match self.snapshot.node(at) {
                     Some(info) => {
                         matches!(framework.judge(&class, info), Verdict::Fits(_)) || class.looks_beyond_the_node()
                     }
                     None => false,
                 },
-                None => true,
+                _ => true,
             };
             if would_take {
                 self.queue.wake(class.id);

@@ -5,7 +5,7 @@ use crate::testing::{labelled_pod, node, node_with, pod};
 use serde_json::{Value, json};
 
 fn engine() -> Engine {
-    Engine::new("default-scheduler", Framework::default(), 7)
+    Engine::new([("default-scheduler".to_owned(), Framework::default())], 7)
 }
 
 fn asks(cpu: &str) -> Value {
@@ -271,11 +271,13 @@ fn accounts_never_go_wrong_under_random_events() {
         assert_eq!(active, 0, "the engine ran dry");
         // Every parked Pod really fits nowhere.
         if step % 50 == 0 && parked > 0 {
-            for class in engine.queue.parked(|_| true) {
-                let fits = engine
-                    .snapshot
-                    .nodes()
-                    .any(|(_, info)| matches!(engine.framework.judge(&class, info), Verdict::Fits(_)));
+            for class in engine.queue.parked(|_, _| true) {
+                let fits = engine.snapshot.nodes().any(|(_, info)| {
+                    matches!(
+                        engine.profiles["default-scheduler"].judge(&class, info),
+                        Verdict::Fits(_)
+                    )
+                });
                 assert!(!fits, "a parked class was not woken");
             }
         }

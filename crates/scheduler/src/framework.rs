@@ -4,16 +4,47 @@
 //! There are two sorts of plugins. A **node plugin** looks at one class of Pods and one node's account and nothing else,
 //! so its answer holds until that account changes and is remembered. A **cluster plugin** (pod affinity, topology
 //! spread) looks at Pods everywhere; it prepares once per decision. Both are rows of a table, in upstream's order.
+//!
+//! A plugin that also looks at objects the snapshot does not hold (claims, volumes, classes) closes over its own view of
+//! them, concerns itself only with classes that name such objects, and has the engine told when that view changed
+//! ([`crate::engine::Engine::objects_changed`]). What has to happen around a binding is a [`BindingPlugin`].
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
 
 use crate::plugins;
-use crate::pod::Class;
+use crate::pod::{Class, PodInfo};
 use crate::snapshot::{NodeInfo, Snapshot};
 
 /// Scores run from 0 to this.
 pub const MAX_SCORE: i64 = 100;
 
-/// Why a node will not do, worded as upstream words it. Usually one reason; resources may lack several.
-pub type Reasons = Vec<String>;
+/// Why a node will not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Worded as upstream words it. Usually one; resources may lack several.
+    pub reasons: Vec<String>,
+    /// Whether removing Pods from the node could help: only then preemption looks at it.
+    pub resolvable: bool,
+}
+
+impl Refusal {
+    /// A refusal that other Pods' leaving the node could end.
+    pub fn resolvable(reason: impl Into<String>) -> Self {
+        Refusal {
+            reasons: vec![reason.into()],
+            resolvable: true,
+        }
+    }
+    /// A refusal that nothing but a change of the Pod or of the node itself ends.
+    pub fn unresolvable(reason: impl Into<String>) -> Self {
+        Refusal {
+            reasons: vec![reason.into()],
+            resolvable: false,
+        }
+    }
+}
 
 /// What happened in the cluster, as far as it can matter to a Pod that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +57,47 @@ pub enum Event {
     PodPlaced,
     /// A namespace's labels changed.
     Namespace,
+    /// A node went away.
+    NodeGone,
+    /// Objects of these kinds changed.
+    Claim,
+    Volume,
+    StorageClass,
+    CsiNode,
+    CsiDriver,
+    CsiCapacity,
+    VolumeAttachment,
+    ResourceClaim,
 }
+
+/// A check of the Pod alone, before any node is looked at. Its refusal counts for every node.
+pub struct PreFilter {
+    pub name: &'static str,
+    pub check: Box<dyn Fn(&Class) -> Result<(), Refusal> + Send + Sync>,
+    pub helped_by: &'static [Event],
+}
+
+pub type NodeCheck = Box<dyn Fn(&Class, &NodeInfo) -> Result<(), Refusal> + Send + Sync>;
 
 /// A check of one node.
 pub struct NodeFilter {
     pub name: &'static str,
-    pub check: fn(&Class, &NodeInfo) -> Result<(), Reasons>,
+    pub check: NodeCheck,
     pub helped_by: &'static [Event],
+}
+
+/// Work around a binding that a plugin does beyond choosing the node.
+pub trait BindingPlugin: Send + Sync {
+    fn name(&self) -> &'static str;
+    /// Takes what the Pod needs on the node for it, at once and without waiting: the next decision must see it taken.
+    /// A refusal sends the Pod back to wait for what [`BindingPlugin::helped_by`] lists.
+    fn reserve(&self, pod: &PodInfo, node: &str) -> Result<(), Refusal>;
+    /// Gives it back: the Pod is not bound after all. Also called where `reserve` refused, and may come twice.
+    fn unreserve(&self, pod: &PodInfo, node: &str);
+    /// What must be done before the binding is written, if anything. An error undoes the reservation; the Pod tries
+    /// again after a while.
+    fn pre_bind<'a>(&'a self, pod: &'a PodInfo, node: &'a str) -> Option<BoxFuture<'a, Result<(), String>>>;
+    fn helped_by(&self) -> &'static [Event];
 }
 
 /// How raw scores become 0..=100.
@@ -51,7 +116,7 @@ pub struct NodeScore {
     pub name: &'static str,
     pub weight: i64,
     pub normalize: Normalize,
-    pub score: fn(&Class, &NodeInfo) -> i64,
+    pub score: Box<dyn Fn(&Class, &NodeInfo) -> i64 + Send + Sync>,
 }
 
 /// A plugin whose answer depends on Pods beyond the node.
@@ -65,13 +130,33 @@ pub trait ClusterPlugin: Send + Sync {
 
 /// A cluster plugin's view for one decision.
 pub trait Prepared {
-    fn check(&self, node: &NodeInfo) -> Result<(), Reasons>;
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal>;
     /// Raw scores of the nodes that passed, to be normalized by the plugin: one per node, in order.
     fn scores(&self, nodes: &[&NodeInfo]) -> Vec<i64>;
 }
 
-/// The set of plugins in force.
+/// How preemption looks for a node: not all candidates are tried in a large cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preemption {
+    pub min_candidate_nodes_percentage: u32,
+    pub min_candidate_nodes_absolute: u32,
+}
+
+impl Default for Preemption {
+    fn default() -> Self {
+        Preemption {
+            min_candidate_nodes_percentage: 10,
+            min_candidate_nodes_absolute: 100,
+        }
+    }
+}
+
+/// The set of plugins in force for Pods that name one scheduler (a profile).
 pub struct Framework {
+    pub pre_filters: Vec<PreFilter>,
+    pub binding: Vec<Arc<dyn BindingPlugin>>,
+    /// `None`: Pods wait however important they are.
+    pub preemption: Option<Preemption>,
     pub filters: Vec<NodeFilter>,
     pub scores: Vec<NodeScore>,
     pub cluster: Vec<Box<dyn ClusterPlugin>>,
@@ -81,14 +166,31 @@ impl Default for Framework {
     /// Upstream's default plugins with their default weights, as far as this scheduler has them.
     fn default() -> Self {
         use Event::{Node, PodGone};
-        let filter = |name, check, helped_by| NodeFilter { name, check, helped_by };
-        let score = |name, weight, normalize, score| NodeScore {
+        fn filter(
+            name: &'static str,
+            check: fn(&Class, &NodeInfo) -> Result<(), Refusal>,
+            helped_by: &'static [Event],
+        ) -> NodeFilter {
+            NodeFilter {
+                name,
+                check: Box::new(check),
+                helped_by,
+            }
+        }
+        let score = |name, weight, normalize, score: fn(&Class, &NodeInfo) -> i64| NodeScore {
             name,
             weight,
             normalize,
-            score,
+            score: Box::new(score),
         };
         Framework {
+            pre_filters: vec![PreFilter {
+                name: "NodeAffinity",
+                check: Box::new(plugins::node::affinity_conflict),
+                helped_by: &[],
+            }],
+            binding: Vec::new(),
+            preemption: Some(Preemption::default()),
             filters: vec![
                 filter("NodeUnschedulable", plugins::node::unschedulable, &[Node]),
                 filter("NodeName", plugins::node::name, &[Node]),
@@ -115,8 +217,8 @@ impl Default for Framework {
                 score("ImageLocality", 1, Normalize::No, plugins::images::score),
             ],
             cluster: vec![
-                Box::new(plugins::pod_affinity::InterPodAffinity),
-                Box::new(plugins::topology_spread::PodTopologySpread),
+                Box::new(plugins::topology_spread::PodTopologySpread::default()),
+                Box::new(plugins::pod_affinity::InterPodAffinity::default()),
             ],
         }
     }
@@ -128,15 +230,26 @@ pub enum Verdict {
     /// Raw scores, one per row of [`Framework::scores`].
     Fits(Box<[i64]>),
     /// The row of [`Framework::filters`] that refused, and why.
-    Refused { filter: usize, reasons: Reasons },
+    Refused { filter: usize, refusal: Refusal },
 }
 
 impl Framework {
+    /// The plugins whose refusal `event` can end.
+    pub fn helped_by(&self, event: Event) -> Vec<&'static str> {
+        let rows = self.pre_filters.iter().map(|row| (row.name, row.helped_by));
+        let rows = rows.chain(self.filters.iter().map(|row| (row.name, row.helped_by)));
+        let rows = rows.chain(self.cluster.iter().map(|row| (row.name(), row.helped_by())));
+        let rows = rows.chain(self.binding.iter().map(|row| (row.name(), row.helped_by())));
+        rows.filter(|(_, helped_by)| helped_by.contains(&event))
+            .map(|(name, _)| name)
+            .collect()
+    }
+
     /// Runs the node plugins, stopping at the first refusal as upstream does.
     pub fn judge(&self, class: &Class, node: &NodeInfo) -> Verdict {
         for (filter, row) in self.filters.iter().enumerate() {
-            if let Err(reasons) = (row.check)(class, node) {
-                return Verdict::Refused { filter, reasons };
+            if let Err(refusal) = (row.check)(class, node) {
+                return Verdict::Refused { filter, refusal };
             }
         }
         Verdict::Fits(self.scores.iter().map(|row| (row.score)(class, node)).collect())

@@ -3,16 +3,18 @@
 //! Pods that ask for the same things are one [`Class`]: whatever is learned about one holds for all of them, so a
 //! thousand equal Pods are examined once per change of the cluster, not once each.
 
+use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    NodeSelector, Pod, PodAffinityTerm, PreferredSchedulingTerm, Toleration, TopologySpreadConstraint,
+    NodeSelector, Pod, PodAffinityTerm, PreferredSchedulingTerm, Toleration, TopologySpreadConstraint, Volume,
     WeightedPodAffinityTerm,
 };
 use sha2::{Digest, Sha256};
 
 use crate::labels::Labels;
+use crate::plugins::node::named_nodes;
 use crate::resources::{Resources, pod_requests};
 
 /// A port a Pod wants of its node.
@@ -92,6 +94,16 @@ pub struct Class {
     pub preferred_affinity: Vec<(i32, AffinityTerm)>,
     pub preferred_anti_affinity: Vec<(i32, AffinityTerm)>,
     pub spread: Vec<TopologySpreadConstraint>,
+    /// The scheduler it names.
+    pub scheduler: String,
+    /// It waits however important it is.
+    pub never_preempts: bool,
+    /// The only nodes its required affinity can mean; see [`crate::plugins::node::named_nodes`].
+    pub only_nodes: Option<BTreeSet<String>>,
+    /// The volumes that plugins may have to find a place for.
+    pub volumes: Vec<Volume>,
+    /// Its name, where that decides which claims are meant (volumes made for the Pod alone).
+    pub pod_name: Option<String>,
 }
 
 /// Equal for Pods that the scheduler cannot tell apart.
@@ -209,6 +221,25 @@ impl Class {
                     .and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref()),
             ),
             spread: spec.topology_spread_constraints.clone().unwrap_or_default(),
+            scheduler: scheduler_of(pod).to_owned(),
+            never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
+            only_nodes: named_nodes(
+                node_affinity
+                    .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref()),
+            ),
+            pod_name: spec
+                .volumes
+                .iter()
+                .flatten()
+                .any(|volume| volume.ephemeral.is_some())
+                .then(|| pod.metadata.name.clone().unwrap_or_default()),
+            volumes: spec
+                .volumes
+                .iter()
+                .flatten()
+                .filter(|volume| needs_a_place(volume))
+                .cloned()
+                .collect(),
             namespace,
             labels,
         };
@@ -223,6 +254,26 @@ impl Class {
         id.copy_from_slice(&digest[..16]);
         ClassId(id)
     }
+}
+
+/// Whether where a volume is matters for where its Pod can be.
+fn needs_a_place(volume: &Volume) -> bool {
+    volume.persistent_volume_claim.is_some()
+        || volume.ephemeral.is_some()
+        || volume.gce_persistent_disk.is_some()
+        || volume.aws_elastic_block_store.is_some()
+        || volume.azure_disk.is_some()
+        || volume.iscsi.is_some()
+        || volume.rbd.is_some()
+}
+
+/// The scheduler a Pod names.
+pub fn scheduler_of(pod: &Pod) -> &str {
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.scheduler_name.as_deref())
+        .filter(|name| !name.is_empty())
+        .unwrap_or("default-scheduler")
 }
 
 impl PodInfo {

@@ -146,11 +146,11 @@ impl Queue {
     }
 
     /// Parked classes whose refusal `helped` accepts.
-    pub fn parked(&self, helped: impl Fn(&Diagnosis) -> bool) -> Vec<Arc<Class>> {
-        let parked = self
-            .classes
-            .values()
-            .filter(|queued| queued.parked.as_ref().is_some_and(&helped));
+    pub fn parked(&self, helped: impl Fn(&Class, &Diagnosis) -> bool) -> Vec<Arc<Class>> {
+        let parked = self.classes.values().filter(|queued| {
+            let parked = queued.parked.as_ref();
+            parked.is_some_and(|diagnosis| helped(&queued.class, diagnosis))
+        });
         parked.map(|queued| Arc::clone(&queued.class)).collect()
     }
 

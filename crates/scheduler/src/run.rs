@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::engine::{Decision, Engine};
-use crate::framework::Framework;
+use crate::framework::{BindingPlugin, Framework};
 use crate::pod::PodInfo;
 
 /// How the scheduler runs.
@@ -63,7 +63,8 @@ impl Shared {
 
 /// Runs the scheduler until `drain`. `client` writes bindings and conditions, `informers` are read from.
 pub async fn run(config: Config, client: kube::Client, informers: Informers, recorder: Recorder, drain: Drain) {
-    let engine = Engine::new(&config.scheduler_name, Framework::default(), config.seed);
+    let profiles = [(config.scheduler_name.clone(), Framework::default())];
+    let engine = Engine::new(profiles, config.seed);
     let shared = Shared {
         engine: Arc::new(Mutex::new(engine)),
         bell: Arc::new(Notify::new()),
@@ -82,7 +83,8 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
             let Some(Decision::Bind { pod, node }) = shared.engine().next_binding(Instant::now()) else {
                 break;
             };
-            bindings.push(Box::pin(hands.bind(pod, node)));
+            let plugins = shared.engine().binding_plugins(&pod);
+            bindings.push(Box::pin(hands.bind(plugins, pod, node)));
         }
         while explanations.len() < config.explanations_in_flight {
             if to_explain.is_empty() {
@@ -193,7 +195,21 @@ fn reference(pod: &PodInfo) -> ObjectReference {
 
 impl Hands {
     /// Binds; gives the Pod back if it has to be tried again.
-    async fn bind(&self, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
+    async fn bind(&self, plugins: Vec<Arc<dyn BindingPlugin>>, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
+        for plugin in &plugins {
+            let outcome = match plugin.pre_bind(&pod, &node) {
+                Some(work) => work.await,
+                None => Ok(()),
+            };
+            if let Err(error) = outcome {
+                let name = plugin.name();
+                tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %node, plugin = name, %error, "cannot bind yet");
+                let message = format!("running PreBind plugin \"{name}\": {error}");
+                self.recorder
+                    .event_about(reference(&pod), EventType::Warning, "FailedScheduling", message);
+                return Err(pod);
+            }
+        }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let mut binding = Binding {
             target: ObjectReference {

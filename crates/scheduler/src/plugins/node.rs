@@ -1,18 +1,20 @@
 //! Checks of what a node is: its name, cordon, labels and free ports.
 
-use crate::framework::Reasons;
+use std::collections::BTreeSet;
+
+use crate::framework::Refusal;
 use crate::labels::{node_matches, term_matches};
 use crate::plugins::taints::tolerated;
 use crate::pod::Class;
 use crate::snapshot::NodeInfo;
-use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::api::core::v1::{NodeSelector, Taint};
 
-fn refuse(reason: &str) -> Result<(), Reasons> {
-    Err(vec![reason.to_owned()])
+fn refuse(reason: &str) -> Result<(), Refusal> {
+    Err(Refusal::unresolvable(reason))
 }
 
 /// A cordoned node takes only Pods that tolerate its taint.
-pub fn unschedulable(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
+pub fn unschedulable(class: &Class, info: &NodeInfo) -> Result<(), Refusal> {
     let cordoned = info
         .node
         .as_ref()
@@ -30,7 +32,7 @@ pub fn unschedulable(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
     Ok(())
 }
 
-pub fn name(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
+pub fn name(class: &Class, info: &NodeInfo) -> Result<(), Refusal> {
     match &class.node_name {
         Some(name) if **name != *info.name => refuse("node(s) didn't match the requested node name"),
         _ => Ok(()),
@@ -38,7 +40,7 @@ pub fn name(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
 }
 
 /// The node selector and the required node affinity must both match.
-pub fn affinity(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
+pub fn affinity(class: &Class, info: &NodeInfo) -> Result<(), Refusal> {
     let selected = class
         .node_selector
         .iter()
@@ -55,6 +57,33 @@ pub fn affinity(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
     }
 }
 
+/// Terms that each name nodes no one of which can be meant can never be met.
+pub fn affinity_conflict(class: &Class) -> Result<(), Refusal> {
+    match &class.only_nodes {
+        Some(names) if names.is_empty() => refuse("pod affinity terms conflict"),
+        _ => Ok(()),
+    }
+}
+
+/// The only nodes that the required affinity can mean, where every term names some: Pods of a DaemonSet.
+pub fn named_nodes(required: Option<&NodeSelector>) -> Option<BTreeSet<String>> {
+    let terms = &required?.node_selector_terms;
+    if terms.is_empty() {
+        return None;
+    }
+    let mut names = BTreeSet::new();
+    for term in terms {
+        let named = term
+            .match_fields
+            .iter()
+            .flatten()
+            .filter(|field| field.key == "metadata.name" && field.operator == "In")
+            .map(|field| field.values.iter().flatten().cloned().collect::<BTreeSet<_>>());
+        names.extend(named.reduce(|left, right| &left & &right)?);
+    }
+    Some(names)
+}
+
 /// The summed weights of the preferences that the node meets.
 pub fn affinity_score(class: &Class, info: &NodeInfo) -> i64 {
     let Some(node) = &info.node else { return 0 };
@@ -65,13 +94,15 @@ pub fn affinity_score(class: &Class, info: &NodeInfo) -> i64 {
     met.map(|preference| i64::from(preference.weight)).sum()
 }
 
-pub fn ports(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
+pub fn ports(class: &Class, info: &NodeInfo) -> Result<(), Refusal> {
     let clash = class
         .host_ports
         .iter()
         .any(|wanted| info.host_ports.iter().any(|used| used.clashes(wanted)));
     if clash {
-        refuse("node(s) didn't have free ports for the requested pod ports")
+        Err(Refusal::resolvable(
+            "node(s) didn't have free ports for the requested pod ports",
+        ))
     } else {
         Ok(())
     }

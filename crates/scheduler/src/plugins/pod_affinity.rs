@@ -5,11 +5,28 @@
 
 use std::collections::HashMap;
 
-use crate::framework::{ClusterPlugin, Event, MAX_SCORE, Prepared, Reasons};
+use crate::framework::{ClusterPlugin, Event, MAX_SCORE, Prepared, Refusal};
 use crate::pod::{AffinityTerm, Class};
 use crate::snapshot::{NodeInfo, Snapshot};
 
-pub struct InterPodAffinity;
+/// The plugin with its arguments.
+pub struct InterPodAffinity {
+    /// What a required affinity of an existing Pod that speaks of the newcomer is worth.
+    pub hard_pod_affinity_weight: i64,
+    /// Newcomers without preferences of their own are not drawn by those of existing Pods.
+    pub ignore_preferred_terms_of_existing_pods: bool,
+    pub weight: i64,
+}
+
+impl Default for InterPodAffinity {
+    fn default() -> Self {
+        InterPodAffinity {
+            hard_pod_affinity_weight: 1,
+            ignore_preferred_terms_of_existing_pods: false,
+            weight: 2,
+        }
+    }
+}
 
 struct View<'a> {
     class: &'a Class,
@@ -31,7 +48,7 @@ impl ClusterPlugin for InterPodAffinity {
         &[Event::Node, Event::PodGone, Event::PodPlaced, Event::Namespace]
     }
     fn weight(&self) -> i64 {
-        2
+        self.weight
     }
     fn prepare<'a>(&self, class: &'a Class, snapshot: &'a Snapshot) -> Option<Box<dyn Prepared + 'a>> {
         let own_terms = !(class.affinity.is_empty()
@@ -111,27 +128,29 @@ impl View<'_> {
 }
 
 impl Prepared for View<'_> {
-    fn check(&self, node: &NodeInfo) -> Result<(), Reasons> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let mut missing = false;
         for (term, counts) in self.class.affinity.iter().zip(&self.wanted) {
             match node.label(&term.term.topology_key) {
-                None => return Err(vec!["node(s) didn't match pod affinity rules".into()]),
+                None => return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules")),
                 Some(value) => missing |= !counts.contains_key(value),
             }
         }
         if missing && !self.is_first_of_its_kind() {
-            return Err(vec!["node(s) didn't match pod affinity rules".into()]);
+            return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules"));
         }
         for (term, counts) in self.class.anti_affinity.iter().zip(&self.shunned) {
             if node
                 .label(&term.term.topology_key)
                 .is_some_and(|value| counts.contains_key(value))
             {
-                return Err(vec!["node(s) didn't match pod anti-affinity rules".into()]);
+                return Err(Refusal::resolvable("node(s) didn't match pod anti-affinity rules"));
             }
         }
         if self.barred.keys().any(|&(key, value)| node.label(key) == Some(value)) {
-            return Err(vec!["node(s) didn't satisfy existing pods anti-affinity rules".into()]);
+            return Err(Refusal::resolvable(
+                "node(s) didn't satisfy existing pods anti-affinity rules",
+            ));
         }
         Ok(())
     }

@@ -1,16 +1,25 @@
 //! Room on the node: the hard check, and the two rankings that keep nodes evenly and squarely filled.
 
-use crate::framework::{MAX_SCORE, Reasons};
+use crate::framework::{MAX_SCORE, Refusal};
 use crate::pod::Class;
+use crate::resources::Resources;
 use crate::snapshot::NodeInfo;
 
-pub fn fit(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
+pub fn fit(class: &Class, info: &NodeInfo) -> Result<(), Refusal> {
     let mut reasons = Vec::new();
     if info.pods.len() as i64 + 1 > info.allowed_pods {
         reasons.push("Too many pods".to_owned());
     }
     reasons.extend(info.allocatable.lacks(&info.requested, &class.requests));
-    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    // More than the node has in all will not come free, whoever leaves.
+    let resolvable = info
+        .allocatable
+        .lacks(&Resources::default(), &class.requests)
+        .is_empty();
+    Err(Refusal { reasons, resolvable })
 }
 
 /// (with the Pod, without it, capacity) of CPU and memory, where the node has any.

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
-use crate::framework::Reasons;
+use crate::framework::Refusal;
 use crate::pod::Class;
 use crate::snapshot::NodeInfo;
 
@@ -41,12 +41,12 @@ fn taints(info: &NodeInfo) -> impl Iterator<Item = &Taint> {
         .flatten()
 }
 
-pub fn filter(class: &Class, info: &NodeInfo) -> Result<(), Reasons> {
+pub fn filter(class: &Class, info: &NodeInfo) -> Result<(), Refusal> {
     let bars = |taint: &&Taint| {
         matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute") && !tolerated(taint, &class.tolerations)
     };
     match taints(info).find(bars) {
-        Some(_) => Err(vec!["node(s) had untolerated taint(s)".into()]),
+        Some(_) => Err(Refusal::unresolvable("node(s) had untolerated taint(s)")),
         None => Ok(()),
     }
 }

@@ -9,13 +9,27 @@ use std::collections::HashMap;
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use crate::framework::{ClusterPlugin, Event, MAX_SCORE, Prepared, Reasons};
+use crate::framework::{ClusterPlugin, Event, MAX_SCORE, Prepared, Refusal};
 use crate::labels::{Labels, selects};
 use crate::plugins::{node, taints};
 use crate::pod::Class;
 use crate::snapshot::{NodeInfo, Snapshot};
 
-pub struct PodTopologySpread;
+/// The plugin with its arguments.
+pub struct PodTopologySpread {
+    /// Constraints of Pods that have none of their own; `None`: the system's.
+    pub default_constraints: Option<Vec<TopologySpreadConstraint>>,
+    pub weight: i64,
+}
+
+impl Default for PodTopologySpread {
+    fn default() -> Self {
+        PodTopologySpread {
+            default_constraints: None,
+            weight: 2,
+        }
+    }
+}
 
 struct Spread<'a> {
     constraint: &'a TopologySpreadConstraint,
@@ -57,7 +71,7 @@ impl ClusterPlugin for PodTopologySpread {
         &[Event::Node, Event::PodGone, Event::PodPlaced]
     }
     fn weight(&self) -> i64 {
-        2
+        self.weight
     }
     fn prepare<'a>(&self, class: &'a Class, snapshot: &'a Snapshot) -> Option<Box<dyn Prepared + 'a>> {
         if class.spread.is_empty() {
@@ -93,12 +107,12 @@ impl ClusterPlugin for PodTopologySpread {
 }
 
 impl Prepared for View<'_> {
-    fn check(&self, node: &NodeInfo) -> Result<(), Reasons> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         for spread in self.spreads.iter().filter(|spread| spread.hard) {
             let Some(value) = node.label(&spread.constraint.topology_key) else {
-                return Err(vec![
-                    "node(s) didn't match pod topology spread constraints (missing required label)".into(),
-                ]);
+                return Err(Refusal::unresolvable(
+                    "node(s) didn't match pod topology spread constraints (missing required label)",
+                ));
             };
             let fewer_domains_than_asked = spread
                 .constraint
@@ -112,7 +126,9 @@ impl Prepared for View<'_> {
             let myself = i64::from(selects(Some(&spread.selector), &self.class.labels));
             let here = spread.counts.get(value).copied().unwrap_or(0);
             if here + myself - emptiest > i64::from(spread.constraint.max_skew) {
-                return Err(vec!["node(s) didn't match pod topology spread constraints".into()]);
+                return Err(Refusal::resolvable(
+                    "node(s) didn't match pod topology spread constraints",
+                ));
             }
         }
         Ok(())
