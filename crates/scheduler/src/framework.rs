@@ -13,6 +13,9 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
+pub use crate::config::args::DefaultPreemption as Preemption;
+
+use crate::config::args::Arguments;
 use crate::plugins;
 use crate::pod::{Class, PodInfo};
 use crate::snapshot::{NodeInfo, Snapshot};
@@ -111,12 +114,14 @@ pub enum Normalize {
     ByMaxReversed,
 }
 
+pub type NodeRank = Box<dyn Fn(&Class, &NodeInfo) -> i64 + Send + Sync>;
+
 /// A ranking of one node.
 pub struct NodeScore {
     pub name: &'static str,
     pub weight: i64,
     pub normalize: Normalize,
-    pub score: Box<dyn Fn(&Class, &NodeInfo) -> i64 + Send + Sync>,
+    pub score: NodeRank,
 }
 
 /// A plugin whose answer depends on Pods beyond the node.
@@ -135,22 +140,6 @@ pub trait Prepared {
     fn scores(&self, nodes: &[&NodeInfo]) -> Vec<i64>;
 }
 
-/// How preemption looks for a node: not all candidates are tried in a large cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Preemption {
-    pub min_candidate_nodes_percentage: u32,
-    pub min_candidate_nodes_absolute: u32,
-}
-
-impl Default for Preemption {
-    fn default() -> Self {
-        Preemption {
-            min_candidate_nodes_percentage: 10,
-            min_candidate_nodes_absolute: 100,
-        }
-    }
-}
-
 /// The set of plugins in force for Pods that name one scheduler (a profile).
 pub struct Framework {
     pub pre_filters: Vec<PreFilter>,
@@ -162,65 +151,188 @@ pub struct Framework {
     pub cluster: Vec<Box<dyn ClusterPlugin>>,
 }
 
+/// The filters of upstream's default profile, in its order.
+const FILTERS: [&str; 8] = [
+    "NodeUnschedulable",
+    "NodeName",
+    "TaintToleration",
+    "NodeAffinity",
+    "NodePorts",
+    "NodeResourcesFit",
+    "PodTopologySpread",
+    "InterPodAffinity",
+];
+
+/// The scores of upstream's default profile with their weights, in its order.
+const SCORES: [(&str, i64); 7] = [
+    ("TaintToleration", 3),
+    ("NodeAffinity", 2),
+    ("NodeResourcesFit", 1),
+    ("PodTopologySpread", 2),
+    ("InterPodAffinity", 2),
+    ("NodeResourcesBalancedAllocation", 1),
+    ("ImageLocality", 1),
+];
+
 impl Default for Framework {
     /// Upstream's default plugins with their default weights, as far as this scheduler has them.
     fn default() -> Self {
-        use Event::{Node, PodGone};
-        fn filter(
-            name: &'static str,
-            check: fn(&Class, &NodeInfo) -> Result<(), Refusal>,
-            helped_by: &'static [Event],
-        ) -> NodeFilter {
-            NodeFilter {
-                name,
-                check: Box::new(check),
-                helped_by,
+        Framework {
+            preemption: Some(Preemption::default()),
+            ..Framework::new(FILTERS, SCORES, &Arguments::default())
+        }
+    }
+}
+
+/// A node plugin's check by its name.
+fn node_filter(name: &str, arguments: &Arguments) -> Option<NodeFilter> {
+    use Event::{Node, PodGone};
+    let (name, helped_by, check): (_, &'static [Event], NodeCheck) = match name {
+        "NodeUnschedulable" => ("NodeUnschedulable", &[Node], Box::new(plugins::node::unschedulable)),
+        "NodeName" => ("NodeName", &[Node], Box::new(plugins::node::name)),
+        "TaintToleration" => ("TaintToleration", &[Node], Box::new(plugins::taints::filter)),
+        "NodeAffinity" => (
+            "NodeAffinity",
+            &[Node],
+            plugins::node::affinity_with(&arguments.node_affinity),
+        ),
+        "NodePorts" => ("NodePorts", &[Node, PodGone], Box::new(plugins::node::ports)),
+        "NodeResourcesFit" => (
+            "NodeResourcesFit",
+            &[Node, PodGone],
+            plugins::resources::fit(&arguments.fit),
+        ),
+        _ => return None,
+    };
+    Some(NodeFilter { name, check, helped_by })
+}
+
+/// A node plugin's score by its name.
+fn node_score(name: &str, weight: i64, arguments: &Arguments) -> Option<NodeScore> {
+    let (name, normalize, score): (_, _, NodeRank) = match name {
+        "TaintToleration" => (
+            "TaintToleration",
+            Normalize::ByMaxReversed,
+            Box::new(plugins::taints::score),
+        ),
+        "NodeAffinity" => (
+            "NodeAffinity",
+            Normalize::ByMax,
+            plugins::node::affinity_score_with(&arguments.node_affinity),
+        ),
+        "NodeResourcesFit" => (
+            "NodeResourcesFit",
+            Normalize::No,
+            plugins::resources::allocation(&arguments.fit),
+        ),
+        "NodeResourcesBalancedAllocation" => (
+            "NodeResourcesBalancedAllocation",
+            Normalize::No,
+            plugins::resources::balanced(&arguments.balanced),
+        ),
+        "ImageLocality" => ("ImageLocality", Normalize::No, Box::new(plugins::images::score)),
+        _ => return None,
+    };
+    Some(NodeScore {
+        name,
+        weight,
+        normalize,
+        score,
+    })
+}
+
+/// A cluster plugin by its name. `weight` 0: it does not score.
+fn cluster_plugin(name: &str, weight: i64, arguments: &Arguments) -> Option<Box<dyn ClusterPlugin>> {
+    let plugin: Box<dyn ClusterPlugin> = match name {
+        "InterPodAffinity" => Box::new(plugins::pod_affinity::InterPodAffinity {
+            hard_pod_affinity_weight: i64::from(arguments.pod_affinity.hard_pod_affinity_weight),
+            ignore_preferred_terms_of_existing_pods: arguments.pod_affinity.ignore_preferred_terms_of_existing_pods,
+            weight,
+        }),
+        "PodTopologySpread" => Box::new(plugins::topology_spread::PodTopologySpread {
+            default_constraints: (!arguments.spread.system).then(|| arguments.spread.defaults.clone()),
+            weight,
+        }),
+        _ => return None,
+    };
+    Some(plugin)
+}
+
+/// A cluster plugin that ranks nodes and refuses none.
+struct RanksOnly(Box<dyn ClusterPlugin>);
+struct RanksOnlyView<'a>(Box<dyn Prepared + 'a>);
+
+impl ClusterPlugin for RanksOnly {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn helped_by(&self) -> &'static [Event] {
+        &[]
+    }
+    fn weight(&self) -> i64 {
+        self.0.weight()
+    }
+    fn prepare<'a>(&self, class: &'a Class, snapshot: &'a Snapshot) -> Option<Box<dyn Prepared + 'a>> {
+        let view = self.0.prepare(class, snapshot)?;
+        Some(Box::new(RanksOnlyView(view)))
+    }
+}
+
+impl Prepared for RanksOnlyView<'_> {
+    fn check(&self, _node: &NodeInfo) -> Result<(), Refusal> {
+        Ok(())
+    }
+    fn scores(&self, nodes: &[&NodeInfo]) -> Vec<i64> {
+        self.0.scores(nodes)
+    }
+}
+
+impl Framework {
+    /// A profile that filters and scores with these plugins. Names that have no check or score are passed over: whether
+    /// they may be there is the configuration's business.
+    pub fn new<'a>(
+        filters: impl IntoIterator<Item = &'a str>,
+        scores: impl IntoIterator<Item = (&'a str, i64)>,
+        arguments: &Arguments,
+    ) -> Self {
+        let mut framework = Framework {
+            pre_filters: Vec::new(),
+            binding: Vec::new(),
+            preemption: None,
+            filters: Vec::new(),
+            scores: Vec::new(),
+            cluster: Vec::new(),
+        };
+        let scores: Vec<(&str, i64)> = scores.into_iter().collect();
+        let filters: Vec<&str> = filters.into_iter().collect();
+        let weight = |name: &str| {
+            scores
+                .iter()
+                .find(|(scored, _)| *scored == name)
+                .map(|(_, weight)| *weight)
+        };
+        for name in &filters {
+            if *name == "NodeAffinity" {
+                framework.pre_filters.push(PreFilter {
+                    name: "NodeAffinity",
+                    check: Box::new(plugins::node::affinity_conflict),
+                    helped_by: &[],
+                });
+            }
+            framework.filters.extend(node_filter(name, arguments));
+            framework
+                .cluster
+                .extend(cluster_plugin(name, weight(name).unwrap_or(0), arguments));
+        }
+        for (name, weight) in &scores {
+            framework.scores.extend(node_score(name, *weight, arguments));
+            if !filters.contains(name)
+                && let Some(plugin) = cluster_plugin(name, *weight, arguments)
+            {
+                framework.cluster.push(Box::new(RanksOnly(plugin)));
             }
         }
-        let score = |name, weight, normalize, score: fn(&Class, &NodeInfo) -> i64| NodeScore {
-            name,
-            weight,
-            normalize,
-            score: Box::new(score),
-        };
-        Framework {
-            pre_filters: vec![PreFilter {
-                name: "NodeAffinity",
-                check: Box::new(plugins::node::affinity_conflict),
-                helped_by: &[],
-            }],
-            binding: Vec::new(),
-            preemption: Some(Preemption::default()),
-            filters: vec![
-                filter("NodeUnschedulable", plugins::node::unschedulable, &[Node]),
-                filter("NodeName", plugins::node::name, &[Node]),
-                filter("TaintToleration", plugins::taints::filter, &[Node]),
-                filter("NodeAffinity", plugins::node::affinity, &[Node]),
-                filter("NodePorts", plugins::node::ports, &[Node, PodGone]),
-                filter("NodeResourcesFit", plugins::resources::fit, &[Node, PodGone]),
-            ],
-            scores: vec![
-                score("TaintToleration", 3, Normalize::ByMaxReversed, plugins::taints::score),
-                score("NodeAffinity", 2, Normalize::ByMax, plugins::node::affinity_score),
-                score(
-                    "NodeResourcesFit",
-                    1,
-                    Normalize::No,
-                    plugins::resources::least_allocated,
-                ),
-                score(
-                    "NodeResourcesBalancedAllocation",
-                    1,
-                    Normalize::No,
-                    plugins::resources::balanced,
-                ),
-                score("ImageLocality", 1, Normalize::No, plugins::images::score),
-            ],
-            cluster: vec![
-                Box::new(plugins::topology_spread::PodTopologySpread::default()),
-                Box::new(plugins::pod_affinity::InterPodAffinity::default()),
-            ],
-        }
+        framework
     }
 }
 

@@ -9,6 +9,7 @@
 //! Where it differs from upstream: all nodes are scored rather than a sample (remembered verdicts make that cheap), and
 //! there is no preemption, no volume binding and no extender yet.
 
+pub mod config;
 pub mod engine;
 pub mod framework;
 pub mod labels;

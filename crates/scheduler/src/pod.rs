@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{
 use sha2::{Digest, Sha256};
 
 use crate::labels::Labels;
+use crate::plugins::images::normalized;
 use crate::plugins::node::named_nodes;
 use crate::resources::{Resources, pod_requests};
 
@@ -88,7 +89,10 @@ pub struct Class {
     pub preferred_nodes: Vec<PreferredSchedulingTerm>,
     pub tolerations: Vec<Toleration>,
     pub host_ports: Vec<HostPort>,
+    /// Of all containers and image volumes, with their tags.
     pub images: Vec<String>,
+    /// How many containers there are, with those that run first.
+    pub containers: usize,
     pub affinity: Vec<AffinityTerm>,
     pub anti_affinity: Vec<AffinityTerm>,
     pub preferred_affinity: Vec<(i32, AffinityTerm)>,
@@ -185,10 +189,12 @@ impl Class {
             })
             .collect();
         host_ports.sort();
-        let images = spec
-            .containers
-            .iter()
-            .filter_map(|container| container.image.clone())
+        let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let volumes = spec.volumes.iter().flatten();
+        let images = containers()
+            .filter_map(|container| container.image.as_deref())
+            .chain(volumes.filter_map(|volume| volume.image.as_ref()?.reference.as_deref()))
+            .map(normalized)
             .collect();
         let mut class = Class {
             id: ClassId([0; 16]),
@@ -205,6 +211,7 @@ impl Class {
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             host_ports,
             images,
+            containers: containers().count(),
             affinity: required(
                 pod_affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref()),
             ),

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use k8s_openapi::api::core::v1::Node;
 
@@ -14,6 +15,15 @@ use crate::resources::Resources;
 
 /// A node's place in the snapshot; stable while the node exists.
 pub type NodeIndex = usize;
+
+/// An image that nodes hold.
+#[derive(Debug)]
+pub struct Image {
+    /// In bytes, as the first node reported it.
+    pub size: i64,
+    /// How many nodes hold it.
+    pub nodes: AtomicUsize,
+}
 
 /// One node and what is spoken for on it.
 #[derive(Clone, Debug)]
@@ -30,8 +40,10 @@ pub struct NodeInfo {
     pub host_ports: Vec<HostPort>,
     /// How many of the Pods have required anti-affinity, which every newcomer must respect.
     pub pods_with_anti_affinity: usize,
-    /// Image name → bytes.
-    pub images: HashMap<String, i64>,
+    /// By name.
+    pub images: HashMap<String, Arc<Image>>,
+    /// How many nodes there are, this one included.
+    pub nodes: Arc<AtomicUsize>,
     pub generation: u64,
 }
 
@@ -48,6 +60,7 @@ impl NodeInfo {
             host_ports: Vec::new(),
             pods_with_anti_affinity: 0,
             images: HashMap::new(),
+            nodes: Arc::default(),
             generation: 0,
         }
     }
@@ -68,18 +81,6 @@ impl NodeInfo {
             .and_then(|list| list.get("pods"))
             .and_then(|quantity| sampan_api::quantity::Quantity::parse(&quantity.0).ok())
             .map_or(0, |quantity| quantity.value());
-        self.images = status
-            .and_then(|status| status.images.as_ref())
-            .into_iter()
-            .flatten()
-            .flat_map(|image| {
-                image
-                    .names
-                    .iter()
-                    .flatten()
-                    .map(|name| (name.clone(), image.size_bytes.unwrap_or(0)))
-            })
-            .collect();
         self.node = Some(node);
     }
 
@@ -116,6 +117,10 @@ pub struct Snapshot {
     placed: HashMap<Arc<str>, NodeIndex>,
     free: Vec<NodeIndex>,
     generation: u64,
+    /// All images that nodes hold, by name.
+    images: HashMap<String, Arc<Image>>,
+    /// How many nodes there are, for those who only see one of them.
+    known: Arc<AtomicUsize>,
     /// Namespaces' labels, for affinity terms with a namespace selector.
     namespaces: HashMap<String, Labels>,
 }
@@ -161,7 +166,8 @@ impl Snapshot {
             return at;
         }
         let name: Arc<str> = name.into();
-        let info = NodeInfo::new(Arc::clone(&name));
+        let mut info = NodeInfo::new(Arc::clone(&name));
+        info.nodes = Arc::clone(&self.known);
         let at = match self.free.pop() {
             Some(at) => {
                 self.nodes[at] = info;
@@ -183,6 +189,10 @@ impl Snapshot {
 
     pub fn set_node(&mut self, node: Arc<Node>) -> Option<NodeIndex> {
         let at = self.entry(node.metadata.name.as_deref()?);
+        if self.nodes[at].node.is_none() {
+            self.known.fetch_add(1, Relaxed);
+        }
+        self.hold_images(at, Some(&node));
         self.nodes[at].set_node(node);
         self.touch(at);
         Some(at)
@@ -191,9 +201,40 @@ impl Snapshot {
     /// Forgets a node. Pods still bound to it keep their account until they go too.
     pub fn remove_node(&mut self, name: &str) {
         let Some(at) = self.find(name) else { return };
-        self.nodes[at].node = None;
+        if self.nodes[at].node.take().is_some() {
+            self.known.fetch_sub(1, Relaxed);
+        }
+        self.hold_images(at, None);
         self.touch(at);
         self.drop_if_empty(at);
+    }
+
+    /// Notes which images a node holds now.
+    fn hold_images(&mut self, at: NodeIndex, node: Option<&Node>) {
+        let before = std::mem::take(&mut self.nodes[at].images);
+        let mut after: HashMap<String, Arc<Image>> = HashMap::new();
+        let images = node.and_then(|node| node.status.as_ref()?.images.as_ref());
+        for image in images.into_iter().flatten() {
+            for name in image.names.iter().flatten() {
+                if after.contains_key(name) {
+                    continue;
+                }
+                let known = self.images.entry(name.clone()).or_insert_with(|| {
+                    Arc::new(Image {
+                        size: image.size_bytes.unwrap_or(0),
+                        nodes: AtomicUsize::new(0),
+                    })
+                });
+                known.nodes.fetch_add(1, Relaxed);
+                after.insert(name.clone(), Arc::clone(known));
+            }
+        }
+        for (name, image) in before {
+            if image.nodes.fetch_sub(1, Relaxed) == 1 {
+                self.images.remove(&name);
+            }
+        }
+        self.nodes[at].images = after;
     }
 
     fn drop_if_empty(&mut self, at: NodeIndex) {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::framework::Refusal;
+use crate::framework::{NodeCheck, NodeRank, Refusal};
 use crate::labels::{node_matches, term_matches};
 use crate::plugins::taints::tolerated;
 use crate::pod::Class;
 use crate::snapshot::NodeInfo;
-use k8s_openapi::api::core::v1::{NodeSelector, Taint};
+use k8s_openapi::api::core::v1::{NodeAffinity, NodeSelector, Taint};
 
 fn refuse(reason: &str) -> Result<(), Refusal> {
     Err(Refusal::unresolvable(reason))
@@ -92,6 +92,38 @@ pub fn affinity_score(class: &Class, info: &NodeInfo) -> i64 {
         .iter()
         .filter(|preference| term_matches(&preference.preference, node));
     met.map(|preference| i64::from(preference.weight)).sum()
+}
+
+/// [`affinity`], after what the configuration asks of nodes for all Pods.
+pub fn affinity_with(added: &NodeAffinity) -> NodeCheck {
+    let Some(required) = added.required_during_scheduling_ignored_during_execution.clone() else {
+        return Box::new(affinity);
+    };
+    Box::new(move |class, info| {
+        if info.node.as_ref().is_some_and(|node| node_matches(&required, node)) {
+            affinity(class, info)
+        } else {
+            refuse("node(s) didn't match scheduler-enforced node affinity")
+        }
+    })
+}
+
+/// [`affinity_score`], and the preferences that the configuration has for all Pods.
+pub fn affinity_score_with(added: &NodeAffinity) -> NodeRank {
+    let preferred = added
+        .preferred_during_scheduling_ignored_during_execution
+        .clone()
+        .unwrap_or_default();
+    if preferred.is_empty() {
+        return Box::new(affinity_score);
+    }
+    Box::new(move |class, info| {
+        let Some(node) = &info.node else { return 0 };
+        let met = preferred
+            .iter()
+            .filter(|preference| term_matches(&preference.preference, node));
+        met.map(|preference| i64::from(preference.weight)).sum::<i64>() + affinity_score(class, info)
+    })
 }
 
 pub fn ports(class: &Class, info: &NodeInfo) -> Result<(), Refusal> {

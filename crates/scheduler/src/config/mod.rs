@@ -1,0 +1,3 @@
+//! What may be configured: upstream's `KubeSchedulerConfiguration`.
+
+pub mod args;
