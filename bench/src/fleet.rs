@@ -11,16 +11,19 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::client::{Client, JSON, MERGE, STRATEGIC};
+use crate::client::{Client, JSON, Lane, MERGE, STRATEGIC};
 use crate::workloads::{connect, ignore, spread};
 use crate::{Result, Target};
 
-/// Nodes of one class, to be selected by the label `sampan-bench=CLASS` and tainted against everyone else.
+/// Nodes of one class, to be selected by the label `sampan-bench=CLASS`, in three zones.
 pub struct Fleet {
     pub class: &'static str,
     pub nodes: usize,
     pub cpu: String,
+    pub memory: &'static str,
     pub pods: usize,
+    /// Against everyone who does not tolerate `sampan-bench`.
+    pub tainted: bool,
 }
 
 fn node_name(class: &str, index: usize) -> String {
@@ -28,17 +31,27 @@ fn node_name(class: &str, index: usize) -> String {
 }
 
 impl Fleet {
+    pub fn name(&self, index: usize) -> String {
+        node_name(self.class, index)
+    }
+
     pub async fn create(&self, target: &Target) -> Result<()> {
         let mut lanes = connect(&target.client, 16).await?;
+        let taints = match self.tainted {
+            true => json!([{"key": "sampan-bench", "effect": "NoSchedule"}]),
+            false => json!([]),
+        };
+        let taints = &taints;
         spread(&mut lanes, self.nodes, |mut lane, index| async move {
             let name = node_name(self.class, index);
-            let resources = json!({"cpu": self.cpu, "memory": "256Gi", "ephemeral-storage": "100Gi", "pods": self.pods.to_string()});
+            let resources = json!({"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": "100Gi", "pods": self.pods.to_string()});
             let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "fake",
                 "lastHeartbeatTime": now(), "lastTransitionTime": now()});
             let node = json!({
                 "apiVersion": "v1", "kind": "Node",
-                "metadata": {"name": name, "labels": {"sampan-bench": self.class, "kubernetes.io/hostname": name}},
-                "spec": {"taints": [{"key": "sampan-bench", "effect": "NoSchedule"}]},
+                "metadata": {"name": name, "labels": {"sampan-bench": self.class, "kubernetes.io/hostname": name,
+                    "topology.kubernetes.io/zone": format!("zone-{}", index % 3)}},
+                "spec": {"taints": taints},
                 "status": {"capacity": resources, "allocatable": resources, "conditions": [ready]},
             });
             ignore(lane.count(Method::POST, "/api/v1/nodes", Some((JSON, node.to_string().into()))).await, StatusCode::CONFLICT)?;
@@ -60,17 +73,28 @@ impl Fleet {
         let mut lanes = connect(&target.client, 2).await?;
         loop {
             tokio::time::sleep(Duration::from_secs(10)).await;
-            let patch = json!({"spec": {"renewTime": micro_now()}}).to_string();
-            let patch = &patch;
-            spread(&mut lanes, self.nodes, |mut lane, index| async move {
-                let name = node_name(self.class, index);
-                let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
-                lane.count(Method::PATCH, &path, Some((MERGE, patch.clone().into())))
-                    .await?;
-                Ok(lane)
-            })
-            .await?;
+            self.round(&mut lanes, false).await?;
         }
+    }
+
+    /// One heartbeat of every node, with its status if wanted; returns the seconds each took.
+    pub async fn round(&self, lanes: &mut Vec<Lane>, with_status: bool) -> Result<Vec<f64>> {
+        let lease = json!({"spec": {"renewTime": micro_now()}}).to_string();
+        let status = json!({"status": {"conditions": [{"type": "Ready", "lastHeartbeatTime": now()}]}}).to_string();
+        let (lease, status) = (&lease, &status);
+        spread(lanes, self.nodes, |mut lane, index| async move {
+            let name = node_name(self.class, index);
+            let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
+            lane.count(Method::PATCH, &path, Some((MERGE, lease.clone().into())))
+                .await?;
+            if with_status {
+                let path = format!("/api/v1/nodes/{name}/status");
+                lane.count(Method::PATCH, &path, Some((STRATEGIC, status.clone().into())))
+                    .await?;
+            }
+            Ok(lane)
+        })
+        .await
     }
 
     /// Drives `work` to its end with the nodes alive all the while.

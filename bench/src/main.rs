@@ -61,6 +61,12 @@ enum Workload {
     Burst(workloads::burst::Args),
     /// Create Pods that fit nowhere, wait until each is told why, and hold them.
     Held(workloads::held::Args),
+    /// Create Pods of some shape for many nodes, and wait until each has a node.
+    Schedule(workloads::schedule::Args),
+    /// Let Pods wait, then let nodes join, and wait until each Pod has a node.
+    Arrive(workloads::arrive::Args),
+    /// Let nodes say that they are alive, and see what that costs.
+    Beat(workloads::beat::Args),
     /// Create single Pods of a real image and wait until a real node runs each.
     Pod(workloads::pod::Args),
     /// Do nothing, and see what that costs.
@@ -160,6 +166,9 @@ async fn run(cli: Cli) -> Result<()> {
                 Workload::Watch(args) => workloads::watch::run(target, args).await,
                 Workload::Burst(args) => workloads::burst::run(target, args).await,
                 Workload::Held(args) => workloads::held::run(target, args).await,
+                Workload::Schedule(args) => workloads::schedule::run(target, args).await,
+                Workload::Arrive(args) => workloads::arrive::run(target, args).await,
+                Workload::Beat(args) => workloads::beat::run(target, args).await,
                 Workload::Pod(args) => workloads::pod::run(target, args).await,
                 Workload::Idle(args) => workloads::idle::run(target, args).await,
                 // Does not measure; answered above.

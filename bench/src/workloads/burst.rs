@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 
-use super::{batch_pod, clear, connect, namespace, spread};
+use super::{batch_pod, clear, connect, namespace, newest, spread};
 use crate::client::JSON;
 use crate::fleet::{Fleet, kubelet};
 use crate::report::{Measure, cost};
@@ -36,16 +36,14 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         class: "burst",
         nodes,
         cpu: format!("{per_node}"),
+        memory: "256Gi",
         pods: 110.max(per_node),
+        tainted: true,
     };
     namespace(target, "bench-burst").await?;
     clear(target, BASE).await?;
     fleet.create(target).await?;
-    let list = target.client.get(&format!("{BASE}?limit=1")).await?;
-    let from = list["metadata"]["resourceVersion"]
-        .as_str()
-        .ok_or("no resourceVersion")?
-        .to_owned();
+    let from = newest(target, BASE).await?;
     let mut lanes = connect(&target.client, 16).await?;
     target.meter.reset_peak();
     let (start, before) = (Instant::now(), target.meter.read()?);

@@ -1,5 +1,7 @@
 //! The workloads. Each cleans up behind itself, so that rounds and targets start alike.
 
+pub mod arrive;
+pub mod beat;
 pub mod burst;
 pub mod crud;
 pub mod held;
@@ -7,13 +9,16 @@ pub mod idle;
 pub mod list;
 pub mod load;
 pub mod pod;
+pub mod schedule;
 pub mod watch;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::try_join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -123,6 +128,59 @@ pub async fn clear(target: &Target, path: &str) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Err(format!("{path} could not be cleared in a minute").into())
+}
+
+/// The revision of a collection now, for a watch of what happens after.
+pub async fn newest(target: &Target, path: &str) -> Result<String> {
+    let list = target.client.get(&format!("{path}?limit=1")).await?;
+    let revision = list["metadata"]["resourceVersion"].as_str();
+    Ok(revision.ok_or("no resourceVersion")?.to_owned())
+}
+
+/// Follows Pods until `seen` has said yes of `count` of them; returns the seconds since `start` of each.
+async fn follow(
+    client: &Client,
+    path: &str,
+    from: &str,
+    count: usize,
+    start: Instant,
+    seen: impl Fn(&Value) -> bool,
+) -> Result<Vec<f64>> {
+    let mut watch = Box::pin(client.watch(&format!("{path}?watch=1&resourceVersion={from}")).await?);
+    let (mut names, mut seconds) = (HashSet::new(), Vec::with_capacity(count));
+    while seconds.len() < count {
+        let line = watch.next().await.ok_or("the Pod watch ended early")??;
+        let event: Value = serde_json::from_slice(&line)?;
+        if event["type"] == "ERROR" {
+            return Err(format!("the Pod watch failed: {}", event["object"]).into());
+        }
+        if let Some(name) = event["object"]["metadata"]["name"].as_str()
+            && seen(&event["object"])
+            && names.insert(name.to_owned())
+        {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(seconds)
+}
+
+/// Waits until `count` Pods have a node; returns when, in seconds since `start`.
+pub async fn bindings(client: &Client, path: &str, from: &str, count: usize, start: Instant) -> Result<Vec<f64>> {
+    let bound = |pod: &Value| pod["spec"]["nodeName"].is_string();
+    follow(client, path, from, count, start, bound).await
+}
+
+/// Waits until `count` Pods have been told that they fit nowhere; returns how long that took, in seconds.
+pub async fn told(client: &Client, path: &str, from: &str, count: usize) -> Result<f64> {
+    let waits = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array();
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["reason"] == "Unschedulable")
+    };
+    let seconds = follow(client, path, from, count, Instant::now(), waits).await?;
+    Ok(seconds.last().copied().unwrap_or(0.0))
 }
 
 /// A Pod as a batch would make it, about 1 KiB.
