@@ -49,6 +49,11 @@ impl<K: Clone + Eq + Hash> Expectations<K> {
         self.set(owner, 0, uids.into_iter().collect());
     }
 
+    /// Replaces what is expected for `owner` by `count` creations and the deletions of these UIDs.
+    pub fn expect(&self, owner: &K, count: usize, uids: impl IntoIterator<Item = String>) {
+        self.set(owner, count, uids.into_iter().collect());
+    }
+
     fn set(&self, owner: &K, creations: usize, deletions: HashSet<String>) {
         let expected = Expected {
             creations: i64::try_from(creations).unwrap_or(i64::MAX),

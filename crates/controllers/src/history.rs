@@ -4,23 +4,24 @@
 //! back. Its name is a hash of its content, so making it twice is one object; a template that comes back (a rollback)
 //! takes its old revision and gives it the highest number.
 
-use std::collections::BTreeSet;
+use std::future::Future;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
-use kube::core::NamespaceResourceScope;
+use kube::core::{NamespaceResourceScope, Selector};
 use kube::{Resource, ResourceExt};
-use sampan_client::{Informer, is_already_exists, or_absent, owner};
+use sampan_client::owner::{self, Claimer};
+use sampan_client::{Informer, is_already_exists, or_absent};
 use serde_json::{Value, json};
 
 use crate::SyncError;
 use crate::deployment::hash;
-use crate::pods::BY_OWNER;
+use crate::pods::{self, BY_OWNER};
 
-/// On the revision.
-const HASH: &str = "controller.kubernetes.io/hash";
+/// On a StatefulSet's revision. A DaemonSet's revisions carry [`POD_HASH`] instead.
+pub(crate) const REVISION_HASH: &str = "controller.kubernetes.io/hash";
 /// On Pods: which revision they were made from.
 pub(crate) const POD_HASH: &str = "controller-revision-hash";
 
@@ -28,11 +29,8 @@ pub(crate) const POD_HASH: &str = "controller-revision-hash";
 pub(crate) struct History<'a> {
     pub(crate) client: &'a kube::Client,
     pub(crate) revisions: &'a Informer<ControllerRevision>,
-}
-
-/// The hash in a revision's labels.
-pub(crate) fn hash_of(revision: &ControllerRevision) -> String {
-    revision.labels().get(HASH).cloned().unwrap_or_default()
+    /// The label of a revision that holds its hash: kinds differ in it.
+    pub(crate) label: &'static str,
 }
 
 /// The template that a revision holds.
@@ -48,21 +46,47 @@ fn data(template: &PodTemplateSpec) -> Result<Value, SyncError> {
 }
 
 impl History<'_> {
-    /// The revisions of `owner`, oldest first.
-    pub(crate) fn list<K: Resource>(&self, owner: &K) -> Vec<ControllerRevision> {
-        let mut found: Vec<ControllerRevision> = self
+    /// The hash in a revision's labels.
+    pub(crate) fn hash_of<'r>(&self, revision: &'r ControllerRevision) -> &'r str {
+        revision.labels().get(self.label).map_or("", String::as_str)
+    }
+
+    /// The revisions of `owner`, oldest first; those that match and belong to nobody are adopted.
+    pub(crate) async fn claim<K, F, Fut>(
+        &self,
+        owner: &K,
+        selector: &Selector,
+        still_alive: F,
+    ) -> Result<Vec<ControllerRevision>, SyncError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = kube::Result<bool>>,
+    {
+        let meta = owner.meta();
+        let namespace = meta.namespace.clone().unwrap_or_default();
+        let mut candidates = self
             .revisions
-            .by_index(BY_OWNER, owner.meta().uid.as_deref().unwrap_or_default())
-            .iter()
-            .map(|revision| ControllerRevision::clone(revision))
-            .collect();
+            .by_index(BY_OWNER, meta.uid.as_deref().unwrap_or_default());
+        candidates.extend(self.revisions.by_index(BY_OWNER, &pods::orphans(&namespace)));
+        let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &namespace);
+        let claimer = Claimer {
+            api: &api,
+            reference: owner::controller_ref(owner),
+            deleting: meta.deletion_timestamp.is_some(),
+            selector: Some(selector),
+            also: &|_| true,
+            finalizers: &[],
+        };
+        let claimed = claimer.claim(candidates, still_alive).await?;
+        let mut found: Vec<ControllerRevision> = claimed.iter().map(|r| ControllerRevision::clone(r)).collect();
         found.sort_by(|a, b| {
             a.revision
                 .cmp(&b.revision)
                 .then_with(|| a.creation_timestamp().cmp(&b.creation_timestamp()))
                 .then_with(|| a.metadata.name.cmp(&b.metadata.name))
         });
-        found
+        Ok(found)
     }
 
     /// The revision of `template`, made or made the newest as needed. `collisions` grows when a name is taken by another
@@ -96,7 +120,7 @@ impl History<'_> {
             prefix.truncate(252_usize.saturating_sub(hash.len()));
             let meta = template.metadata.clone().unwrap_or_default();
             let mut labels = meta.labels.unwrap_or_default();
-            labels.insert(HASH.into(), hash.clone());
+            labels.insert(self.label.into(), hash.clone());
             let revision = ControllerRevision {
                 metadata: ObjectMeta {
                     name: Some(format!("{prefix}-{hash}")),
@@ -123,24 +147,23 @@ impl History<'_> {
         }
     }
 
-    /// Deletes the oldest revisions that nobody uses, beyond `limit`.
+    /// Deletes the oldest `surplus` revisions of those that `in_use` does not hold.
     pub(crate) async fn truncate(
         &self,
         known: &[ControllerRevision],
-        live: &BTreeSet<String>,
-        limit: i32,
+        in_use: impl Fn(&ControllerRevision) -> bool,
+        surplus: usize,
     ) -> Result<(), SyncError> {
-        let unused: Vec<&ControllerRevision> = known
-            .iter()
-            .filter(|revision| !live.contains(&revision.name_any()))
-            .collect();
-        let limit = usize::try_from(limit).unwrap_or(0);
-        let surplus = unused.len().saturating_sub(limit);
-        for revision in unused.into_iter().take(surplus) {
+        for revision in known.iter().filter(|revision| !in_use(revision)).take(surplus) {
             let namespace = revision.namespace().unwrap_or_default();
             let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &namespace);
             or_absent(api.delete(&revision.name_any(), &DeleteParams::default()).await)?;
         }
         Ok(())
     }
+}
+
+/// How many of `count` revisions are too many; a negative limit keeps all.
+pub(crate) fn surplus(count: usize, limit: Option<i32>) -> usize {
+    usize::try_from(limit.unwrap_or(10)).map_or(0, |limit| count.saturating_sub(limit))
 }

@@ -5,8 +5,9 @@
 //! `maxSurge`.
 
 mod node;
+mod plan;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,19 +15,23 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus}
 use k8s_openapi::api::core::v1::{Node, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use sampan_client::owner::{self, Claimer};
 use sampan_client::{
     Change, EventType, Expectations, Informer, Key, WorkQueue, is_terminating_namespace, or_absent, slow_start_batch,
 };
 
 use crate::deployment::scaled;
-use crate::history::{History, POD_HASH, hash_of};
+use crate::history::{History, POD_HASH, surplus, template_of};
 use crate::pods::{self, BY_OWNER, PodControl};
 use crate::{Context, SyncError};
 use node::Fit;
+use plan::Plan;
+use serde_json::json;
 
 const BURST: usize = 250;
+/// The longest pause before a failed daemon is replaced, in seconds.
+const MOST_PAUSE: i64 = 900;
 const TEMPLATE_GENERATION: &str = "pod-template-generation";
 const TEMPLATE_GENERATION_NOTE: &str = "deprecated.daemonset.template.generation";
 
@@ -38,8 +43,15 @@ struct Controller {
     revisions: Informer<ControllerRevision>,
     queue: WorkQueue<Key>,
     expectations: Expectations<Key>,
-    /// How often a daemon has failed on a node, and when its Pod was last taken away for it.
-    failed: Mutex<HashMap<(Key, String), (u32, Timestamp)>>,
+    failed: Mutex<HashMap<(Key, String), Failed>>,
+}
+
+/// How often the daemon of a generation has failed on a node, and when its Pod was last taken away for it.
+#[derive(Clone, Copy)]
+struct Failed {
+    generation: i64,
+    times: u32,
+    last: Timestamp,
 }
 
 pub(crate) fn start(context: Context) {
@@ -71,18 +83,7 @@ pub(crate) fn start(context: Context) {
     let this = Arc::clone(&controller);
     pods.on_change(move |change| this.pod_changed(change));
     let this = Arc::clone(&controller);
-    nodes.on_change(move |change| {
-        let matters = |node: &Node| {
-            let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone());
-            (node.metadata.labels.clone(), taints)
-        };
-        let same = matches!(change, Change::Modified { old, new } if matters(old) == matters(new));
-        if !same {
-            for set in this.sets.list() {
-                this.queue.add(Key::of(set.as_ref()));
-            }
-        }
-    });
+    nodes.on_change(move |change| this.node_changed(change));
     let ready = async move {
         sets.synced().await;
         pods.synced().await;
@@ -116,19 +117,6 @@ impl Round {
 
     fn is_available(&self, pod: &Pod) -> bool {
         pods::is_available(pod, self.min_ready, self.now)
-    }
-}
-
-/// What is to be done about the nodes.
-#[derive(Default)]
-struct Plan {
-    create: Vec<String>,
-    delete: Vec<Arc<Pod>>,
-}
-
-impl Plan {
-    fn is_empty(&self) -> bool {
-        self.create.is_empty() && self.delete.is_empty()
     }
 }
 
@@ -166,20 +154,62 @@ impl Controller {
         }
     }
 
+    /// A node matters to the sets whose daemon it starts or stops to fit.
+    fn node_changed(&self, change: &Change<Node>) {
+        let matters = |node: &Node| {
+            let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone());
+            (node.metadata.labels.clone(), taints)
+        };
+        if matches!(change, Change::Modified { old, new } if matters(old) == matters(new)) {
+            return;
+        }
+        for set in self.sets.list() {
+            let mut spec = set
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.template.spec.clone())
+                .unwrap_or_default();
+            node::add_tolerations(&mut spec);
+            let same = match change {
+                Change::Modified { old, new } => node::fit(&spec, old) == node::fit(&spec, new),
+                Change::Added(node) | Change::Deleted(node) => node::fit(&spec, node) == Fit::No,
+            };
+            if !same {
+                self.queue.add(Key::of(set.as_ref()));
+            }
+        }
+    }
+
     async fn sync(&self, key: &Key) -> Result<(), SyncError> {
         let Some(set) = self.sets.get_key(key) else {
             self.forget(key);
             return Ok(());
         };
-        let (Some(spec), Some(selector)) = (set.spec.clone(), selector(&set)) else {
+        let Some(spec) = set.spec.clone() else {
             return Ok(());
         };
-        let may_act = self.expectations.satisfied(key) && set.metadata.deletion_timestamp.is_none();
+        let Some(selector) = selector(&set) else {
+            self.context.recorder.event(
+                set.as_ref(),
+                EventType::Warning,
+                "SelectingAll",
+                "This daemon set is selecting all pods. A non-empty selector is required.",
+            );
+            return Ok(());
+        };
+        if set.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let may_act = self.expectations.satisfied(key);
         let history = History {
             client: &self.context.client,
             revisions: &self.revisions,
+            label: POD_HASH,
         };
-        let known = history.list(set.as_ref());
+        let known = history
+            .claim(set.as_ref(), &selector, || self.still_alive(&set))
+            .await?;
+        let known = self.merge_twins(&set, &history, &spec.template, known).await?;
         let before = set.status.clone().unwrap_or_default();
         let mut collisions = before.collision_count.unwrap_or(0);
         let current = history
@@ -193,7 +223,7 @@ impl Controller {
         let (most_unavailable, most_surge) = limits(&set, desired);
         let round = Round {
             template,
-            hash: hash_of(&current),
+            hash: history.hash_of(&current).to_owned(),
             min_ready: spec.min_ready_seconds.unwrap_or(0),
             most_unavailable,
             most_surge,
@@ -205,21 +235,35 @@ impl Controller {
             let strategy = spec.update_strategy.as_ref();
             let rolls = strategy.and_then(|s| s.type_.as_deref()) != Some("OnDelete");
             if plan.is_empty() && rolls {
-                plan = roll(&round, &fits, &by_node);
+                plan = plan::roll(&round, &fits, &by_node);
             }
             outcome = self.carry_out(key, &set, &round, plan).await;
         }
-        let status = status(&set, &round, &fits, &by_node, collisions);
+        let status = status(&set, &round, &fits, &by_node, collisions, may_act);
         self.write_status(&set, status).await?;
         outcome?;
-        let mut live = BTreeSet::from([current.name_any()]);
-        for pod in by_node.values().flatten() {
-            let hash = pod.labels().get(POD_HASH);
-            let used = known.iter().filter(|revision| Some(&hash_of(revision)) == hash);
-            live.extend(used.map(ResourceExt::name_any));
-        }
+        let current_name = current.name_any();
+        let old = known
+            .iter()
+            .filter(|revision| revision.name_any() != current_name)
+            .count();
+        let live: HashSet<&str> = self
+            .pods
+            .by_index(BY_OWNER, &set.uid().unwrap_or_default())
+            .iter()
+            .filter_map(|pod| pod.labels().get(POD_HASH))
+            .filter_map(|hash| {
+                known
+                    .iter()
+                    .map(|revision| history.hash_of(revision))
+                    .find(|known| known == hash)
+            })
+            .collect();
+        let in_use = |revision: &ControllerRevision| {
+            revision.name_any() == current_name || live.contains(history.hash_of(revision))
+        };
         history
-            .truncate(&known, &live, spec.revision_history_limit.unwrap_or(10))
+            .truncate(&known, in_use, surplus(old, spec.revision_history_limit))
             .await?;
         let soonest = by_node
             .values()
@@ -251,25 +295,77 @@ impl Controller {
             also: &|_| true,
             finalizers: &[],
         };
-        let claimed = claimer
-            .claim(candidates, || async {
-                let api: Api<DaemonSet> = Api::namespaced(self.context.client.clone(), &namespace);
-                let fresh = or_absent(api.get(&set.name_any()).await)?;
-                Ok(fresh.is_some_and(|fresh| {
-                    fresh.metadata.uid == set.metadata.uid && fresh.metadata.deletion_timestamp.is_none()
-                }))
-            })
-            .await?;
+        let claimed = claimer.claim(candidates, || self.still_alive(set)).await?;
         let mut found: BTreeMap<String, Vec<Arc<Pod>>> = BTreeMap::new();
         for pod in claimed {
+            // A finished one on its way out only waits for its finalizers.
+            if pods::is_terminal(&pod) && pods::is_terminating(&pod) {
+                continue;
+            }
             if let Some(node) = node::target(&pod) {
                 found.entry(node).or_default().push(pod);
             }
         }
         for pods in found.values_mut() {
-            pods.sort_by_key(|pod| (pods::node_name(pod).is_empty(), pod.creation_timestamp()));
+            pods.sort_by_key(|pod| {
+                (
+                    pods::node_name(pod).is_empty(),
+                    pod.creation_timestamp(),
+                    pod.name_any(),
+                )
+            });
         }
         Ok(found)
+    }
+
+    async fn still_alive(&self, set: &DaemonSet) -> kube::Result<bool> {
+        let namespace = set.namespace().unwrap_or_default();
+        let api: Api<DaemonSet> = Api::namespaced(self.context.client.clone(), &namespace);
+        let fresh = or_absent(api.get(&set.name_any()).await)?;
+        Ok(fresh
+            .is_some_and(|fresh| fresh.metadata.uid == set.metadata.uid && fresh.metadata.deletion_timestamp.is_none()))
+    }
+
+    /// Of several revisions with the current template only the newest stays; Pods of the others become its Pods.
+    async fn merge_twins(
+        &self,
+        set: &DaemonSet,
+        history: &History<'_>,
+        template: &PodTemplateSpec,
+        known: Vec<ControllerRevision>,
+    ) -> Result<Vec<ControllerRevision>, SyncError> {
+        let twins: Vec<&ControllerRevision> = known
+            .iter()
+            .filter(|revision| template_of(revision).as_ref() == Some(template))
+            .collect();
+        let Some((kept, others)) = twins.split_last().filter(|(_, others)| !others.is_empty()) else {
+            return Ok(known);
+        };
+        let namespace = set.namespace().unwrap_or_default();
+        let hash = history.hash_of(kept);
+        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
+        for pod in self.pods.by_index(BY_OWNER, &set.uid().unwrap_or_default()) {
+            if pod.labels().get(POD_HASH).map(String::as_str) != Some(hash)
+                && others
+                    .iter()
+                    .any(|other| pod.labels().get(POD_HASH).map(String::as_str) == Some(history.hash_of(other)))
+            {
+                let patch = Patch::Merge(json!({"metadata": {
+                    "uid": pod.metadata.uid,
+                    "labels": {POD_HASH: hash},
+                }}));
+                or_absent(pods.patch(&pod.name_any(), &PatchParams::default(), &patch).await)?;
+            }
+        }
+        let revisions: Api<ControllerRevision> = Api::namespaced(self.context.client.clone(), &namespace);
+        let gone: BTreeSet<String> = others.iter().map(|other| other.name_any()).collect();
+        for name in &gone {
+            or_absent(revisions.delete(name, &DeleteParams::default()).await)?;
+        }
+        Ok(known
+            .into_iter()
+            .filter(|revision| !gone.contains(&revision.name_any()))
+            .collect())
     }
 
     fn fits(&self, template: &PodTemplateSpec) -> BTreeMap<String, Fit> {
@@ -301,25 +397,26 @@ impl Controller {
             }
             let mut running = Vec::new();
             for pod in pods.iter().filter(|pod| !pods::is_terminating(pod)) {
-                match pods::phase(pod) {
-                    "Failed" => {
-                        if self.may_replace(key, name, round.now) {
-                            self.context.recorder.event(
-                                set,
-                                EventType::Warning,
-                                "FailedDaemonPod",
-                                format!(
-                                    "Found failed daemon pod {}/{} on node {name}, will try to kill it",
-                                    key.namespace,
-                                    pod.name_any()
-                                ),
-                            );
-                            plan.delete.push(Arc::clone(pod));
-                        }
+                let whose = format!("daemon pod {}/{} on node {name}", key.namespace, pod.name_any());
+                let (kind, reason, text) = match pods::phase(pod) {
+                    "Failed" if !self.may_replace(key, set, name, round.now) => continue,
+                    "Failed" => (
+                        EventType::Warning,
+                        "FailedDaemonPod",
+                        format!("Found failed {whose}, will try to kill it"),
+                    ),
+                    "Succeeded" => (
+                        EventType::Normal,
+                        "SucceededDaemonPod",
+                        format!("Found succeeded {whose}, will try to delete it"),
+                    ),
+                    _ => {
+                        running.push(Arc::clone(pod));
+                        continue;
                     }
-                    "Succeeded" => plan.delete.push(Arc::clone(pod)),
-                    _ => running.push(Arc::clone(pod)),
-                }
+                };
+                self.context.recorder.event(set, kind, reason, text);
+                plan.delete.push(Arc::clone(pod));
             }
             // While one ends the next waits, unless they may be there together.
             let occupied = if round.most_surge > 0 {
@@ -330,33 +427,42 @@ impl Controller {
             if !occupied && *fit == Fit::Run {
                 plan.create.push(name.clone());
             }
-            plan.delete.extend(excess(round, running));
+            plan.delete.extend(plan::excess(round, running));
         }
+        // Waiting for a node that is gone: they will never be bound.
+        let lost = by_node.iter().filter(|(name, _)| !fits.contains_key(*name));
+        let unbound = lost
+            .flat_map(|(_, pods)| pods)
+            .filter(|pod| pods::node_name(pod).is_empty());
+        plan.delete.extend(unbound.cloned());
         plan
     }
 
     /// Whether a failed daemon's pause is over: 1 s, doubling to 15 min.
-    fn may_replace(&self, key: &Key, node: &str, now: Timestamp) -> bool {
+    fn may_replace(&self, key: &Key, set: &DaemonSet, node: &str, now: Timestamp) -> bool {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         let id = (key.clone(), node.to_owned());
-        let (times, last) = failed.get(&id).copied().unwrap_or((0, Timestamp::MIN));
-        let pause = if times == 0 {
-            SignedDuration::ZERO
-        } else {
-            SignedDuration::from_secs((1_i64 << times.min(10)).min(900))
-        };
-        let waited = now.duration_since(last);
-        if waited < pause {
-            self.queue.add_after(key.clone(), pods::delay(pause - waited));
-            return false;
+        let generation = set.metadata.generation.unwrap_or(0);
+        let known = failed.get(&id).copied().filter(|known| known.generation == generation);
+        let mut times = 0;
+        if let Some(known) = known {
+            let pause = SignedDuration::from_secs((1_i64 << known.times.saturating_sub(1).min(10)).min(MOST_PAUSE));
+            let waited = now.duration_since(known.last);
+            if waited < pause {
+                self.queue.add_after(key.clone(), pods::delay(pause - waited));
+                return false;
+            }
+            // A daemon that ran well for long starts over.
+            if waited <= SignedDuration::from_secs(2 * MOST_PAUSE) {
+                times = known.times;
+            }
         }
-        // A daemon that ran well for long starts over.
-        let times = if waited > pause * 2 + SignedDuration::from_secs(900) {
-            0
-        } else {
-            times
+        let known = Failed {
+            generation,
+            times: times.saturating_add(1),
+            last: now,
         };
-        failed.insert(id, (times + 1, now));
+        failed.insert(id, known);
         true
     }
 
@@ -370,30 +476,9 @@ impl Controller {
             client: &self.context.client,
             recorder: &self.context.recorder,
         };
-        // One call replaces what was expected: creations and deletions of one sync are awaited one after the other.
-        if !plan.delete.is_empty() {
-            self.expectations
-                .expect_deletions(key, plan.delete.iter().filter_map(|pod| pod.uid()));
-            let outcomes = futures::future::join_all(plan.delete.iter().map(|pod| async {
-                let outcome = control.delete(set, pod).await;
-                if !matches!(outcome, Ok(true)) {
-                    let uid = pod.uid().unwrap_or_default();
-                    self.expectations.deletion_observed(key, &uid);
-                }
-                outcome
-            }))
-            .await;
-            for outcome in outcomes {
-                outcome?;
-            }
-            if !plan.create.is_empty() {
-                // The deletions' events bring the set back for the rest.
-                self.queue.add(key.clone());
-            }
-            return Ok(());
-        }
-        self.expectations.expect_creations(key, plan.create.len());
-        let (made, error) = slow_start_batch(plan.create.len(), 1, |number| {
+        self.expectations
+            .expect(key, plan.create.len(), plan.delete.iter().filter_map(|pod| pod.uid()));
+        let (made, failure) = slow_start_batch(plan.create.len(), 1, |number| {
             let pod = plan
                 .create
                 .get(number)
@@ -410,7 +495,17 @@ impl Controller {
         .await;
         self.expectations
             .creations_observed(key, plan.create.len().saturating_sub(made));
-        error.map_or(Ok(()), |error| Err(error.into()))
+        let outcomes = futures::future::join_all(plan.delete.iter().map(|pod| async {
+            let outcome = control.delete(set, pod).await;
+            if !matches!(outcome, Ok(true)) {
+                let uid = pod.uid().unwrap_or_default();
+                self.expectations.deletion_observed(key, &uid);
+            }
+            outcome
+        }))
+        .await;
+        let failure = failure.or_else(|| outcomes.into_iter().find_map(Result::err));
+        failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
     async fn write_status(&self, set: &DaemonSet, status: DaemonSetStatus) -> Result<(), SyncError> {
@@ -451,61 +546,6 @@ fn limits(set: &DaemonSet, desired: usize) -> (usize, usize) {
     }
 }
 
-/// The running Pods of a node that are too many.
-fn excess(round: &Round, running: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
-    if round.most_surge == 0 {
-        return running.into_iter().skip(1).collect();
-    }
-    let (new, old): (Vec<_>, Vec<_>) = running.into_iter().partition(|pod| round.is_new(pod));
-    let (mut new, mut old) = (new.into_iter(), old.into_iter());
-    let (first_new, first_old) = (new.next(), old.next());
-    let mut gone: Vec<_> = new.chain(old).collect();
-    if let (Some(new), Some(old)) = (first_new, first_old)
-        && (!pods::is_ready(&old) || round.is_available(&new))
-    {
-        gone.push(old);
-    }
-    gone
-}
-
-/// The next step of an update, once every node is in order.
-fn roll(round: &Round, fits: &BTreeMap<String, Fit>, by_node: &BTreeMap<String, Vec<Arc<Pod>>>) -> Plan {
-    let mut plan = Plan::default();
-    let mut candidates = Vec::new();
-    let mut away = 0;
-    let none = Vec::new();
-    let nodes = fits.iter().filter(|(_, fit)| **fit == Fit::Run);
-    for (name, pods) in nodes.map(|(name, _)| (name, by_node.get(name).unwrap_or(&none))) {
-        let living: Vec<&Arc<Pod>> = pods.iter().filter(|pod| !pods::is_terminating(pod)).collect();
-        match living.as_slice() {
-            [pod] if round.is_new(pod) => {
-                away += usize::from(round.most_surge == 0 && !round.is_available(pod));
-            }
-            [pod] if !round.is_available(pod) => {
-                // It does not serve anyway.
-                if round.most_surge > 0 {
-                    plan.create.push(name.clone());
-                } else {
-                    plan.delete.push(Arc::clone(pod));
-                    away += 1;
-                }
-            }
-            [pod] => candidates.push((name, Arc::clone(pod))),
-            _ => away += 1,
-        }
-    }
-    if round.most_surge > 0 {
-        let room = round.most_surge.saturating_sub(away);
-        let more = candidates.into_iter().take(room);
-        plan.create.extend(more.map(|(name, _)| name.clone()));
-    } else {
-        let room = round.most_unavailable.saturating_sub(away);
-        plan.delete
-            .extend(candidates.into_iter().take(room).map(|(_, pod)| pod));
-    }
-    plan
-}
-
 fn new_pod(set: &DaemonSet, round: &Round, node: &str) -> Pod {
     let mut pod = pods::from_template(
         &round.template,
@@ -529,9 +569,12 @@ fn status(
     fits: &BTreeMap<String, Fit>,
     by_node: &BTreeMap<String, Vec<Arc<Pod>>>,
     collisions: i32,
+    acted: bool,
 ) -> DaemonSetStatus {
+    let before = set.status.as_ref().and_then(|status| status.observed_generation);
     let mut status = DaemonSetStatus {
-        observed_generation: set.metadata.generation,
+        // A generation counts as observed once something could be done about it.
+        observed_generation: if acted { set.metadata.generation } else { before },
         collision_count: Some(collisions).filter(|count| *count != 0),
         conditions: set.status.as_ref().and_then(|status| status.conditions.clone()),
         ..Default::default()

@@ -42,27 +42,15 @@ pub(super) fn pod(set: &StatefulSet, template: &PodTemplateSpec, revision: &str,
     );
     pod.metadata.generate_name = None;
     pod.metadata.name = Some(name.clone());
-    let labels = pod.labels_mut();
-    labels.insert(POD_NAME.into(), name.clone());
-    labels.insert(POD_INDEX.into(), ordinal.to_string());
-    labels.insert(POD_HASH.into(), revision.to_owned());
+    pod.labels_mut().insert(POD_HASH.into(), revision.to_owned());
     let spec = pod.spec.get_or_insert_default();
     spec.hostname = Some(name);
-    spec.subdomain = set.spec.as_ref().and_then(|spec| spec.service_name.clone());
-    let volumes = spec.volumes.get_or_insert_default();
-    for claim in claims(set, ordinal) {
-        let volume = claim.0;
-        volumes.retain(|known| known.name != volume);
-        volumes.push(Volume {
-            name: volume,
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: claim.1.name_any(),
-                read_only: Some(false),
-            }),
-            ..Default::default()
-        });
-    }
-    spec.volumes = spec.volumes.take().filter(|volumes| !volumes.is_empty());
+    spec.subdomain = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.service_name.clone())
+        .filter(|name| !name.is_empty());
+    settle(set, &mut pod, ordinal);
     pod
 }
 
@@ -87,14 +75,46 @@ pub(super) fn claims(set: &StatefulSet, ordinal: i32) -> Vec<(String, Persistent
         .collect()
 }
 
-/// Whether a Pod carries the labels and names that its place demands.
+/// Whether a Pod carries the label that its place demands.
 pub(super) fn matches(pod: &Pod) -> bool {
-    pod.labels().get(POD_NAME) == pod.metadata.name.as_ref() && pod.labels().contains_key(POD_INDEX)
+    pod.labels().get(POD_NAME) == pod.metadata.name.as_ref()
 }
 
-/// The labels that a Pod's place demands.
-pub(super) fn labels(name: &str, ordinal: i32) -> [(&'static str, String); 2] {
-    [(POD_NAME, name.to_owned()), (POD_INDEX, ordinal.to_string())]
+/// Whether a Pod mounts the claims of its place.
+pub(super) fn has_claims(set: &StatefulSet, pod: &Pod, ordinal: i32) -> bool {
+    let volumes = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.volumes.as_deref())
+        .unwrap_or_default();
+    claims(set, ordinal).iter().all(|(name, claim)| {
+        let volume = volumes.iter().find(|volume| volume.name == *name);
+        volume
+            .and_then(|volume| volume.persistent_volume_claim.as_ref())
+            .is_some_and(|source| Some(&source.claim_name) == claim.metadata.name.as_ref())
+    })
+}
+
+/// Gives a Pod the labels and volumes that its place demands.
+pub(super) fn settle(set: &StatefulSet, pod: &mut Pod, ordinal: i32) {
+    let name = pod.name_any();
+    let labels = pod.labels_mut();
+    labels.insert(POD_NAME.into(), name);
+    labels.insert(POD_INDEX.into(), ordinal.to_string());
+    let spec = pod.spec.get_or_insert_default();
+    let volumes = spec.volumes.get_or_insert_default();
+    for (volume, claim) in claims(set, ordinal) {
+        volumes.retain(|known| known.name != volume);
+        volumes.push(Volume {
+            name: volume,
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.name_any(),
+                read_only: Some(false),
+            }),
+            ..Default::default()
+        });
+    }
+    spec.volumes = spec.volumes.take().filter(|volumes| !volumes.is_empty());
 }
 
 pub(super) fn revision(pod: &Pod) -> &str {
