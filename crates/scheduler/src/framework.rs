@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 
 pub use crate::config::args::DefaultPreemption as Preemption;
 
+use crate::config::Profile;
 use crate::config::args::Arguments;
 use crate::plugins;
 use crate::pod::{Class, PodInfo};
@@ -73,10 +74,12 @@ pub enum Event {
     ResourceClaim,
 }
 
+pub type PodCheck = Box<dyn Fn(&Class) -> Result<(), Refusal> + Send + Sync>;
+
 /// A check of the Pod alone, before any node is looked at. Its refusal counts for every node.
 pub struct PreFilter {
     pub name: &'static str,
-    pub check: Box<dyn Fn(&Class) -> Result<(), Refusal> + Send + Sync>,
+    pub check: PodCheck,
     pub helped_by: &'static [Event],
 }
 
@@ -151,36 +154,13 @@ pub struct Framework {
     pub cluster: Vec<Box<dyn ClusterPlugin>>,
 }
 
-/// The filters of upstream's default profile, in its order.
-const FILTERS: [&str; 8] = [
-    "NodeUnschedulable",
-    "NodeName",
-    "TaintToleration",
-    "NodeAffinity",
-    "NodePorts",
-    "NodeResourcesFit",
-    "PodTopologySpread",
-    "InterPodAffinity",
-];
-
-/// The scores of upstream's default profile with their weights, in its order.
-const SCORES: [(&str, i64); 7] = [
-    ("TaintToleration", 3),
-    ("NodeAffinity", 2),
-    ("NodeResourcesFit", 1),
-    ("PodTopologySpread", 2),
-    ("InterPodAffinity", 2),
-    ("NodeResourcesBalancedAllocation", 1),
-    ("ImageLocality", 1),
-];
+/// Upstream's name of the scheduler of Pods that name none.
+pub const DEFAULT_SCHEDULER: &str = "default-scheduler";
 
 impl Default for Framework {
     /// Upstream's default plugins with their default weights, as far as this scheduler has them.
     fn default() -> Self {
-        Framework {
-            preemption: Some(Preemption::default()),
-            ..Framework::new(FILTERS, SCORES, &Arguments::default())
-        }
+        Profile::default().framework()
     }
 }
 

@@ -23,4 +23,5 @@ pub mod snapshot;
 #[cfg(test)]
 mod testing;
 
+pub use config::{Configuration, ConfigurationError};
 pub use run::{Config, run};

@@ -17,15 +17,16 @@ use sampan_tasks::Drain;
 use serde_json::json;
 use tokio::sync::Notify;
 
+use crate::config::Configuration;
 use crate::engine::{Decision, Engine};
-use crate::framework::{BindingPlugin, Framework};
+use crate::framework::BindingPlugin;
 use crate::pod::PodInfo;
 
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Pods name the scheduler they want; upstream's name is `default-scheduler`.
-    pub scheduler_name: String,
+    /// Whose Pods are scheduled, and how.
+    pub configuration: Configuration,
     /// Bindings on their way to the API server at a time. They share its fsyncs, so many cost little more than one.
     pub bindings_in_flight: usize,
     /// Explanations on their way at a time.
@@ -37,7 +38,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            scheduler_name: "default-scheduler".into(),
+            configuration: Configuration::default(),
             bindings_in_flight: 128,
             explanations_in_flight: 64,
             seed: rand::random(),
@@ -63,7 +64,11 @@ impl Shared {
 
 /// Runs the scheduler until `drain`. `client` writes bindings and conditions, `informers` are read from.
 pub async fn run(config: Config, client: kube::Client, informers: Informers, recorder: Recorder, drain: Drain) {
-    let profiles = [(config.scheduler_name.clone(), Framework::default())];
+    for idle in &config.configuration.ineffective {
+        tracing::warn!("the scheduler's configuration says something that has no effect: {idle}");
+    }
+    let profiles = config.configuration.profiles.iter();
+    let profiles = profiles.map(|profile| (profile.name.clone(), profile.framework()));
     let engine = Engine::new(profiles, config.seed);
     let shared = Shared {
         engine: Arc::new(Mutex::new(engine)),
@@ -72,7 +77,9 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
     if drain.until(subscribe(&shared, &informers)).await.is_none() {
         return;
     }
-    tracing::info!(scheduler = %config.scheduler_name, "scheduling");
+    for profile in &config.configuration.profiles {
+        tracing::info!(scheduler = profile.name, "scheduling");
+    }
 
     let hands = Hands { client, recorder };
     let mut bindings: FuturesUnordered<BoxFuture<'_, Result<(), PodInfo>>> = FuturesUnordered::new();
