@@ -10,6 +10,7 @@ use crate::kernel::netns;
 use crate::kernel::nft::{NftError, Transaction};
 use crate::kernel::sysctl::Remembered;
 use crate::pods::{self, PodNetworkConfig};
+use crate::policy;
 use crate::proxy;
 
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +44,7 @@ pub fn cleanup(config: &PodNetworkConfig) -> Result<(), CleanupError> {
 
 fn remove_from_kernel(config: &PodNetworkConfig) -> Result<(), CleanupError> {
     fabric::remove_all()?;
-    for table in [proxy::TABLE, pods::TABLE] {
+    for table in [proxy::TABLE, policy::TABLE, pods::TABLE] {
         let mut transaction = Transaction::new(table);
         transaction.drop_table();
         transaction.commit()?;

@@ -45,6 +45,11 @@ impl World {
     /// Bridges may call netfilter or not, as the machine likes it; both must work. Where the kernel has no such
     /// setting, it is as if it were off.
     pub(crate) async fn with_bridge_netfilter(on: bool) -> Self {
+        Self::with(on, |_| None).await
+    }
+
+    /// The machine's Pods are connected when `gate` (for the machine) says so.
+    pub(crate) async fn with(on: bool, gate: impl FnOnce(&Host) -> Option<crate::Gate>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let machine = netns::create(dir.path(), "machine").unwrap();
         let outside = netns::create(dir.path(), "outside").unwrap();
@@ -65,6 +70,7 @@ impl World {
             service_cidr: Some(SERVICES.parse().unwrap()),
             netns_dir: dir.path().join("pods-netns"),
             host: Host::Namespace(machine.clone()),
+            gate: gate(&Host::Namespace(machine.clone())),
             ..PodNetworkConfig::new("10.244.0.0/24".parse().unwrap(), dir.path().join("state"))
         };
         let network = PodNetwork::new(config.clone()).await.unwrap();
@@ -84,11 +90,22 @@ impl World {
 
 /// A Pod on a node's network.
 pub(crate) async fn pod(network: &PodNetwork, uid: &str, host_ports: Vec<HostPort>) -> Pod {
+    known_pod(network, uid, host_ports, None).await
+}
+
+/// A Pod on a node's network that policies know as somebody.
+pub(crate) async fn known_pod(
+    network: &PodNetwork,
+    uid: &str,
+    host_ports: Vec<HostPort>,
+    pod: Option<crate::PodIdentity>,
+) -> Pod {
     let netns = netns::create(&network.config().netns_dir, uid).unwrap();
     let setup = PodSetup {
         uid: uid.to_owned(),
         netns: netns.clone(),
         host_ports,
+        pod,
     };
     let status = network.setup(setup).await.unwrap();
     Pod {

@@ -25,6 +25,8 @@ pub struct NetworkRequest {
     pub attempt: u32,
     pub host_ports: Vec<HostPort>,
     pub annotations: BTreeMap<String, String>,
+    /// What network policies ask of it: its labels and the names of its ports.
+    pub policy: sampan_network::policy::spec::PodView,
 }
 
 /// What the Pod got.
@@ -73,6 +75,11 @@ pub fn request(pod: &Pod, attempt: u32) -> NetworkRequest {
         attempt,
         host_ports: host_ports(pod),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+        policy: sampan_network::policy::spec::PodView {
+            labels: pod.metadata.labels.clone().unwrap_or_default(),
+            ports: sampan_network::policy::spec::named_ports(pod),
+            ..Default::default()
+        },
     }
 }
 
@@ -220,6 +227,11 @@ async fn wire(
         uid: key(request),
         netns: netns.clone(),
         host_ports,
+        pod: Some(sampan_network::PodIdentity {
+            namespace: request.namespace.clone(),
+            name: request.name.clone(),
+            view: request.policy.clone(),
+        }),
     };
     let status = sampan_network::PodNetwork::setup(network, setup)
         .await

@@ -336,6 +336,14 @@ pub(super) const OWN_CLUSTER_ROLES: &[RoleRow] = &[
             rule("get", "core", "nodes"),
         ],
     ),
+    // What enforcing NetworkPolicies on a node takes.
+    role(
+        "system:sampan:network-policies",
+        &[
+            rule("list watch", "core", "namespaces pods"),
+            rule("list watch", "networking.k8s.io", "networkpolicies"),
+        ],
+    ),
     // The caches that the components of one process share: they read, and do nothing.
     role("system:sampan:informers", &[rule("list watch", "*", "*")]),
     // Upstream leaves nodes' serving certificates to others.
@@ -386,6 +394,7 @@ pub(super) const OWN_BINDINGS: &[BindingRow] = &[
         "system:controller:sampan-node-certificate-approver",
         &[ServiceAccount("kube-system", "sampan-node-certificate-approver")],
     ),
+    bind("system:sampan:network-policies", &[User("system:kube-proxy")]),
     bind("system:sampan:informers", &[User("system:sampan:informers")]),
     bind_in(
         "kube-system",

@@ -23,6 +23,7 @@ pub(super) fn sync(own: &Own, plan: &Plan) -> Result<(), NftError> {
         key_show: show::ADDRESS,
         data: SetData::None,
         timeout_ms: None,
+        intervals: false,
     };
     t.add_set(MACHINES, &machines);
     let addresses: Vec<_> = plan

@@ -26,9 +26,11 @@ const FAMILY_IPV4: u8 = 2;
 
 const SET_ANONYMOUS: u32 = 0x1;
 const SET_CONSTANT: u32 = 0x2;
+const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
+const ELEMENT_INTERVAL_END: u32 = 0x1;
 const DATA_VERDICT: u32 = 0xffff_ff00;
 /// The first 32-bit register, as messages number it.
 const REG0: u32 = 8;
@@ -57,14 +59,20 @@ pub mod show {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     Drop,
+    /// Ends the hook's chain; others of the hook still see the packet.
+    Accept,
+    /// Comes back when the chain ends.
+    Jump(String),
     Goto(String),
 }
 
 impl Verdict {
     fn attrs(&self) -> Attrs {
-        let (drop, goto) = (0, (-4i32).cast_unsigned());
+        let (drop, accept, jump, goto) = (0, 1, (-3i32).cast_unsigned(), (-4i32).cast_unsigned());
         let verdict = match self {
             Verdict::Drop => Attrs::new().be32(1, drop),
+            Verdict::Accept => Attrs::new().be32(1, accept),
+            Verdict::Jump(chain) => Attrs::new().be32(1, jump).text(2, chain),
             Verdict::Goto(chain) => Attrs::new().be32(1, goto).text(2, chain),
         };
         Attrs::new().nest(2, verdict)
@@ -77,6 +85,8 @@ pub enum Data {
     None,
     Verdict(Verdict),
     Value(Vec<u8>),
+    /// In a set of intervals: the key is the first that is not in the interval any more.
+    End,
 }
 
 /// What a set is like.
@@ -87,6 +97,8 @@ pub struct SetSpec {
     pub data: SetData,
     /// Rules add to it, and what they add expires after so many milliseconds.
     pub timeout_ms: Option<u64>,
+    /// Keys are where intervals begin and ([`Data::End`]) end.
+    pub intervals: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,6 +244,16 @@ impl Rule {
     pub fn new_connection(self) -> Self {
         self.conntrack_has(0, 8)
     }
+    /// Something the kernel relates to a connection: an error about one of its packets.
+    pub fn related(self) -> Self {
+        self.conntrack_has(0, 4)
+    }
+    /// A packet to who began the connection.
+    pub fn answering(self) -> Self {
+        let (direction, reply) = (1, 1);
+        self.expression("ct", Attrs::new().be32(1, REG0).be32(2, direction))
+            .compare(0, true, &[reply])
+    }
     /// The connection's destination was translated.
     pub fn translated(self) -> Self {
         self.conntrack_has(2, 0x20)
@@ -316,6 +338,7 @@ impl Rule {
             key_show: show::NUMBER,
             data,
             timeout_ms: None,
+            intervals: false,
         };
         self.random_of(spec, false, values.into_iter().map(Data::Value).collect())
     }
@@ -326,6 +349,7 @@ impl Rule {
             key_show: show::NUMBER,
             data: SetData::Verdicts,
             timeout_ms: None,
+            intervals: false,
         };
         self.random_of(spec, true, verdicts.into_iter().map(Data::Verdict).collect())
     }
@@ -500,6 +524,9 @@ impl Transaction {
                 attrs = attrs.be32(6, show).be32(7, len);
             }
         }
+        if spec.intervals {
+            flags |= SET_INTERVAL;
+        }
         if let Some(timeout) = spec.timeout_ms {
             flags |= SET_TIMEOUT | SET_EVAL;
             // Bounds what rules may add.
@@ -526,6 +553,7 @@ impl Transaction {
                     Data::None => element,
                     Data::Verdict(verdict) => element.nest(2, verdict.attrs()),
                     Data::Value(value) => element.nest(2, Attrs::new().bytes(1, value)),
+                    Data::End => element.be32(3, ELEMENT_INTERVAL_END),
                 };
                 list = list.nest(1, element);
             }

@@ -28,6 +28,7 @@ use crate::kernel::netns;
 use crate::kernel::nft::NftError;
 use crate::kernel::sysctl::{self, Remembered};
 use crate::kernel::watch::TableWatch;
+use crate::policy::{Gate, PodIdentity, PolicyError};
 use store::{Record, Store};
 
 pub(crate) use rules::TABLE;
@@ -50,6 +51,8 @@ pub struct PodNetworkConfig {
     /// Where network namespaces are kept.
     pub netns_dir: PathBuf,
     pub host: Host,
+    /// Who says when a Pod may be connected; `None`: nobody has to be asked.
+    pub gate: Option<Gate>,
 }
 
 impl PodNetworkConfig {
@@ -63,6 +66,7 @@ impl PodNetworkConfig {
             state_dir: state_dir.into(),
             netns_dir: netns::DIR.into(),
             host: Host::This,
+            gate: None,
         }
     }
     /// The bridge's own address, which Pods know as their gateway and name server.
@@ -83,6 +87,8 @@ pub enum PodNetworkError {
     HostPortTaken { protocol: Protocol, port: u16 },
     #[error(transparent)]
     Rules(#[from] NftError),
+    #[error(transparent)]
+    Policies(#[from] PolicyError),
     #[error("the network task was cancelled")]
     Cancelled,
 }
@@ -152,6 +158,8 @@ pub struct PodSetup {
     /// The Pod's network namespace, made by [`netns::create`] or by the runtime.
     pub netns: PathBuf,
     pub host_ports: Vec<HostPort>,
+    /// Who it is to network policies; `None`: they do not concern it.
+    pub pod: Option<PodIdentity>,
 }
 
 /// What a Pod got.
@@ -202,6 +210,14 @@ impl PodNetwork {
             }));
             let inner = &network.0;
             inner.on_host(|| inner.start())?;
+            if let Some(gate) = &inner.config.gate {
+                let store = inner.store.lock().unwrap_or_else(PoisonError::into_inner);
+                for record in store.all() {
+                    if let Some(pod) = &record.pod {
+                        gate.note(record.ip, pod);
+                    }
+                }
+            }
             Ok(network)
         })
         .await
@@ -214,10 +230,22 @@ impl PodNetwork {
         self.0.config.gateway()
     }
 
-    /// Gives the Pod its address and link; done before, it says so again and mends what is missing.
+    /// Gives the Pod its address and link; done before, it says so again and mends what is missing. In between its
+    /// policies come into force: nobody reaches it, and it reaches nobody, before.
     pub async fn setup(&self, pod: PodSetup) -> Result<PodNetworkStatus, PodNetworkError> {
-        let inner = Arc::clone(&self.0);
-        blocking(move || inner.setup(&pod)).await
+        let (inner, pod) = (Arc::clone(&self.0), Arc::new(pod));
+        let (reserving, asked) = (Arc::clone(&inner), Arc::clone(&pod));
+        let reserved = blocking(move || reserving.reserve(&asked)).await?;
+        if let (Some(gate), Some(identity)) = (&inner.config.gate, &reserved.record.pod) {
+            let ip = reserved.record.ip;
+            if reserved.connected {
+                gate.note(ip, identity);
+            } else if let Err(error) = gate.admit(ip, identity).await {
+                blocking(move || inner.give_up(&reserved)).await?;
+                return Err(error.into());
+            }
+        }
+        blocking(move || inner.finish(&pod, &reserved)).await
     }
 
     /// Takes the Pod's link, address and host ports back. A Pod that has none is no error.
@@ -279,6 +307,15 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or(Err(PodNetworkError::Cancelled))
 }
 
+/// What a Pod is to have, and what it had.
+#[derive(Debug)]
+struct Reserved {
+    old: Option<Record>,
+    record: Record,
+    /// It has its link already.
+    connected: bool,
+}
+
 impl Inner {
     fn on_host<T: Send>(&self, work: impl FnOnce() -> Result<T, PodNetworkError> + Send) -> Result<T, PodNetworkError> {
         self.config
@@ -327,7 +364,8 @@ impl Inner {
         Ok(())
     }
 
-    fn setup(&self, pod: &PodSetup) -> Result<PodNetworkStatus, PodNetworkError> {
+    /// Writes down which address and ports the Pod has, or says that it cannot have them.
+    fn reserve(&self, pod: &PodSetup) -> Result<Reserved, PodNetworkError> {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(taken) = store.port_taken(&pod.uid, &pod.host_ports) {
             return Err(PodNetworkError::HostPortTaken {
@@ -339,6 +377,7 @@ impl Inner {
         let record = match &old {
             Some(old) => Record {
                 host_ports: pod.host_ports.clone(),
+                pod: pod.pod.clone().or_else(|| old.pod.clone()),
                 ..old.clone()
             },
             None => {
@@ -350,30 +389,53 @@ impl Inner {
                     ip,
                     link: link_name(&pod.uid),
                     host_ports: pod.host_ports.clone(),
+                    pod: pod.pod.clone(),
                 }
             }
         };
         store.put(record.clone()).map_err(failed("record the Pod's address"))?;
+        let connected = match &old {
+            None => false,
+            Some(_) => self.on_host(|| {
+                let link = Links::open().and_then(|mut links| links.find(&record.link));
+                Ok(link.map_err(failed("look for the Pod's link"))?.is_some())
+            })?,
+        };
+        Ok(Reserved { old, record, connected })
+    }
+
+    /// A Pod that got nothing holds nothing; one that had it before keeps it.
+    fn give_up(&self, reserved: &Reserved) -> Result<(), PodNetworkError> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = &reserved.record;
+        match &reserved.old {
+            Some(old) => store.put(old.clone()).map_err(failed("record the Pod's host ports")),
+            None => {
+                self.on_host(|| {
+                    Links::open()
+                        .and_then(|mut links| links.remove(&record.link))
+                        .map_err(failed("remove the Pod's link"))
+                })?;
+                if let Some(gate) = &self.config.gate {
+                    gate.forget(record.ip);
+                }
+                store.remove(&record.uid).map_err(failed("forget the Pod's address"))
+            }
+        }
+    }
+
+    fn finish(&self, pod: &PodSetup, reserved: &Reserved) -> Result<PodNetworkStatus, PodNetworkError> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let made = self.on_host(|| {
-            self.connect(pod, &record)?;
-            rules::replace(old.as_ref(), Some(&record))?;
+            self.connect(pod, &reserved.record)?;
+            rules::replace(reserved.old.as_ref(), Some(&reserved.record))?;
             Ok(())
         });
+        drop(store);
         match made {
-            Ok(()) => Ok(self.status(&record)),
+            Ok(()) => Ok(self.status(&reserved.record)),
             Err(error) => {
-                // A Pod that got nothing holds nothing; one that had it before keeps it.
-                match old {
-                    Some(old) => store.put(old).map_err(failed("record the Pod's host ports"))?,
-                    None => {
-                        self.on_host(|| {
-                            Links::open()
-                                .and_then(|mut links| links.remove(&record.link))
-                                .map_err(failed("remove the Pod's link"))
-                        })?;
-                        store.remove(&pod.uid).map_err(failed("forget the Pod's address"))?;
-                    }
-                }
+                self.give_up(reserved)?;
                 Err(error)
             }
         }
@@ -425,6 +487,9 @@ impl Inner {
                 .and_then(|mut links| links.remove(&record.link))
                 .map_err(failed("remove the Pod's link"))
         })?;
+        if let Some(gate) = &self.config.gate {
+            gate.forget(record.ip);
+        }
         store.remove(uid).map_err(failed("forget the Pod's address"))
     }
 }

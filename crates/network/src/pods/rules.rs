@@ -30,6 +30,7 @@ pub(super) fn sync_all<'r>(
         key_show,
         data,
         timeout_ms: None,
+        intervals: false,
     };
     t.add_set(
         HAIRPIN,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::HostPort;
 use crate::files;
+use crate::policy::PodIdentity;
 
 /// One Pod's share of the network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub(crate) struct Record {
     pub link: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<HostPort>,
+    /// Who it is to network policies; not known of Pods set up by versions that had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodIdentity>,
 }
 
 /// All records, and the addresses they leave.
@@ -152,6 +156,7 @@ mod tests {
             ip,
             link: "x".into(),
             host_ports: vec![],
+            pod: None,
         }
     }
 

@@ -60,6 +60,7 @@ async fn setup_and_teardown_can_be_repeated_and_survive_a_restart() {
         uid: "a".into(),
         netns: a.netns.clone(),
         host_ports: vec![],
+        pod: None,
     };
     assert_eq!(restarted.setup(setup).await.unwrap(), a.status);
     assert!(ask(&world.machine, (a.ip(), 80)).is_ok());
@@ -107,6 +108,7 @@ async fn host_ports_lead_to_their_pod_with(bridge_netfilter: bool) {
         uid: "c".into(),
         netns: b.netns.clone(),
         host_ports: vec![port(None, 8081)],
+        pod: None,
     };
     assert!(matches!(
         world.network.setup(taken).await,
@@ -151,6 +153,7 @@ async fn what_cannot_be_is_said_clearly() {
         uid: "a".into(),
         netns: "/nowhere/x".into(),
         host_ports: vec![],
+        pod: None,
     };
     let error = world.network.setup(missing).await.unwrap_err().to_string();
     assert!(

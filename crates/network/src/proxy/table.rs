@@ -226,6 +226,7 @@ impl Table {
                 key_show: show::ADDRESS,
                 data: SetData::None,
                 timeout_ms: Some(seconds.saturating_mul(1000)),
+                intervals: false,
             };
             t.add_set(set, &spec);
         }
@@ -310,6 +311,7 @@ impl Table {
             key_show: show::all(key),
             data,
             timeout_ms: None,
+            intervals: false,
         };
         let (address, port) = (
             &[show::ADDRESS, show::PROTOCOL, show::PORT],

@@ -227,6 +227,7 @@ async fn start(
         node_informers: Informers::new(client.clone(), tasks),
         node: client,
         network_informers: Informers::new(proxy.client(), tasks),
+        shares_informers: false,
         dns: None,
     };
     machine.start(tls).await

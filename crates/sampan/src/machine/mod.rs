@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sampan_client::Informers;
-use sampan_network::{Dns, DnsConfig, Fabric, FabricConfig, Host, PodNetwork, PodNetworkConfig, Proxy, ProxyConfig};
+use sampan_network::{
+    Dns, DnsConfig, Fabric, FabricConfig, Host, PodNetwork, PodNetworkConfig, Policies, PolicyConfig, PolicyError,
+    Proxy, ProxyConfig,
+};
 use sampan_node::{ClusterDns, Node, NodeConfig, ServerTls};
 use sampan_runtime::embedded::{Config as RuntimeConfig, Embedded};
 use sampan_tasks::{OnExit, Tasks};
@@ -31,6 +34,8 @@ pub struct Machine {
     pub node_informers: Informers,
     /// Reads as the service proxy: Services, their endpoints, nodes.
     pub network_informers: Informers,
+    /// Controllers read Pods through the same informers.
+    pub shares_informers: bool,
     /// Writes where the cluster's DNS answers, on all nodes; `None`: others do.
     pub dns: Option<kube::Client>,
 }
@@ -128,7 +133,21 @@ fn proxy_config(settings: &Settings) -> ProxyConfig {
 async fn network_parts(machine: Machine, ready: watch::Sender<Option<PodNetwork>>) {
     let (settings, tasks) = (&machine.settings, &machine.tasks);
     let range = network::pod_range(&machine.node_informers, &settings.node_name).await;
-    let network = match PodNetwork::new(pod_network_config(settings, range)).await {
+    let mut config = pod_network_config(settings, range);
+    let policies = PolicyConfig {
+        host: config.host.clone(),
+        alone: !machine.shares_informers,
+    };
+    let checked = policies.clone();
+    let prepared = tokio::task::spawn_blocking(move || Policies::prepare(&checked)).await;
+    if let Err(error) = prepared.map_err(|_| PolicyError::Cancelled).and_then(|result| result) {
+        tracing::error!(%error, "network policies cannot be enforced on this machine; Pods of this node stay without network");
+        return;
+    }
+    let policies = Policies::new(policies, &machine.network_informers);
+    config.gate = Some(policies.gate());
+    tasks.spawn("network-policies", OnExit::Critical, policies.run(tasks.drain()));
+    let network = match PodNetwork::new(config).await {
         Ok(network) => network,
         Err(error) => {
             tracing::error!(%error, "the pod network could not be set up; Pods of this node stay without");

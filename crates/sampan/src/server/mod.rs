@@ -199,6 +199,7 @@ impl Server {
             node: self.client(UserInfo::node(&self.settings.node_name)),
             node_informers: self.informers.clone(),
             network_informers: self.informers.clone(),
+            shares_informers: true,
             dns: dns.then(|| self.client(UserInfo::component("system:sampan:dns"))),
         }
     }
