@@ -8,20 +8,33 @@ use std::time::Duration;
 use sampan_client::leader::{self, Election};
 use sampan_client::{Informers, Recorder, SystemClock};
 use sampan_pki::Present;
+use sampan_scheduler::Configuration;
+use sampan_scheduler::config::{GoDuration, LeaderElection};
 use sampan_tasks::{Drain, OnExit, Tasks};
 
 use crate::{cli, options};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-pub async fn scheduler(command: cli::Alone) -> Result<()> {
-    let client = sampan_client::from_kubeconfig(&command.kubeconfig).await?;
+pub async fn scheduler(command: cli::Scheduler) -> Result<()> {
+    let configuration = match &command.config {
+        Some(path) => Configuration::read(path)?,
+        None => Configuration::default(),
+    };
+    let kubeconfig = command.kubeconfig.or_else(|| configuration.kubeconfig.clone()).ok_or(
+        "nothing says how the API server is reached: give --kubeconfig, or clientConnection.kubeconfig in the file of --config",
+    )?;
+    let client = sampan_client::from_kubeconfig(&kubeconfig).await?;
     let leading = client.clone();
+    let election = command.election.over(configuration.leader_election.clone())?;
     let work = move |tasks: Tasks, drain: Drain| {
         let recorder = Recorder::new(client.clone(), "default-scheduler", None, Arc::new(SystemClock), &tasks);
         let informers = Informers::new(client.clone(), &tasks);
         let run = sampan_scheduler::run(
-            sampan_scheduler::Config::default(),
+            sampan_scheduler::Config {
+                configuration: configuration.clone(),
+                ..sampan_scheduler::Config::default()
+            },
             client.clone(),
             informers,
             recorder,
@@ -29,7 +42,7 @@ pub async fn scheduler(command: cli::Alone) -> Result<()> {
         );
         Box::pin(run) as Pin<Box<dyn Future<Output = ()> + Send>>
     };
-    run("kube-scheduler", leading, command.leader_elect, work).await
+    run("kube-scheduler", leading, election, work).await
 }
 
 fn text(path: &std::path::Path) -> Result<String> {
@@ -37,7 +50,7 @@ fn text(path: &std::path::Path) -> Result<String> {
 }
 
 pub async fn controllers(command: cli::Controllers) -> Result<()> {
-    let client = sampan_client::from_kubeconfig(&command.alone.kubeconfig).await?;
+    let client = sampan_client::from_kubeconfig(&command.kubeconfig).await?;
     let mut config = sampan_controllers::Config {
         enabled: command.controllers,
         ..sampan_controllers::Config::default()
@@ -56,7 +69,7 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
         config.root_ca = Some(text(path)?.into());
     } else {
         // Without it no namespace gets kube-root-ca.crt and no Pod that asks for a token can start.
-        config.root_ca = sampan_client::authority_of_kubeconfig(&command.alone.kubeconfig)
+        config.root_ca = sampan_client::authority_of_kubeconfig(&command.kubeconfig)
             .await?
             .map(Present::from);
     }
@@ -72,20 +85,64 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
             }
         }) as Pin<Box<dyn Future<Output = ()> + Send>>
     };
-    run("kube-controller-manager", leading, command.alone.leader_elect, work).await
+    let election = LeaderElection {
+        name: "kube-controller-manager".into(),
+        ..LeaderElection::default()
+    };
+    run(
+        "kube-controller-manager",
+        leading,
+        command.election.over(election)?,
+        work,
+    )
+    .await
 }
 
-/// Runs `work` until the process is asked to stop; with `elect` only while holding the lease `name`.
-async fn run<F>(name: &'static str, client: kube::Client, elect: bool, work: F) -> Result<()>
+impl cli::LeaderElect {
+    /// What flags say, and for the rest `file`; checked as a configuration file is.
+    fn over(self, file: LeaderElection) -> Result<LeaderElection> {
+        let length = |flag: &str, given: Option<String>, file: GoDuration| match given {
+            None => Ok(file),
+            Some(text) => GoDuration::parse(&text)
+                .filter(|length| length.0 > 0)
+                .ok_or(format!("--leader-elect-{flag} is {text:?}: give a time such as 15s")),
+        };
+        let election = LeaderElection {
+            elect: self.leader_elect.unwrap_or(file.elect),
+            lease: length("lease-duration", self.leader_elect_lease_duration, file.lease)?,
+            renew: length("renew-deadline", self.leader_elect_renew_deadline, file.renew)?,
+            retry: length("retry-period", self.leader_elect_retry_period, file.retry)?,
+            name: self.leader_elect_resource_name.unwrap_or(file.name),
+            namespace: self.leader_elect_resource_namespace.unwrap_or(file.namespace),
+            lock: file.lock,
+        };
+        if election.elect && election.lease <= election.renew {
+            return Err(format!(
+                "--leader-elect-lease-duration is {}: give more than --leader-elect-renew-deadline, which is {}",
+                election.lease, election.renew
+            )
+            .into());
+        }
+        Ok(election)
+    }
+}
+
+/// Runs `work` until the process is asked to stop; where there is an election, only while holding its lease.
+async fn run<F>(name: &'static str, client: kube::Client, election: LeaderElection, work: F) -> Result<()>
 where
     F: Fn(Tasks, Drain) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync + 'static,
 {
     use tokio::signal::unix::{SignalKind, signal};
     let tasks = Tasks::new();
     let drain = tasks.drain();
-    if elect {
-        let identity = format!("{}_{}", options::Machine::here().host_name, std::process::id());
-        let election = Election::new("kube-system", name, &identity);
+    if election.elect {
+        let identity = format!("{}_{}", options::Machine::here().host_name, uuid::Uuid::new_v4());
+        let election = Election {
+            lease: election.lease.wait(),
+            renew: election.renew.wait(),
+            retry: election.retry.wait(),
+            ..Election::new(&election.namespace, &election.name, &identity)
+        };
         let within = tasks.clone();
         tasks.spawn(name, OnExit::Critical, async move {
             let lead = || work(within.clone(), drain.clone());

@@ -32,9 +32,9 @@ pub enum Command {
     /// Run a cluster: API, store, scheduler, controllers, node, network and DNS in one process
     Server(Box<Server>),
     /// Run the scheduler alone, against any API server
-    Scheduler(Alone),
+    Scheduler(Box<Scheduler>),
     /// Run the controllers alone, against any API server
-    Controllers(Controllers),
+    Controllers(Box<Controllers>),
     /// Run this machine as a node of a cluster that another machine serves
     Agent(Box<Agent>),
     /// Make, list or delete the tokens by which machines join a cluster
@@ -338,20 +338,48 @@ pub struct Rotate {
     pub timeout: std::option::Option<jiff::SignedDuration>,
 }
 
+/// Who of several works. What is not said here is as the configuration file says, or upstream's.
 #[derive(Args)]
-pub struct Alone {
-    /// How to reach the API server
+pub struct LeaderElect {
+    /// Compete for a lease with others of this role, and act only while holding it [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub leader_elect: Option<bool>,
+    /// How long others wait after the last renewal they saw [default: 15s]
+    #[arg(long, value_name = "DURATION")]
+    pub leader_elect_lease_duration: Option<String>,
+    /// How long one that leads works without having renewed [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub leader_elect_renew_deadline: Option<String>,
+    /// Time between tries [default: 2s]
+    #[arg(long, value_name = "DURATION")]
+    pub leader_elect_retry_period: Option<String>,
+    /// The lease's name [default: upstream's of this role]
+    #[arg(long, value_name = "NAME")]
+    pub leader_elect_resource_name: Option<String>,
+    /// The lease's namespace [default: kube-system]
+    #[arg(long, value_name = "NAME")]
+    pub leader_elect_resource_namespace: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Scheduler {
+    /// How to reach the API server [default: as --config says]
     #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
-    pub kubeconfig: PathBuf,
-    /// Compete for a lease with others of this role, and act only while holding it
-    #[arg(long)]
-    pub leader_elect: bool,
+    pub kubeconfig: Option<PathBuf>,
+    /// Profiles, plugins, extenders and leader election (a KubeSchedulerConfiguration)
+    #[arg(long, env = "SAMPAN_SCHEDULER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub election: LeaderElect,
 }
 
 #[derive(Args)]
 pub struct Controllers {
+    /// How to reach the API server
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: PathBuf,
     #[command(flatten)]
-    pub alone: Alone,
+    pub election: LeaderElect,
     /// Which controllers run: *, a name, or -name; the last match counts
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "*")]
     pub controllers: Vec<String>,

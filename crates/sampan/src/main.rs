@@ -66,8 +66,8 @@ fn main() -> ExitCode {
                 Ok(false) => return ExitCode::FAILURE,
                 Err(error) => Err(error),
             },
-            Command::Scheduler(command) => alone::scheduler(command).await,
-            Command::Controllers(command) => alone::controllers(command).await,
+            Command::Scheduler(command) => alone::scheduler(*command).await,
+            Command::Controllers(command) => alone::controllers(*command).await,
         };
         match outcome {
             Ok(()) => ExitCode::SUCCESS,

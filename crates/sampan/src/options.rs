@@ -161,6 +161,9 @@ pub struct Options {
         default_missing_value = "true"
     )]
     pub encryption_provider_config_automatic_reload: Option<bool>,
+    /// The scheduler's profiles, plugins and extenders (a KubeSchedulerConfiguration)
+    #[arg(long, env = "SAMPAN_SCHEDULER_CONFIG", value_name = "FILE")]
+    pub scheduler_config: Option<PathBuf>,
     /// The audit log
     #[command(flatten)]
     pub audit: AuditOptions,
@@ -195,6 +198,8 @@ pub enum OptionsError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("the configuration file {} is not valid: {reason}", path.display())]
     Parse { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Scheduler(#[from] sampan_scheduler::ConfigurationError),
     #[error("{option} is {value:?}: {reason}")]
     Invalid {
         option: &'static str,
@@ -239,6 +244,7 @@ pub struct Settings {
     pub encryption_provider_config: Option<PathBuf>,
     pub encryption_reload: bool,
     pub audit: sampan_apiserver::audit::Options,
+    pub scheduler: sampan_scheduler::Configuration,
 }
 
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/sampan";
@@ -326,6 +332,7 @@ impl Options {
                 .encryption_provider_config_automatic_reload
                 .or(file.encryption_provider_config_automatic_reload),
             audit: self.audit.over(file.audit),
+            scheduler_config: self.scheduler_config.or(file.scheduler_config),
         }
     }
 
@@ -464,8 +471,27 @@ impl Options {
             encryption_provider_config: self.encryption_provider_config.map(|path| machine.directory.join(path)),
             encryption_reload: self.encryption_provider_config_automatic_reload.unwrap_or(false),
             audit: self.audit.settle(&machine.directory)?,
+            scheduler: scheduler(self.scheduler_config.map(|path| machine.directory.join(path)))?,
         })
     }
+}
+
+/// The configuration of a scheduler that is a part of the server.
+fn scheduler(path: Option<PathBuf>) -> Result<sampan_scheduler::Configuration, OptionsError> {
+    let Some(path) = path else {
+        return Ok(sampan_scheduler::Configuration::default());
+    };
+    let mut configuration = sampan_scheduler::Configuration::read(&path)?;
+    let usual = sampan_scheduler::Configuration::default();
+    if configuration.leader_election != usual.leader_election {
+        let why = "leaderElection: a server elects where several share a store, and only there";
+        configuration.ineffective.push(why.to_owned());
+    }
+    if configuration.kubeconfig.is_some() {
+        let why = "clientConnection.kubeconfig: the scheduler is in the server it works for";
+        configuration.ineffective.push(why.to_owned());
+    }
+    Ok(configuration)
 }
 
 /// How to reach etcd, if it is to be used: authority, certificate and key are files.

@@ -175,11 +175,15 @@ impl Server {
         }
         if settings.runs(Role::Scheduler) {
             let plane = self.plane.clone();
+            let configuration = settings.scheduler.clone();
             roles::start(self, "kube-scheduler", move |informers, tasks| {
                 let client = client(&plane, UserInfo::component("system:kube-scheduler"));
                 let clock = Arc::new(SystemClock);
                 let recorder = Recorder::new(client.clone(), "default-scheduler", None, clock, tasks);
-                let config = sampan_scheduler::Config::default();
+                let config = sampan_scheduler::Config {
+                    configuration: configuration.clone(),
+                    ..sampan_scheduler::Config::default()
+                };
                 let work = sampan_scheduler::run(config, client, informers.clone(), recorder, tasks.drain());
                 tasks.spawn("scheduler", OnExit::Critical, work);
                 Ok(())
