@@ -1,30 +1,37 @@
 //! PodDisruptionBudgets: how many of the selected Pods may be evicted now.
 //!
 //! The eviction API decides by the status that is written here and notes in it which Pods it has let go; those count as
-//! gone until they are, or until two minutes have shown that they stay.
+//! gone until they are, or until two minutes have shown that they stay. A Pod that says of itself that it is about to be
+//! disrupted, and stays, is told after two minutes that it is not.
+//!
+//! Differs from upstream: a Pod that several budgets select wakes them all, and a workload that is scaled wakes the
+//! budgets of its namespace.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec, PodDisruptionBudgetStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use kube::core::{ApiResource, Selector, SelectorExt};
-use sampan_client::{Change, EventType, Informer, Key, WorkQueue, or_absent, owner};
-use serde_json::Value;
+use sampan_client::{Change, EventType, Informer, Key, WorkQueue, is_conflict, or_absent, owner};
+use serde_json::{Value, json};
 
 use crate::deployment::scaled;
+use crate::discovery::discover;
 use crate::pods;
-use crate::{Context, SyncError};
+use crate::{Context, SyncError, add_paced};
 
 /// How long the eviction API's notes are believed.
 const DISRUPTION: SignedDuration = SignedDuration::from_secs(120);
 const ALLOWED: &str = "DisruptionAllowed";
+/// Marks the key of a Pod among the keys of budgets; no budget's name has a slash.
+const POD: &str = "pod/";
 
 struct Controller {
     context: Context,
@@ -35,6 +42,8 @@ struct Controller {
     stateful_sets: Informer<StatefulSet>,
     replication_controllers: Informer<ReplicationController>,
     queue: WorkQueue<Key>,
+    /// group and kind → how it is served; of kinds that no informer here follows.
+    kinds: Mutex<HashMap<(String, String), ApiResource>>,
 }
 
 pub(crate) fn start(context: Context) {
@@ -50,19 +59,28 @@ pub(crate) fn start(context: Context) {
         stateful_sets: context.informers.of(),
         replication_controllers: context.informers.of(),
         queue: queue.clone(),
+        kinds: Mutex::default(),
     });
     let changed = queue.clone();
     budgets.on_change(move |change| changed.add(Key::of(change.object().as_ref())));
-    let (changed, known) = (queue.clone(), budgets);
+    let (changed, known, clock) = (queue.clone(), budgets, Arc::clone(&context.clock));
     pods.on_change(move |change| {
         let pod = change.object();
+        if !matches!(change, Change::Deleted(_))
+            && let Some(wait) = stale_in(pod, clock.now())
+        {
+            let name = format!("{POD}{}", pod.name_any());
+            changed.add_after(Key::new(pod.namespace().unwrap_or_default(), name), pods::delay(wait));
+        }
         for budget in known.list_namespace(&pod.namespace().unwrap_or_default()) {
             let Some(selector) = selector(&budget) else {
                 continue;
             };
             let selected = |pod: &Pod| selector.matches(pod.labels());
             if selected(pod) || change.old().is_some_and(|old| selected(old)) {
-                changed.add(Key::of(budget.as_ref()));
+                let expected = budget.status.as_ref().and_then(|status| status.expected_pods);
+                let many = usize::try_from(expected.unwrap_or(0)).unwrap_or(0);
+                add_paced(&changed, Key::of(budget.as_ref()), many);
             }
         }
     });
@@ -82,8 +100,57 @@ pub(crate) fn start(context: Context) {
     wake_namespace(&controller.replication_controllers, &controller);
     context.run(&queue, ready, move |key| {
         let controller = Arc::clone(&controller);
-        async move { controller.sync(&key).await }
+        async move {
+            match key.name.strip_prefix(POD) {
+                Some(name) => controller.sync_pod(&key, name).await,
+                None => controller.sync(&key).await,
+            }
+        }
     });
+}
+
+/// In how long a Pod's word that it is about to be disrupted is stale; `None` if it gives none, or keeps it.
+fn stale_in(pod: &Pod, now: Timestamp) -> Option<SignedDuration> {
+    if pods::is_terminating(pod) || pods::is_terminal(pod) {
+        return None;
+    }
+    let said = pods::condition(pod, "DisruptionTarget").filter(|said| said.status == "True")?;
+    if said.reason.as_deref() == Some("TerminationByKubelet") {
+        return None;
+    }
+    let since = said
+        .last_transition_time
+        .as_ref()
+        .map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    Some((DISRUPTION - now.duration_since(since)).max(SignedDuration::ZERO))
+}
+
+/// A selector as upstream prints it.
+fn shown(selector: Option<&LabelSelector>) -> String {
+    let Some(selector) = selector else {
+        return "nil".into();
+    };
+    let labels: String = selector
+        .match_labels
+        .iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}: {value},"))
+        .collect();
+    let expressions: String = selector
+        .match_expressions
+        .iter()
+        .flatten()
+        .map(|one| {
+            let values = one.values.clone().unwrap_or_default().join(" ");
+            format!(
+                "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},",
+                one.key, one.operator
+            )
+        })
+        .collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
+    )
 }
 
 fn wake_namespace<K>(informer: &Informer<K>, controller: &Arc<Controller>)
@@ -125,28 +192,47 @@ impl Controller {
                 .collect(),
             None => Vec::new(),
         };
+        let say = |kind, reason: &str, text: String| {
+            self.context.recorder.event(budget.as_ref(), kind, reason, text);
+        };
         if pods.is_empty() {
-            self.context
-                .recorder
-                .event(budget.as_ref(), EventType::Normal, "NoPods", "No matching pods found");
+            say(EventType::Normal, "NoPods", "No matching pods found".into());
         }
         let spec = budget.spec.clone().unwrap_or_default();
         let before = budget.status.clone().unwrap_or_default();
         let now = self.context.clock.now();
         let status = match self.expected(&key.namespace, &spec, &pods).await {
-            Ok((expected, desired)) => {
-                let (status, wait) = assess(&budget, &pods, expected, desired, now);
+            Ok(size) => {
+                if size.unmanaged {
+                    let text = format!(
+                        "Pods selected by this PodDisruptionBudget (selector: {}) were found to be unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value.",
+                        shown(spec.selector.as_ref())
+                    );
+                    say(EventType::Warning, "UnmanagedPods", text);
+                }
+                for pod in overdue(&before, &pods, now) {
+                    let text = format!(
+                        "Pod was expected by PDB {}/{} to be deleted but it wasn't",
+                        key.namespace, key.name
+                    );
+                    self.context
+                        .recorder
+                        .event(pod.as_ref(), EventType::Warning, "NotDeleted", text);
+                }
+                let (status, wait) = assess(&budget, &pods, size.expected, size.desired, now);
                 if let Some(wait) = wait {
                     self.queue.add_after(key.clone(), pods::delay(wait));
                 }
                 status
             }
             Err(error) => {
+                let text = format!("Failed to calculate the number of expected pods: {error}");
+                say(EventType::Warning, "CalculateExpectedPodCountFailed", text);
                 // Better no disruption than one too many.
                 let mut status = before.clone();
                 status.disruptions_allowed = Some(0);
-                status.observed_generation = budget.metadata.generation;
-                set_condition(&mut status, &budget, "False", "SyncFailed", &error.to_string(), now);
+                let observed = status.observed_generation;
+                set_condition(&mut status, observed, "False", "SyncFailed", &error.to_string(), now);
                 status
             }
         };
@@ -156,99 +242,254 @@ impl Controller {
         let mut changed = PodDisruptionBudget::clone(&budget);
         changed.status = Some(status);
         let api: Api<PodDisruptionBudget> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        let written = api.replace_status(&key.name, &PostParams::default(), &changed).await;
-        or_absent(written)?;
+        match or_absent(api.replace_status(&key.name, &PostParams::default(), &changed).await) {
+            // The eviction API writes the same status: the next version is on its way here.
+            Err(error) if is_conflict(&error) => {
+                self.queue.add_after(key.clone(), std::time::Duration::from_millis(20));
+                Ok(())
+            }
+            other => Ok(other.map(|_| ())?),
+        }
+    }
+
+    /// Takes back a Pod's word that it is about to be disrupted.
+    async fn sync_pod(&self, key: &Key, name: &str) -> Result<(), SyncError> {
+        let Some(pod) = self.pods.get(&key.namespace, name) else {
+            return Ok(());
+        };
+        let now = self.context.clock.now();
+        match stale_in(&pod, now) {
+            None => {}
+            Some(wait) if wait.is_positive() => self.queue.add_after(key.clone(), pods::delay(wait)),
+            Some(_) => {
+                let since = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
+                let condition = json!({
+                    "type": "DisruptionTarget", "status": "False", "reason": null, "message": null,
+                    "lastTransitionTime": since, "observedGeneration": pod.metadata.generation,
+                });
+                pods::patch_status(&self.context.client, &pod, json!({"conditions": [condition]})).await?;
+            }
+        }
         Ok(())
     }
 
-    /// (how many Pods there should be, how many must be healthy)
     async fn expected(
         &self,
         namespace: &str,
         spec: &PodDisruptionBudgetSpec,
         pods: &[Arc<Pod>],
-    ) -> Result<(i32, i32), SyncError> {
-        if let Some(unavailable) = &spec.max_unavailable {
-            let expected = self.scale(namespace, pods).await?;
-            let desired = expected - scaled(unavailable, expected, true);
-            return Ok((expected, desired.max(0)));
-        }
-        match &spec.min_available {
-            Some(IntOrString::Int(number)) => Ok((i32::try_from(pods.len()).unwrap_or(i32::MAX), *number)),
-            Some(percent) => {
-                let expected = self.scale(namespace, pods).await?;
-                Ok((expected, scaled(percent, expected, true)))
+    ) -> Result<Size, SyncError> {
+        let share = |value: &IntOrString, total: i32| match value {
+            IntOrString::String(text) if !is_percentage(text) => Err(SyncError::other(format!(
+                "invalid value for IntOrString: invalid type: string is not a percentage: {text:?}"
+            ))),
+            value => Ok(scaled(value, total, true)),
+        };
+        match (&spec.max_unavailable, &spec.min_available) {
+            (Some(unavailable), _) => {
+                let (expected, unmanaged) = self.scale(namespace, pods).await?;
+                let desired = expected.saturating_sub(share(unavailable, expected)?).max(0);
+                Ok(Size {
+                    expected,
+                    desired,
+                    unmanaged,
+                })
             }
-            None => Ok((0, 0)),
+            (None, Some(IntOrString::Int(number))) => Ok(Size {
+                expected: i32::try_from(pods.len()).unwrap_or(i32::MAX),
+                desired: *number,
+                unmanaged: false,
+            }),
+            (None, Some(percent)) => {
+                let (expected, unmanaged) = self.scale(namespace, pods).await?;
+                let desired = share(percent, expected)?;
+                Ok(Size {
+                    expected,
+                    desired,
+                    unmanaged,
+                })
+            }
+            (None, None) => Ok(Size::default()),
         }
     }
 
-    /// The sum of the sizes of the Pods' controllers.
-    async fn scale(&self, namespace: &str, pods: &[Arc<Pod>]) -> Result<i32, SyncError> {
-        let mut seen: HashSet<String> = HashSet::new();
-        let mut total = 0_i32;
+    /// The sum of the sizes of the Pods' controllers, and whether there are Pods without one.
+    async fn scale(&self, namespace: &str, pods: &[Arc<Pod>]) -> Result<(i32, bool), SyncError> {
+        // By the controller of a Pod, and by what is scaled: a Deployment has several replica sets.
+        let (mut asked, mut sizes) = (HashMap::new(), HashMap::new());
+        let mut unmanaged = false;
         for pod in pods {
             let Some(reference) = owner::controller_of(&pod.metadata) else {
-                // A Pod of its own is expected once, as it is.
+                unmanaged = true;
                 continue;
             };
-            let (uid, size) = self.size_of(namespace, reference).await?;
-            if seen.insert(uid) {
-                total = total.saturating_add(size);
+            if asked.contains_key(&reference.uid) {
+                continue;
             }
+            let found = self.size_of(namespace, reference).await?;
+            let (uid, size) =
+                found.ok_or_else(|| SyncError::other(format!("found no controllers for pod {:?}", pod.name_any())))?;
+            asked.insert(reference.uid.clone(), ());
+            sizes.insert(uid, size);
         }
-        Ok(total)
+        let total = sizes.values().fold(0_i32, |total, size| total.saturating_add(*size));
+        Ok((total, unmanaged))
     }
 
-    async fn size_of(&self, namespace: &str, reference: &OwnerReference) -> Result<(String, i32), SyncError> {
+    /// UID and size of what controls a Pod; `None` if that is not there any more.
+    async fn size_of(&self, namespace: &str, reference: &OwnerReference) -> Result<Option<(String, i32)>, SyncError> {
         let name = &reference.name;
-        let direct = match reference.kind.as_str() {
-            "ReplicaSet" => {
-                let set = self.replica_sets.get(namespace, name);
-                let deployment = set.as_ref().and_then(|set| {
-                    let name = owner::controller_name::<Deployment>(&set.metadata)?;
-                    self.deployments.get(namespace, name)
-                });
-                match deployment {
-                    Some(deployment) => {
-                        let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
-                        return Ok((deployment.uid().unwrap_or_default(), replicas.unwrap_or(1)));
-                    }
-                    None => set.and_then(|set| set.spec.as_ref()?.replicas),
-                }
-            }
-            "StatefulSet" => {
-                let set = self.stateful_sets.get(namespace, name);
-                set.and_then(|set| set.spec.as_ref()?.replicas)
-            }
-            "ReplicationController" => {
-                let set = self.replication_controllers.get(namespace, name);
-                set.and_then(|set| set.spec.as_ref()?.replicas)
-            }
-            _ => None,
-        };
-        if let Some(replicas) = direct {
-            return Ok((reference.uid.clone(), replicas));
-        }
-        // Anything else that has a size shows it under `scale`.
         let (group, version) = reference
             .api_version
             .split_once('/')
             .unwrap_or(("", &reference.api_version));
-        let resource = ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(group, version, &reference.kind));
+        let same = |uid: &Option<String>| uid.as_deref() == Some(&reference.uid);
+        let in_apps = matches!(group, "apps" | "extensions");
+        let direct = match (group, reference.kind.as_str()) {
+            (_, "ReplicaSet") if in_apps => {
+                let set = self.replica_sets.get(namespace, name);
+                let set = set.filter(|set| same(&set.metadata.uid));
+                let by = set.as_ref().and_then(|set| owner::controller_of(&set.metadata));
+                match by.filter(|by| by.kind == "Deployment") {
+                    Some(by) => self
+                        .deployments
+                        .get(namespace, &by.name)
+                        .filter(|deployment| deployment.metadata.uid.as_deref() == Some(&by.uid))
+                        .map(|deployment| {
+                            let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+                            (deployment.uid().unwrap_or_default(), replicas.unwrap_or(1))
+                        }),
+                    None => set.map(|set| {
+                        let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
+                        (reference.uid.clone(), replicas.unwrap_or(1))
+                    }),
+                }
+            }
+            ("apps", "StatefulSet") => {
+                let set = self.stateful_sets.get(namespace, name);
+                set.filter(|set| same(&set.metadata.uid)).map(|set| {
+                    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
+                    (reference.uid.clone(), replicas.unwrap_or(1))
+                })
+            }
+            ("", "ReplicationController") => {
+                let set = self.replication_controllers.get(namespace, name);
+                set.filter(|set| same(&set.metadata.uid)).map(|set| {
+                    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
+                    (reference.uid.clone(), replicas.unwrap_or(1))
+                })
+            }
+            _ => None,
+        };
+        match direct {
+            Some(found) => Ok(Some(found)),
+            // Anything else that has a size shows it under `scale`.
+            None => self.scale_of(namespace, reference, group, version).await,
+        }
+    }
+
+    async fn scale_of(
+        &self,
+        namespace: &str,
+        reference: &OwnerReference,
+        group: &str,
+        version: &str,
+    ) -> Result<Option<(String, i32)>, SyncError> {
+        let resource = self.kind(group, version, &reference.kind).await?;
         let prefix = if group.is_empty() { "/api" } else { "/apis" };
+        let served = format!("{prefix}/{}", resource.api_version);
         let path = format!(
-            "{prefix}/{}/namespaces/{namespace}/{}/{name}/scale",
-            reference.api_version, resource.plural
+            "{served}/namespaces/{namespace}/{}/{}/scale",
+            resource.plural, reference.name
         );
-        let request = http::Request::get(path)
-            .body(Vec::new())
-            .map_err(|error| SyncError::other(error.to_string()))?;
-        let scale: Value = self.context.client.request(request).await?;
+        let get = |path: String| {
+            http::Request::get(path)
+                .body(Vec::new())
+                .map_err(|error| SyncError::other(error.to_string()))
+        };
+        let scale: Option<Value> = or_absent(self.context.client.request(get(path)?).await)?;
+        let Some(scale) = scale else {
+            // Is it this object that is absent, or has the kind no size?
+            let list: Value = self.context.client.request(get(served)?).await?;
+            let wanted = format!("{}/scale", resource.plural);
+            let resources = list.get("resources").and_then(Value::as_array);
+            let has_size = resources
+                .into_iter()
+                .flatten()
+                .any(|known| known.get("name").and_then(Value::as_str) == Some(&wanted));
+            if has_size {
+                return Ok(None);
+            }
+            let name = match group {
+                "" => resource.plural,
+                group => format!("{}.{group}", resource.plural),
+            };
+            return Err(SyncError::other(format!(
+                "{name} does not implement the scale subresource"
+            )));
+        };
+        let uid = scale.pointer("/metadata/uid").and_then(Value::as_str);
+        if uid != Some(&reference.uid) {
+            return Ok(None);
+        }
         let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64);
         let replicas = replicas.and_then(|number| i32::try_from(number).ok());
-        Ok((reference.uid.clone(), replicas.unwrap_or(0)))
+        Ok(Some((reference.uid.clone(), replicas.unwrap_or(0))))
     }
+
+    /// How a kind is served; asked for once.
+    async fn kind(&self, group: &str, version: &str, kind: &str) -> Result<ApiResource, SyncError> {
+        let id = (group.to_owned(), kind.to_owned());
+        let known = || {
+            let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+            kinds.get(&id).cloned()
+        };
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        let found = discover(&self.context.client).await?;
+        {
+            let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+            *kinds = found
+                .resources
+                .into_iter()
+                .map(|one| ((one.resource.group.clone(), one.resource.kind.clone()), one.resource))
+                .collect();
+        }
+        known().ok_or_else(|| {
+            let version = match group {
+                "" => version.to_owned(),
+                group => format!("{group}/{version}"),
+            };
+            SyncError::other(format!("no matches for kind {kind:?} in version {version:?}"))
+        })
+    }
+}
+
+/// How many Pods there should be, how many of them must be healthy, and whether some have no controller.
+#[derive(Default)]
+struct Size {
+    expected: i32,
+    desired: i32,
+    unmanaged: bool,
+}
+
+fn is_percentage(text: &str) -> bool {
+    text.strip_suffix('%')
+        .is_some_and(|number| number.parse::<i32>().is_ok())
+}
+
+/// The Pods that the eviction API has let go and that are still there although their time is up.
+fn overdue(before: &PodDisruptionBudgetStatus, pods: &[Arc<Pod>], now: Timestamp) -> Vec<Arc<Pod>> {
+    let noted = before.disrupted_pods.as_ref();
+    pods.iter()
+        .filter(|pod| !pods::is_terminating(pod))
+        .filter(|pod| {
+            let since = noted.and_then(|noted| noted.get(&pod.name_any()));
+            since.is_some_and(|since| now.duration_since(since.0) >= DISRUPTION)
+        })
+        .cloned()
+        .collect()
 }
 
 /// The status that the Pods show, and when the oldest note of a disruption runs out.
@@ -292,13 +533,13 @@ fn assess(
     } else {
         ("False", "InsufficientPods")
     };
-    set_condition(&mut status, budget, truth, reason, "", now);
+    set_condition(&mut status, budget.metadata.generation, truth, reason, "", now);
     (status, wait)
 }
 
 fn set_condition(
     status: &mut PodDisruptionBudgetStatus,
-    budget: &PodDisruptionBudget,
+    observed: Option<i64>,
     truth: &str,
     reason: &str,
     message: &str,
@@ -317,7 +558,7 @@ fn set_condition(
         reason: reason.into(),
         message: message.into(),
         last_transition_time: since,
-        observed_generation: budget.metadata.generation,
+        observed_generation: observed,
     });
 }
 
@@ -379,6 +620,61 @@ mod tests {
             let cluster = start(budget, sizes);
             allowed(&cluster.api, expected).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_size_cannot_be_known_may_not_be_disrupted() {
+        let cluster = start(json!({"maxUnavailable": 1}), (3, 3));
+        let api = &cluster.api;
+        allowed(api, (3, 2, 1)).await;
+        let mut pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "foreign", "namespace": "ns", "labels": {"app": "web"}, "ownerReferences": [{
+                "apiVersion": "example.com/v1", "kind": "Foo", "name": "f", "uid": "f", "controller": true}]},
+        }))
+        .unwrap();
+        set_ready(&mut pod, true, cluster.clock.time());
+        api.create(&pod);
+        eventually("it says so", || async {
+            let status = api.get::<PodDisruptionBudget>("ns", "b")?.status?;
+            let condition = status.conditions?.into_iter().find(|c| c.reason == "SyncFailed")?;
+            assert_eq!(
+                condition.message,
+                "no matches for kind \"Foo\" in version \"example.com/v1\""
+            );
+            (status.disruptions_allowed == Some(0)).then_some(())
+        })
+        .await;
+        api.remove::<Pod>("ns", "foreign");
+        allowed(api, (3, 2, 1)).await;
+        // One without a controller counts for the healthy, not for the expected.
+        pod.metadata.owner_references = None;
+        api.create(&pod);
+        allowed(api, (3, 2, 2)).await;
+        let events = api.all::<k8s_openapi::api::core::v1::Event>();
+        let reasons: Vec<_> = events.iter().filter_map(|event| event.reason.as_deref()).collect();
+        assert!(reasons.contains(&"CalculateExpectedPodCountFailed"), "{reasons:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disruption_that_does_not_come_is_taken_back() {
+        let cluster = Cluster::start(&["disruption-controller"]);
+        let api = &cluster.api;
+        let mut pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}})).unwrap();
+        set_ready(&mut pod, true, cluster.clock.time());
+        let condition = |pod: &Pod| pods::condition(pod, "DisruptionTarget").cloned();
+        pod.status.as_mut().unwrap().conditions.as_mut().unwrap().push(
+            serde_json::from_value(
+                json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+                "message": "m", "lastTransitionTime": cluster.clock.time()}),
+            )
+            .unwrap(),
+        );
+        api.create(&pod);
+        tokio::time::sleep(std::time::Duration::from_secs(115)).await;
+        assert_eq!(condition(&api.get("ns", "p").unwrap()).unwrap().status, "True");
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        let said = condition(&api.get("ns", "p").unwrap()).unwrap();
+        assert_eq!((said.status.as_str(), said.reason, said.message), ("False", None, None));
     }
 
     #[tokio::test(start_paused = true)]

@@ -91,6 +91,8 @@ struct State {
     actions: Vec<Action>,
     /// verb, resource, what to answer
     failures: Vec<(String, String, Failure)>,
+    /// How many more writes are let through; all if absent.
+    budget: Option<usize>,
 }
 
 /// See [`super`]. Clones share the state.
@@ -130,6 +132,17 @@ impl FakeApi {
     pub fn fail_next(&self, verb: &str, resource: &str, code: u16, reason: &str, message: &str) {
         let failure = Failure::new(code, reason, message);
         self.lock().failures.push((verb.into(), resource.into(), failure));
+    }
+
+    /// Lets `count` more writes through, events aside, and refuses those after them; `None` lets all through. A component
+    /// stopped at any of its writes is tested this way.
+    pub fn allow_writes(&self, count: Option<usize>) {
+        self.lock().budget = count;
+    }
+
+    /// Whether the writes allowed by [`FakeApi::allow_writes`] are used up.
+    pub fn is_refusing(&self) -> bool {
+        self.lock().budget == Some(0)
     }
 
     /// Ends all watches.
@@ -348,6 +361,12 @@ impl State {
             Some(subresource) => format!("{}/{subresource}", target.row.2),
             None => target.row.2.to_owned(),
         };
+        let counts = target.row.2 != "events";
+        match &mut self.budget {
+            Some(0) if counts => return Err(Failure::new(503, "ServiceUnavailable", "no more writes for now")),
+            Some(left) if counts => *left -= 1,
+            _ => {}
+        }
         let planned = self
             .failures
             .iter()

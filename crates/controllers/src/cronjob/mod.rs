@@ -3,6 +3,9 @@
 //! A sync reaps finished Jobs from the list of active ones, trims the history, and starts the latest Job that is due
 //! (never those missed before it), as the concurrency policy allows. The name of a Job follows from its time, so that
 //! no time is served twice. Between syncs one timer waits for the next time.
+//!
+//! Differs from upstream: the latest time missed is found exactly where upstream estimates it from the distance of two
+//! times (and finds none when times are not evenly spaced).
 
 mod schedule;
 
@@ -26,6 +29,8 @@ use schedule::Schedule;
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 /// Where Unix systems keep time zones.
 const ZONES: &str = "/usr/share/zoneinfo";
+/// A timer does not notice that the clock was set: it is looked at again after this long at most.
+const LONGEST_WAIT: std::time::Duration = std::time::Duration::from_secs(300);
 
 struct Controller {
     context: Context,
@@ -95,184 +100,327 @@ fn zone(name: Option<&str>) -> Result<TimeZone, String> {
     TimeZone::tzif(name, &data).map_err(|error| format!("unknown time zone {name}: {error}"))
 }
 
+/// What a status says of a Job: whether it is in the list of active ones.
+fn is_active(cron: &CronJob, uid: Option<&String>) -> bool {
+    let active = cron.status.as_ref().and_then(|status| status.active.as_ref());
+    active
+        .into_iter()
+        .flatten()
+        .any(|reference| reference.uid.as_ref() == uid)
+}
+
+fn forget(cron: &mut CronJob, uid: Option<&String>) {
+    if let Some(active) = cron.status.as_mut().and_then(|status| status.active.as_mut()) {
+        active.retain(|reference| reference.uid.as_ref() != uid);
+    }
+}
+
+/// A schedule may begin with a time zone of its own; that is not supported, and works.
+fn split_zone(schedule: &str) -> (Option<&str>, &str) {
+    let rest = schedule
+        .strip_prefix("TZ=")
+        .or_else(|| schedule.strip_prefix("CRON_TZ="));
+    match rest.and_then(|rest| rest.split_once(' ')) {
+        Some((zone, rest)) => (Some(zone), rest),
+        None => (None, schedule),
+    }
+}
+
+/// What is due by a schedule at a time.
+struct Due {
+    latest: Option<Timestamp>,
+    many_missed: bool,
+    next: Option<Timestamp>,
+}
+
+fn due(cron: &CronJob, schedule: &Schedule, zone: &TimeZone, now: Timestamp) -> Due {
+    let last = cron.status.as_ref().and_then(|s| s.last_schedule_time.as_ref());
+    let since = last
+        .map(|time| time.0)
+        .or_else(|| cron.creation_timestamp().map(|time| time.0))
+        .unwrap_or(now);
+    let earliest = cron
+        .spec
+        .starting_deadline_seconds
+        .and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok())
+        .map_or(since, |limit| limit.max(since));
+    let (latest, many_missed) = schedule.latest(earliest, now, zone);
+    let passed = match latest {
+        Some(latest) => Some(latest),
+        None if earliest == since => None,
+        None => schedule.latest(since, now, zone).0,
+    };
+    Due {
+        latest,
+        many_missed,
+        next: schedule.next(passed.unwrap_or(since), zone),
+    }
+}
+
 impl Controller {
-    fn say(&self, cron: &CronJob, kind: EventType, reason: &str, message: String) {
-        self.context.recorder.event(cron, kind, reason, message);
+    fn say(&self, cron: &CronJob, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.context.recorder.event(cron, kind, reason, message.into());
+    }
+
+    fn jobs_api(&self, namespace: &str) -> Api<Job> {
+        Api::namespaced(self.context.client.clone(), namespace)
+    }
+
+    fn crons_api(&self, namespace: &str) -> Api<CronJob> {
+        Api::namespaced(self.context.client.clone(), namespace)
     }
 
     async fn sync(&self, key: &Key) -> Result<(), SyncError> {
-        let Some(cron) = self.crons.get_key(key) else {
+        let Some(known) = self.crons.get_key(key) else {
             return Ok(());
         };
-        let jobs = self.jobs.by_index(BY_OWNER, &cron.uid().unwrap_or_default());
-        let mut status = cron.status.clone().unwrap_or_default();
-        self.reap(&cron, &jobs, &mut status);
-        self.trim(&cron, &jobs).await?;
-        let outcome = self.start_due(key, &cron, &jobs, &mut status).await;
+        let jobs = self.jobs.by_index(BY_OWNER, &known.uid().unwrap_or_default());
+        let mut cron = CronJob::clone(&known);
+        let mut before = known.status.clone().unwrap_or_default();
+        let outcome = self.look_after(key, &mut cron, &mut before, &jobs).await;
+        let status = cron.status.get_or_insert_default();
         status.active = status.active.take().filter(|active| !active.is_empty());
-        if cron.status.clone().unwrap_or_default() != status {
-            let mut changed = CronJob::clone(&cron);
-            changed.status = Some(status);
-            let api: Api<CronJob> = Api::namespaced(self.context.client.clone(), &key.namespace);
-            let written = api.replace_status(&key.name, &PostParams::default(), &changed).await;
+        if before != *status {
+            let written = self
+                .crons_api(&key.namespace)
+                .replace_status(&key.name, &PostParams::default(), &cron)
+                .await;
             or_absent(written)?;
         }
         outcome
     }
 
+    /// `before` is the status that `cron` had at the API when it was read.
+    async fn look_after(
+        &self,
+        key: &Key,
+        cron: &mut CronJob,
+        before: &mut CronJobStatus,
+        jobs: &[Arc<Job>],
+    ) -> Result<(), SyncError> {
+        self.trim(cron, jobs).await;
+        self.reap(key, cron, before, jobs).await?;
+        self.start_due(key, cron).await
+    }
+
     /// Takes Jobs that have ended or vanished off the list of active ones.
-    fn reap(&self, cron: &CronJob, jobs: &[Arc<Job>], status: &mut CronJobStatus) {
-        let mut active = status.active.take().unwrap_or_default();
+    async fn reap(
+        &self,
+        key: &Key,
+        cron: &mut CronJob,
+        before: &mut CronJobStatus,
+        jobs: &[Arc<Job>],
+    ) -> Result<(), SyncError> {
         for job in jobs {
-            let (Some(end), uid) = (ended(job), job.uid()) else {
+            let listed = is_active(cron, job.metadata.uid.as_ref());
+            let Some(end) = ended(job) else {
+                if listed {
+                    continue;
+                }
+                // Only the cache may be behind.
+                let fresh = or_absent(self.crons_api(&key.namespace).get(&key.name).await)?;
+                match fresh.filter(|fresh| fresh.metadata.uid == cron.metadata.uid) {
+                    Some(fresh) if is_active(&fresh, job.metadata.uid.as_ref()) => {
+                        *before = fresh.status.clone().unwrap_or_default();
+                        *cron = fresh;
+                    }
+                    _ => {
+                        let message = format!(
+                            "Saw a job that the controller did not create or forgot: {}",
+                            job.name_any()
+                        );
+                        self.say(cron, EventType::Warning, "UnexpectedJob", message);
+                    }
+                }
                 continue;
             };
-            let before = active.len();
-            active.retain(|reference| reference.uid != uid);
-            if active.len() != before {
+            if listed {
+                forget(cron, job.metadata.uid.as_ref());
                 let message = format!("Saw completed job: {}, condition: {end}", job.name_any());
                 self.say(cron, EventType::Normal, "SawCompletedJob", message);
             }
             if end == "Complete" {
                 let at = job.status.as_ref().and_then(|s| s.completion_time.clone());
+                let status = cron.status.get_or_insert_default();
                 status.last_successful_time = status.last_successful_time.take().max(at);
             }
         }
-        active.retain(|reference| {
-            let known = jobs.iter().any(|job| job.uid() == reference.uid);
-            // One made a moment ago may not be in the cache yet: its time says so.
-            let fresh = status
-                .last_schedule_time
-                .as_ref()
-                .is_some_and(|time| self.context.clock.now().duration_since(time.0) < SignedDuration::from_secs(10));
-            if !known && !fresh {
-                let name = reference.name.as_deref().unwrap_or_default();
+        let active = cron.status.as_ref().and_then(|status| status.active.clone());
+        for reference in active.unwrap_or_default() {
+            if jobs.iter().any(|job| job.metadata.uid == reference.uid) {
+                continue;
+            }
+            let name = reference.name.clone().unwrap_or_default();
+            // Asked anew: one made a moment ago may not be in the cache yet.
+            if or_absent(self.jobs_api(&key.namespace).get_metadata(&name).await)?.is_none() {
+                forget(cron, reference.uid.as_ref());
                 let message = format!("Active job went missing: {name}");
                 self.say(cron, EventType::Normal, "MissingJob", message);
             }
-            known || fresh
-        });
-        status.active = Some(active);
+        }
+        Ok(())
     }
 
     /// Deletes the oldest ended Jobs beyond the limits.
-    async fn trim(&self, cron: &CronJob, jobs: &[Arc<Job>]) -> Result<(), SyncError> {
-        let spec = cron.spec.clone();
+    async fn trim(&self, cron: &mut CronJob, jobs: &[Arc<Job>]) {
         let limits = [
-            ("Complete", spec.successful_jobs_history_limit),
-            ("Failed", spec.failed_jobs_history_limit),
+            ("Complete", cron.spec.successful_jobs_history_limit),
+            ("Failed", cron.spec.failed_jobs_history_limit),
         ];
         for (end, limit) in limits {
             let Some(limit) = limit.and_then(|limit| usize::try_from(limit).ok()) else {
                 continue;
             };
-            let mut done: Vec<&Arc<Job>> = jobs.iter().filter(|job| ended(job) == Some(end)).collect();
+            let mut done: Vec<&Arc<Job>> = jobs
+                .iter()
+                .filter(|job| ended(job) == Some(end) && job.metadata.deletion_timestamp.is_none())
+                .collect();
             done.sort_by_key(|job| {
                 let started = job.status.as_ref().and_then(|s| s.start_time.clone());
-                (started, job.name_any())
+                (started.is_none(), started, job.name_any())
             });
             let surplus = done.len().saturating_sub(limit);
             for job in done.into_iter().take(surplus) {
-                self.delete(cron, &job.namespace().unwrap_or_default(), &job.name_any())
-                    .await?;
+                self.delete(cron, job).await;
             }
         }
-        Ok(())
     }
 
-    async fn delete(&self, cron: &CronJob, namespace: &str, name: &str) -> Result<(), SyncError> {
-        let api: Api<Job> = Api::namespaced(self.context.client.clone(), namespace);
-        if or_absent(api.delete(name, &DeleteParams::background()).await)?.is_some() {
-            let message = format!("Deleted job {name}");
-            self.say(cron, EventType::Normal, "SuccessfulDelete", message);
+    /// Returns whether the Job is gone, or going.
+    async fn delete(&self, cron: &mut CronJob, job: &Job) -> bool {
+        let api = self.jobs_api(&job.namespace().unwrap_or_default());
+        let deleted = api.delete(&job.name_any(), &DeleteParams::background()).await;
+        if let Err(error) = or_absent(deleted) {
+            let message = format!("Deleted job: {}", pods::api_message(&error));
+            self.say(cron, EventType::Warning, "FailedDelete", message);
+            return false;
         }
-        Ok(())
+        forget(cron, job.metadata.uid.as_ref());
+        let message = format!("Deleted job {}", job.name_any());
+        self.say(cron, EventType::Normal, "SuccessfulDelete", message);
+        true
     }
 
-    async fn start_due(
-        &self,
-        key: &Key,
-        cron: &CronJob,
-        jobs: &[Arc<Job>],
-        status: &mut CronJobStatus,
-    ) -> Result<(), SyncError> {
+    async fn start_due(&self, key: &Key, cron: &mut CronJob) -> Result<(), SyncError> {
         let spec = cron.spec.clone();
-        if cron.metadata.deletion_timestamp.is_some() || spec.suspend == Some(true) {
+        if cron.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        let zone = match zone(spec.time_zone.as_deref()) {
+        let mut zone = match zone(spec.time_zone.as_deref()) {
             Ok(zone) => zone,
             Err(problem) => {
-                self.say(cron, EventType::Warning, "UnknownTimeZone", problem);
+                let name = spec.time_zone.unwrap_or_default();
+                let message = format!("invalid timeZone: {name:?}: {problem}");
+                self.say(cron, EventType::Warning, "UnknownTimeZone", message);
                 return Ok(());
             }
         };
-        let schedule = match Schedule::parse(&spec.schedule) {
+        let job_zone = zone.clone();
+        if spec.suspend == Some(true) {
+            return Ok(());
+        }
+        let mut text = spec.schedule.as_str();
+        if text.contains("TZ") {
+            let message = format!(
+                "CRON_TZ or TZ used in schedule {text:?} is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details"
+            );
+            self.say(cron, EventType::Warning, "UnsupportedSchedule", message);
+            let (own, rest) = split_zone(text);
+            text = rest;
+            match self::zone(own) {
+                Ok(own) => zone = own,
+                Err(problem) => {
+                    let message = format!("unparseable schedule: {:?} : {problem}", spec.schedule);
+                    self.say(cron, EventType::Warning, "UnparseableSchedule", message);
+                    return Ok(());
+                }
+            }
+        }
+        let schedule = match Schedule::parse(text) {
             Ok(schedule) => schedule,
             Err(error) => {
-                let message = format!("unparseable schedule: {error}");
+                let message = format!("unparseable schedule: {:?} : {error}", spec.schedule);
                 self.say(cron, EventType::Warning, "UnparseableSchedule", message);
                 return Ok(());
             }
         };
         let now = self.context.clock.now();
-        let wait = || {
-            if let Some(next) = schedule.next(now, &zone) {
+        let due = due(cron, &schedule, &zone, now);
+        match due.next {
+            Some(next) => {
                 let left = next.duration_since(now) + SignedDuration::from_millis(100);
-                self.queue.add_after(key.clone(), pods::delay(left));
+                self.queue.add_after(key.clone(), pods::delay(left).min(LONGEST_WAIT));
             }
-        };
-        let last = status.last_schedule_time.as_ref().map(|time| time.0);
-        let created = cron.creation_timestamp().map_or(now, |time| time.0);
-        let deadline = spec.starting_deadline_seconds.map(SignedDuration::from_secs);
-        let earliest = deadline
-            .and_then(|deadline| now.checked_sub(deadline).ok())
-            .map_or(last.unwrap_or(created), |limit| limit.max(last.unwrap_or(created)));
-        let (due, many) = schedule.latest(earliest, now, &zone);
-        if many {
-            let message =
-                "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew";
-            self.say(cron, EventType::Warning, "TooManyMissedTimes", message.into());
+            None if due.latest.is_none() => {
+                let message = format!(
+                    "invalid schedule: {} : time difference between two schedules is less than 1 second",
+                    spec.schedule
+                );
+                self.say(cron, EventType::Warning, "InvalidSchedule", message);
+            }
+            None => {}
         }
-        wait();
-        let Some(due) = due else {
+        let Some(latest) = due.latest else {
             return Ok(());
         };
-        let active = status.active.get_or_insert_default();
-        let name = format!("{}-{}", key.name, due.as_second().div_euclid(60));
-        if jobs.iter().any(|job| job.name_any() == name) {
-            status.last_schedule_time = Some(Time(due));
+        if due.many_missed {
+            let message =
+                "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew";
+            self.say(cron, EventType::Warning, "TooManyMissedTimes", message);
+        }
+        let name = format!("{}-{}", key.name, latest.as_second().div_euclid(60));
+        let status = cron.status.get_or_insert_default();
+        let active = status.active.clone().unwrap_or_default();
+        let served = active.iter().any(|reference| reference.name.as_deref() == Some(&name))
+            || status.last_schedule_time.as_ref().is_some_and(|last| last.0 == latest);
+        if served {
             return Ok(());
         }
         match spec.concurrency_policy.as_deref() {
             Some("Forbid") if !active.is_empty() => {
                 let message = "Not starting job because prior execution is running and concurrency policy is Forbid";
-                self.say(cron, EventType::Normal, "JobAlreadyActive", message.into());
+                self.say(cron, EventType::Normal, "JobAlreadyActive", message);
                 return Ok(());
             }
             Some("Replace") => {
-                for reference in std::mem::take(active) {
+                for reference in active {
                     let old = reference.name.unwrap_or_default();
-                    self.delete(cron, &key.namespace, &old).await?;
+                    let job = match self.jobs_api(&key.namespace).get(&old).await {
+                        Ok(job) => job,
+                        Err(error) => {
+                            let message = format!("Get job: {}", pods::api_message(&error));
+                            self.say(cron, EventType::Warning, "FailedGet", message);
+                            return Err(error.into());
+                        }
+                    };
+                    if !self.delete(cron, &job).await {
+                        let message = format!("could not replace job {}/{old}", key.namespace);
+                        return Err(SyncError::other(message));
+                    }
                 }
             }
             _ => {}
         }
-        self.create(key, cron, name, due, status).await
+        self.create(key, cron, name, latest, &job_zone).await
     }
 
     async fn create(
         &self,
         key: &Key,
-        cron: &CronJob,
+        cron: &mut CronJob,
         name: String,
         due: Timestamp,
-        status: &mut CronJobStatus,
+        zone: &TimeZone,
     ) -> Result<(), SyncError> {
         let template = cron.spec.job_template.clone();
         let meta = template.metadata.unwrap_or_default();
         let mut annotations = meta.annotations.unwrap_or_default();
-        annotations.insert(SCHEDULED_AT.into(), due.to_string());
+        let local = if *zone == TimeZone::UTC {
+            due.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+        } else {
+            due.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
+        };
+        annotations.insert(SCHEDULED_AT.into(), local);
         let job = Job {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
@@ -285,13 +433,22 @@ impl Controller {
             spec: template.spec,
             status: None,
         };
-        let api: Api<Job> = Api::namespaced(self.context.client.clone(), &key.namespace);
+        let api = self.jobs_api(&key.namespace);
         let made = match api.create(&PostParams::default(), &job).await {
-            Ok(made) => made,
+            Ok(made) => {
+                self.say(
+                    cron,
+                    EventType::Normal,
+                    "SuccessfulCreate",
+                    format!("Created job {name}"),
+                );
+                made
+            }
             Err(error) if is_already_exists(&error) => {
                 let known = api.get(&name).await?;
-                if !owner::is_controlled_by(&known.metadata, &cron.uid().unwrap_or_default()) {
-                    return Err(error.into());
+                let ours = owner::is_controlled_by(&known.metadata, &cron.uid().unwrap_or_default());
+                if !ours || is_active(cron, known.metadata.uid.as_ref()) {
+                    return Ok(());
                 }
                 known
             }
@@ -302,12 +459,7 @@ impl Controller {
                 return Err(error.into());
             }
         };
-        self.say(
-            cron,
-            EventType::Normal,
-            "SuccessfulCreate",
-            format!("Created job {name}"),
-        );
+        let status = cron.status.get_or_insert_default();
         status.active.get_or_insert_default().push(ObjectReference {
             api_version: Some("batch/v1".into()),
             kind: Some("Job".into()),

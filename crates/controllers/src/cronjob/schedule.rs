@@ -3,7 +3,7 @@
 //! As in classic cron, when both the day of the month and the day of the week are restricted a day matches by either.
 
 use jiff::civil::{Date, DateTime};
-use jiff::tz::TimeZone;
+use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
 use jiff::{SignedDuration, Timestamp, ToSpan};
 
 /// When something is due.
@@ -40,6 +40,8 @@ const MONTHS: [&str; 12] = [
 const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 /// How far ahead a date is looked for: February 29 comes at least every eight years.
 const HORIZON_DAYS: i32 = 8 * 366;
+/// The most hours that a clock change repeats.
+const REPEATED: i64 = 3;
 
 impl Schedule {
     pub(super) fn parse(text: &str) -> Result<Self, ScheduleError> {
@@ -124,28 +126,38 @@ impl Schedule {
 }
 
 impl Fields {
+    /// Times of day that a clock change skips do not come; those that it repeats come twice.
     fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-        let start = zone.to_datetime(after);
+        // What comes once more may have been before `after` on the clock.
+        let start = zone.to_datetime(after).checked_sub(REPEATED.hours()).ok()?;
         let mut date = start.date();
+        let mut best: Option<Timestamp> = None;
         for offset in 0..HORIZON_DAYS {
             if self.matches(date) {
                 for hour in ones(self.hours, 0, 23) {
+                    if offset == 0 && hour < start.hour() {
+                        continue;
+                    }
                     for minute in ones(self.minutes, 0, 59) {
                         let time = DateTime::new(date.year(), date.month(), date.day(), hour, minute, 0, 0).ok()?;
-                        if offset == 0 && time < start.checked_sub(1.hour()).ok()? {
-                            continue;
+                        let (first, second) = instants(time, zone);
+                        if best.is_some() && first.or(second) > best {
+                            return best;
                         }
-                        // In the hour that a clock change skips there is no such time.
-                        let exact = time.to_zoned(zone.clone()).ok()?;
-                        if exact.datetime() == time && exact.timestamp() > after {
-                            return Some(exact.timestamp());
+                        for instant in [first, second].into_iter().flatten() {
+                            if instant > after && best.is_none_or(|best| instant < best) {
+                                best = Some(instant);
+                            }
                         }
                     }
                 }
             }
+            if best.is_some() {
+                return best;
+            }
             date = date.tomorrow().ok()?;
         }
-        None
+        best
     }
 
     fn matches(&self, date: Date) -> bool {
@@ -158,6 +170,16 @@ impl Fields {
             } else {
                 day || weekday
             }
+    }
+}
+
+/// When the clock shows `time`: never in a gap, twice in a fold.
+fn instants(time: DateTime, zone: &TimeZone) -> (Option<Timestamp>, Option<Timestamp>) {
+    let at = |offset: Offset| offset.to_timestamp(time).ok();
+    match zone.to_ambiguous_timestamp(time).offset() {
+        AmbiguousOffset::Unambiguous { offset } => (at(offset), None),
+        AmbiguousOffset::Gap { .. } => (None, None),
+        AmbiguousOffset::Fold { before, after } => (at(before), at(after)),
     }
 }
 
@@ -303,6 +325,23 @@ mod tests {
             next.to_string(),
             "2026-03-30T00:30:00Z",
             "2:30 does not exist on the 29th"
+        );
+        // On October 25 the hour from 2:00 comes twice.
+        let times = |schedule: &str, after: &str, count: usize| -> Vec<String> {
+            let schedule = Schedule::parse(schedule).unwrap();
+            let mut at: Timestamp = after.parse().unwrap();
+            (0..count)
+                .map(|_| {
+                    at = schedule.next(at, &zone).unwrap();
+                    at.strftime("%dT%H:%M").to_string()
+                })
+                .collect()
+        };
+        let after = "2026-10-24T23:50:00Z";
+        assert_eq!(times("30 2 * * *", after, 3), ["25T00:30", "25T01:30", "26T01:30"]);
+        assert_eq!(
+            times("*/30 * * * *", after, 5),
+            ["25T00:00", "25T00:30", "25T01:00", "25T01:30", "25T02:00"]
         );
     }
 }

@@ -123,7 +123,7 @@ impl Controller {
                 "SelectingAll",
                 "This deployment is selecting all pods. A non-empty selector is required.",
             );
-            return Ok(());
+            return self.note_seen(&original).await;
         };
         let sets = self.claim(&original, &selector).await?;
         let deployment = Deployment::clone(&original);
@@ -134,10 +134,14 @@ impl Controller {
         }
         self.note_pause(&mut rollout);
         let paused = original.spec.as_ref().and_then(|spec| spec.paused) == Some(true);
+        let rollback = revision::rollback_to(&original);
+        if let Some(revision) = rollback.filter(|_| !paused) {
+            return self.roll_back(&original, &mut rollout, revision).await;
+        }
         if paused || is_scaling(&rollout) {
             self.sync_new(&mut rollout, false).await?;
             self.scale(&mut rollout).await?;
-            if paused {
+            if paused && rollback.is_none() {
                 self.clean_up(&rollout).await?;
             }
             return self.finish(&original, &mut rollout, false, queue).await;
@@ -155,6 +159,72 @@ impl Controller {
                 Err(error)
             }
         }
+    }
+
+    /// Only says that this generation was looked at.
+    async fn note_seen(&self, deployment: &Deployment) -> Result<(), SyncError> {
+        let generation = deployment.metadata.generation;
+        let seen = deployment.status.as_ref().and_then(|status| status.observed_generation);
+        if seen >= generation {
+            return Ok(());
+        }
+        let mut changed = deployment.clone();
+        changed.status.get_or_insert_default().observed_generation = generation;
+        let api: Api<Deployment> =
+            Api::namespaced(self.context.client.clone(), &deployment.namespace().unwrap_or_default());
+        let written = api
+            .replace_status(&deployment.name_any(), &PostParams::default(), &changed)
+            .await;
+        or_absent(written)?;
+        Ok(())
+    }
+
+    /// Gives the deployment the template of an earlier revision, and takes the wish for it off.
+    async fn roll_back(&self, original: &Deployment, rollout: &mut Rollout, wanted: i64) -> Result<(), SyncError> {
+        self.sync_new(rollout, true).await?;
+        let mut revisions: Vec<i64> = rollout.old.iter().chain(&rollout.new).map(revision::revision).collect();
+        revisions.sort_unstable();
+        let last = revisions.iter().rev().nth(1).copied().unwrap_or(0);
+        let target = if wanted == 0 { last } else { wanted };
+        let mut sets = rollout.old.iter().chain(&rollout.new);
+        let set = sets.find(|set| target != 0 && revision::revision(set) == target);
+        let mut changed = original.clone();
+        let name = original.name_any();
+        let template = original.spec.as_ref().map(|spec| &spec.template);
+        let (kind, reason, message) = match set {
+            None if target == 0 => (
+                EventType::Warning,
+                "DeploymentRollbackRevisionNotFound",
+                "Unable to find last revision.".to_owned(),
+            ),
+            None => (
+                EventType::Warning,
+                "DeploymentRollbackRevisionNotFound",
+                "Unable to find the revision to rollback to.".to_owned(),
+            ),
+            Some(set) => {
+                let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+                if matches!((own, template), (Some(a), Some(b)) if revision::same_template(a, b)) {
+                    let message =
+                        format!("The rollback revision contains the same template as current deployment {name:?}");
+                    (EventType::Warning, "DeploymentRollbackTemplateUnchanged", message)
+                } else {
+                    revision::return_to(&mut changed, set);
+                    let message = format!("Rolled back deployment {name:?} to revision {target}");
+                    (EventType::Normal, "DeploymentRollback", message)
+                }
+            }
+        };
+        changed
+            .metadata
+            .annotations
+            .get_or_insert_default()
+            .remove(revision::ROLLBACK);
+        let api: Api<Deployment> =
+            Api::namespaced(self.context.client.clone(), &original.namespace().unwrap_or_default());
+        or_absent(api.replace(&name, &PostParams::default(), &changed).await)?;
+        self.context.recorder.event(original, kind, reason, message);
+        Ok(())
     }
 
     async fn claim(

@@ -23,8 +23,11 @@ const OWN: [&str; 6] = [
     HISTORY,
     DESIRED,
     MAX,
-    "deprecated.deployment.rollback.to",
+    ROLLBACK,
 ];
+pub(super) const ROLLBACK: &str = "deprecated.deployment.rollback.to";
+/// In bytes.
+const LONGEST_HISTORY: usize = 2000;
 /// No vowels and nothing that looks like one: hashes spell no words.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
@@ -140,20 +143,57 @@ pub(super) fn update_new(
         // A set that becomes current again (a rollback) remembers which revisions it was.
         if let Some(before) = before.filter(|before| exists && !before.is_empty()) {
             let history = set.entry(HISTORY.into()).or_default();
-            *history = if history.is_empty() {
-                before
-            } else {
-                let mut all: Vec<&str> = history.split(',').collect();
-                all.push(&before);
-                let surplus = all.len().saturating_sub(100);
-                all.split_off(surplus).join(",")
-            };
+            *history = joined(history, &before);
         }
     }
     if !exists {
         changed |= set_replicas(set, deployment);
     }
     changed
+}
+
+/// The list of past revisions with one more; the oldest give way when it gets too long.
+fn joined(history: &str, last: &str) -> String {
+    if history.is_empty() {
+        return last.to_owned();
+    }
+    let mut rest = history;
+    while rest.len() + 1 + last.len() > LONGEST_HISTORY {
+        match rest.split_once(',') {
+            Some((_, newer)) => rest = newer,
+            None => return last.to_owned(),
+        }
+    }
+    format!("{rest},{last}")
+}
+
+/// The revision that a deployment is asked to go back to; 0 is the last one.
+pub(super) fn rollback_to(deployment: &Deployment) -> Option<i64> {
+    let annotations = deployment.metadata.annotations.as_ref()?;
+    annotations.get(ROLLBACK).filter(|text| !text.is_empty())?.parse().ok()
+}
+
+/// Gives a deployment the template and the annotations of one of its sets.
+pub(super) fn return_to(deployment: &mut Deployment, set: &ReplicaSet) {
+    if let (Some(spec), Some(template)) = (
+        &mut deployment.spec,
+        set.spec.as_ref().and_then(|spec| spec.template.clone()),
+    ) {
+        spec.template = template;
+        if let Some(labels) = spec.template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+            labels.remove(HASH_LABEL);
+        }
+    }
+    let own = |name: &String| OWN.contains(&name.as_str());
+    let mut annotations = deployment.metadata.annotations.take().unwrap_or_default();
+    annotations.retain(|name, _| own(name));
+    let theirs = set.metadata.annotations.iter().flatten();
+    annotations.extend(
+        theirs
+            .filter(|(name, _)| !own(name))
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
+    deployment.metadata.annotations = Some(annotations);
 }
 
 #[cfg(test)]
@@ -216,5 +256,18 @@ mod tests {
         assert!(update_new(&mut set, &deployment, 3, true));
         assert!(update_new(&mut set, &deployment, 5, true));
         assert_eq!((set[REVISION].as_str(), set[HISTORY].as_str()), ("5", "1,3"));
+    }
+
+    #[test]
+    fn a_long_history_loses_its_oldest_revisions() {
+        assert_eq!(joined("", "1"), "1");
+        assert_eq!(joined("1,2", "3"), "1,2,3");
+        let many: Vec<String> = (1000..1400).map(|n| n.to_string()).collect();
+        let history = joined(&many.join(","), "1400");
+        assert_eq!(history.len(), 1999);
+        assert!(
+            history.starts_with("1001,1002") && history.ends_with("1399,1400"),
+            "{history}"
+        );
     }
 }

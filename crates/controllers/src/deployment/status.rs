@@ -98,7 +98,7 @@ pub(super) fn calculate(
         ready_replicas: nonzero(sum(|status| status.ready_replicas.unwrap_or(0))),
         available_replicas: nonzero(available),
         unavailable_replicas: nonzero((asked - available).max(0)),
-        terminating_replicas: Some(sum(|status| status.terminating_replicas.unwrap_or(0))),
+        terminating_replicas: terminating(old, new),
         collision_count: before.collision_count,
         conditions: before.conditions,
     };
@@ -118,6 +118,19 @@ pub(super) fn calculate(
     };
     set_condition(&mut status, AVAILABLE, truth, reason, message.into(), now);
     status
+}
+
+/// How many Pods are on their way out; unknown while a set does not say.
+fn terminating(old: &[ReplicaSet], new: Option<&ReplicaSet>) -> Option<i32> {
+    let mut total = 0_i32;
+    for status in old.iter().chain(new).filter_map(|set| set.status.as_ref()) {
+        match status.terminating_replicas {
+            Some(count) => total = total.saturating_add(count),
+            None if status.observed_generation.unwrap_or(0) == 0 => {}
+            None => return None,
+        }
+    }
+    Some(total)
 }
 
 /// Whether the rollout has reached its end.

@@ -13,7 +13,7 @@ mod view;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -44,7 +44,12 @@ struct Memory {
     released: HashSet<String>,
     /// UID and version of the Job as we last wrote it.
     written: Option<(Option<String>, u64)>,
+    /// Until when a change of nothing but the ready count may wait for company.
+    ready_due: Option<Timestamp>,
 }
+
+/// Readiness comes and goes with every Pod: it is told together with something else, or after this long.
+const READY_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 
 struct Controller {
     context: Context,
@@ -53,6 +58,8 @@ struct Controller {
     queue: WorkQueue<Key>,
     expectations: Expectations<Key>,
     memory: Mutex<HashMap<Key, Memory>>,
+    /// UIDs of Pods of ended Jobs whose finalizer is being removed.
+    releasing: Mutex<HashSet<String>>,
 }
 
 pub(crate) fn start(context: Context) {
@@ -66,6 +73,7 @@ pub(crate) fn start(context: Context) {
         queue: WorkQueue::default(),
         expectations: Expectations::default(),
         memory: Mutex::default(),
+        releasing: Mutex::default(),
     });
     let this = Arc::clone(&controller);
     jobs.on_change(move |change| this.job_changed(change));
@@ -103,6 +111,10 @@ impl Controller {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn releasing(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.releasing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn job_changed(&self, change: &Change<Job>) {
         let job = change.object();
         let key = Key::of(job.as_ref());
@@ -121,7 +133,8 @@ impl Controller {
     }
 
     fn release_later(&self, pod: &Pod) {
-        if view::has_finalizer(pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if view::has_finalizer(pod) && !self.releasing().contains(uid) {
             let name = format!("{POD}{}", pod.name_any());
             self.queue.add(Key::new(pod.namespace().unwrap_or_default(), name));
         }
@@ -137,6 +150,9 @@ impl Controller {
         let pod = change.object();
         let owner = self.owner_of(pod);
         let gone = matches!(change, Change::Deleted(_));
+        if gone || !view::has_finalizer(pod) {
+            self.releasing().remove(pod.metadata.uid.as_deref().unwrap_or_default());
+        }
         if let (Some(job), Some(uid)) = (&owner, &pod.metadata.uid) {
             let key = Key::of(job.as_ref());
             if matches!(change, Change::Added(_)) && !pods::is_terminating(pod) {
@@ -188,14 +204,18 @@ impl Controller {
             return Ok(());
         };
         match owner::controller_of(&pod.metadata) {
-            // Ask the API: a Job that the cache does not have yet is not gone.
             Some(reference) if reference.kind == "Job" => {
-                let api: Api<Job> = Api::namespaced(self.context.client.clone(), namespace);
-                let job = or_absent(api.get(&reference.name).await)?;
-                let alive = job.is_some_and(|job| {
-                    job.metadata.uid.as_deref() == Some(&reference.uid)
-                        && (!view::is_finished(&job) || is_foreign(&job))
-                });
+                let known = self.jobs.get(namespace, &reference.name).map(|job| Job::clone(&job));
+                let ours = |job: &Job| job.metadata.uid.as_deref() == Some(&reference.uid);
+                let job = match known.filter(ours) {
+                    Some(known) => Some(known),
+                    None => {
+                        // Ask the API: a Job that the cache does not have yet is not gone.
+                        let api: Api<Job> = Api::namespaced(self.context.client.clone(), namespace);
+                        or_absent(api.get(&reference.name).await)?.filter(ours)
+                    }
+                };
+                let alive = job.is_some_and(|job| !view::is_finished(&job) || is_foreign(&job));
                 if alive {
                     return Ok(());
                 }
@@ -227,6 +247,14 @@ impl Controller {
         }
         if view::is_finished(&job) {
             self.memory().remove(&key);
+            return Ok(());
+        }
+        let mode = job.spec.as_ref().and_then(|spec| spec.completion_mode.as_deref());
+        if !matches!(mode, None | Some("NonIndexed" | "Indexed")) {
+            let message = "Skipped Job sync because completion mode is unknown";
+            self.context
+                .recorder
+                .event(job.as_ref(), EventType::Warning, "UnknownCompletionMode", message);
             return Ok(());
         }
         let may_act = self.expectations.satisfied(&key);
@@ -432,6 +460,16 @@ impl Controller {
             track::announce(&mut round.status, ending);
         }
         let mut stored = Job::clone(job);
+        if let Some(ending) = round.ending.as_ref().filter(|_| !more)
+            && round.active == 0
+            && round.terminating == 0
+        {
+            let ending = ending.clone();
+            return self.end(key, &mut stored, round.status, &ending, &release, now).await;
+        }
+        if release.is_empty() && round.ending.is_none() && self.may_wait(key, &stored, &round.status, now) {
+            return Ok(());
+        }
         self.write(key, &mut stored, &round.status).await?;
         if let Some(memory) = self.memory().get_mut(key) {
             memory.failures = round.failures;
@@ -466,15 +504,92 @@ impl Controller {
             self.queue.add(key.clone());
         }
         if let Some(last) = last {
-            let (kind, reason, message) = if last.type_ == "Complete" {
-                (EventType::Normal, "Completed".to_owned(), "Job completed".to_owned())
-            } else {
-                let text = |value: Option<String>| value.unwrap_or_default();
-                (EventType::Warning, text(last.reason), text(last.message))
-            };
-            self.context.recorder.event(job, kind, &reason, message);
+            self.say_ended(job, &round.status, last);
         }
         failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Whether nothing but the ready count differs, and that may wait.
+    fn may_wait(&self, key: &Key, stored: &Job, status: &JobStatus, now: Timestamp) -> bool {
+        let before = stored.status.clone().unwrap_or_default();
+        let only_ready = before.ready != status.ready
+            && before
+                == JobStatus {
+                    ready: before.ready,
+                    ..status.clone()
+                };
+        let mut memory = self.memory();
+        let Some(memory) = memory.get_mut(key) else {
+            return false;
+        };
+        if !only_ready {
+            memory.ready_due = None;
+            return false;
+        }
+        let due = match memory.ready_due {
+            Some(due) => due,
+            None => now.checked_add(READY_PAUSE).unwrap_or(now),
+        };
+        memory.ready_due = Some(due).filter(|due| *due > now);
+        if memory.ready_due.is_some() {
+            self.queue.add_after(key.clone(), pods::delay(due.duration_since(now)));
+        }
+        memory.ready_due.is_some()
+    }
+
+    /// Counts the last Pods and ends the Job in one write, then lets the Pods go.
+    async fn end(
+        &self,
+        key: &Key,
+        stored: &mut Job,
+        mut status: JobStatus,
+        ending: &JobCondition,
+        release: &[Arc<Pod>],
+        now: Timestamp,
+    ) -> Result<(), SyncError> {
+        track::count_all(&mut status);
+        let last = track::finish(&mut status, ending, now);
+        let uids: Vec<String> = release.iter().filter_map(|pod| pod.uid()).collect();
+        self.releasing().extend(uids.iter().cloned());
+        if let Err(error) = self.write(key, stored, &status).await {
+            let mut releasing = self.releasing();
+            for uid in &uids {
+                releasing.remove(uid);
+            }
+            return Err(error);
+        }
+        if let Some(last) = last {
+            self.say_ended(stored, &status, last);
+        }
+        let removals = release.iter().map(|pod| self.remove_finalizer(pod));
+        let outcomes = futures::future::join_all(removals).await;
+        for (pod, outcome) in release.iter().zip(outcomes) {
+            let known = self.pods.get(&key.namespace, &pod.name_any());
+            let shown = known.is_none_or(|known| known.uid() != pod.uid() || !view::has_finalizer(&known));
+            if shown || outcome.is_err() {
+                self.releasing().remove(pod.metadata.uid.as_deref().unwrap_or_default());
+            }
+            if let Err(error) = outcome {
+                tracing::debug!(%key, %error, "cannot let a Pod of an ended Job go yet, will retry");
+                self.release_later(pod);
+            }
+        }
+        Ok(())
+    }
+
+    fn say_ended(&self, job: &Job, status: &JobStatus, last: JobCondition) {
+        let say = |kind, reason: &str, message: String| self.context.recorder.event(job, kind, reason, message);
+        let text = |value: Option<String>| value.unwrap_or_default();
+        if last.type_ != "Complete" {
+            say(EventType::Warning, &text(last.reason), text(last.message));
+            return;
+        }
+        let completions = job.spec.as_ref().and_then(|spec| spec.completions);
+        if completions.is_some_and(|wanted| status.succeeded.unwrap_or(0) > wanted) {
+            let message = "Too many succeeded pods running after completion count reached";
+            say(EventType::Warning, "TooManySucceededPods", message.into());
+        }
+        say(EventType::Normal, "Completed", "Job completed".into());
     }
 
     /// Writes the status if it differs from what is stored.

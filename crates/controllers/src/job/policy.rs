@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::indexes::Indexes;
-use crate::pods;
 
 /// What becomes of a failed Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,9 +48,13 @@ fn matched(rule: &PodFailurePolicyRule, pod: &Pod) -> Option<String> {
         ));
     }
     let patterns = rule.on_pod_conditions.as_deref().unwrap_or_default();
-    let found = patterns.iter().find(|pattern| {
-        pods::condition(pod, &pattern.type_).is_some_and(|c| c.status == pattern.status.as_deref().unwrap_or("True"))
-    })?;
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let mut conditions = conditions.filter(|condition| {
+        patterns.iter().any(|pattern| {
+            pattern.type_ == condition.type_ && pattern.status.as_deref().unwrap_or("True") == condition.status
+        })
+    });
+    let found = conditions.next()?;
     Some(format!("Pod {name} has condition {}", found.type_))
 }
 

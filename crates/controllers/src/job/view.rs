@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
@@ -75,18 +75,26 @@ pub(super) fn earlier_failures(pod: &Pod) -> (i32, i32) {
 /// When a Pod ended: its last container's end, its becoming unready, its deletion, or (unlikely) its creation.
 pub(super) fn finished_at(pod: &Pod) -> Timestamp {
     let status = pod.status.as_ref();
-    let ends = |statuses: &[ContainerStatus]| {
+    let sidecars: Vec<&str> = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten())
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"))
+        .map(|container| container.name.as_str())
+        .collect();
+    let ran = |status: &PodStatus| -> Option<Timestamp> {
+        let own = status.container_statuses.iter().flatten();
+        let beside = status.init_container_statuses.iter().flatten();
+        let beside = beside.filter(|container| sidecars.contains(&container.name.as_str()));
         let mut last = None;
-        for container in statuses {
+        for container in own.chain(beside) {
             let state = container.state.as_ref()?;
             let end = state.terminated.as_ref()?.finished_at.as_ref()?.0;
             last = last.max(Some(end));
         }
         last
     };
-    let containers = status
-        .and_then(|status| status.container_statuses.as_deref())
-        .and_then(ends);
+    let containers = status.and_then(ran);
     let unready = || {
         pods::condition(pod, "Ready")
             .filter(|ready| ready.status == "False")
@@ -255,8 +263,9 @@ impl View {
             return false;
         }
         let restarts: i32 = self
-            .active
+            .pods
             .iter()
+            .filter(|pod| matches!(pods::phase(pod), "Running" | "Pending"))
             .filter_map(|pod| pod.status.as_ref())
             .flat_map(|status| {
                 let own = status.container_statuses.iter().flatten();
@@ -371,7 +380,7 @@ impl View {
 
     /// The next indexes without a Pod, at most `count`.
     pub(super) fn free_indexes(&self, count: usize) -> Vec<i32> {
-        let running: HashSet<i32> = self
+        let running: Indexes = self
             .pods
             .iter()
             .filter(|pod| {
@@ -380,12 +389,10 @@ impl View {
             })
             .filter_map(|pod| indexes::of(pod))
             .collect();
-        (0..self.spec.completions.unwrap_or(0))
-            .filter(|index| {
-                !running.contains(index)
-                    && !self.succeeded_indexes.contains(*index)
-                    && !self.failed_indexes.contains(*index)
-            })
+        running
+            .union(&self.succeeded_indexes)
+            .union(&self.failed_indexes)
+            .missing(self.spec.completions.unwrap_or(0))
             .take(count)
             .collect()
     }
