@@ -40,6 +40,8 @@ mod replicaset;
 mod rootca;
 mod serviceaccount;
 mod statefulset;
+#[cfg(test)]
+mod stopped;
 mod tainteviction;
 #[cfg(test)]
 mod testing;

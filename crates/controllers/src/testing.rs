@@ -16,7 +16,7 @@ pub(crate) struct Cluster {
     pub(crate) api: FakeApi,
     pub(crate) clock: PausedClock,
     informers: Informers,
-    _tasks: Tasks,
+    tasks: Tasks,
 }
 
 impl Cluster {
@@ -40,11 +40,17 @@ impl Cluster {
             api,
             clock,
             informers,
-            _tasks: tasks,
+            tasks,
         }
     }
 
-    /// Plays scheduler and node for every Pod: runs it (an image `bad` never gets ready), and ends it when asked to.
+    /// Ends the controllers, and those who play scheduler and node with them.
+    pub(crate) fn stop(self) {
+        self.tasks.drain().start();
+    }
+
+    /// Plays scheduler and node for every Pod: runs it (an image `bad` never gets ready, an image `ends` succeeds at once),
+    /// and ends it when asked to.
     pub(crate) fn run_pods(&self) {
         self.run_pods_with(|_| "node".to_owned());
     }
@@ -66,10 +72,21 @@ impl Cluster {
                         .iter()
                         .flat_map(|spec| &spec.containers)
                         .any(|c| c.image.as_deref() == Some("bad"));
+                    let ends = pod
+                        .spec
+                        .iter()
+                        .flat_map(|spec| &spec.containers)
+                        .any(|c| c.image.as_deref() == Some("ends"));
+                    if api.get::<Pod>(&namespace, &pod.name_any()).is_none() {
+                        return;
+                    }
                     api.change::<Pod>(&namespace, &pod.name_any(), |pod| {
                         let node = place(pod);
                         pod.spec.get_or_insert_default().node_name = Some(node);
-                        set_ready(pod, !bad, clock.time());
+                        set_ready(pod, !bad && !ends, clock.time());
+                        if ends {
+                            pod.status.get_or_insert_default().phase = Some("Succeeded".into());
+                        }
                     });
                 }
                 _ => {}
