@@ -151,7 +151,7 @@ impl Class {
         let spec = pod.spec.as_ref().unwrap_or(&default);
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let labels = pod.metadata.labels.clone().unwrap_or_default();
-        let (requests, assumed) = pod_requests(spec);
+        let (requests, assumed) = pod_requests(pod);
         let affinity = spec.affinity.as_ref();
         let node_affinity = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
         let pod_affinity = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
@@ -201,7 +201,7 @@ impl Class {
             priority: spec.priority.unwrap_or(0),
             requests,
             assumed,
-            node_name: spec.node_name.clone().filter(|name| !name.is_empty()),
+            node_name: None,
             node_selector: spec.node_selector.clone().unwrap_or_default(),
             required_nodes: node_affinity
                 .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.clone()),
@@ -251,6 +251,8 @@ impl Class {
             labels,
         };
         class.id = class.identity();
+        // Where a Pod is is not what it asks for: it stays of the same class when it is bound.
+        class.node_name = spec.node_name.clone().filter(|name| !name.is_empty());
         class
     }
 
@@ -330,6 +332,16 @@ mod tests {
             other[path.trim_start_matches('/')] = value;
             assert_ne!(class(base.clone(), "x").id, class(other, "x").id, "{path}");
         }
+    }
+
+    #[test]
+    fn being_bound_does_not_change_the_class() {
+        let waiting = json!({"containers": [{"name": "c"}]});
+        let mut bound = waiting.clone();
+        bound["nodeName"] = "n1".into();
+        let (waiting, bound) = (class(waiting, "x"), class(bound, "x"));
+        assert_eq!(waiting.id, bound.id);
+        assert_eq!(bound.node_name.as_deref(), Some("n1"));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// An amount of every resource. Absent means none.
@@ -92,43 +92,115 @@ impl Resources {
     }
 }
 
-fn container_requests(container: &Container) -> Resources {
-    container
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.requests.as_ref())
-        .map(Resources::from_list)
-        .unwrap_or_default()
-}
-
-/// Like [`container_requests`], with what scoring assumes of silent containers.
-fn container_requests_assumed(container: &Container) -> Resources {
-    let mut resources = container_requests(container);
-    let asks = |name: &str| {
-        container
-            .resources
-            .as_ref()
-            .and_then(|resources| resources.requests.as_ref())
-            .is_some_and(|requests| requests.contains_key(name))
-    };
-    if !asks("cpu") {
+/// A container's request with what scoring assumes of silent ones.
+fn assumed_requests(requests: &Requests) -> Resources {
+    let mut resources = Resources::from_list(requests);
+    if !requests.contains_key("cpu") {
         resources.milli_cpu = DEFAULT_MILLI_CPU;
     }
-    if !asks("memory") {
+    if !requests.contains_key("memory") {
         resources.memory = DEFAULT_MEMORY;
     }
     resources
 }
 
 /// What a Pod asks of its node: (exactly, as scoring assumes).
-pub fn pod_requests(spec: &PodSpec) -> (Resources, Resources) {
+pub fn pod_requests(pod: &Pod) -> (Resources, Resources) {
+    let (no_spec, no_status) = Default::default();
+    let spec = pod.spec.as_ref().unwrap_or(&no_spec);
+    let resized = Resized::of(pod.status.as_ref().unwrap_or(&no_status));
     (
-        sum_requests(spec, container_requests),
-        sum_requests(spec, container_requests_assumed),
+        sum_requests(spec, &resized, |requests| Resources::from_list(requests)),
+        sum_requests(spec, &resized, assumed_requests),
     )
 }
 
-fn sum_requests(spec: &PodSpec, of: fn(&Container) -> Resources) -> Resources {
+type Requests = BTreeMap<String, Quantity>;
+
+/// What a Pod's status says of its resources, which counts while a resize is under way: what is asked, what was
+/// granted and what is in force may then differ, and the largest is taken. A resize that cannot be is not counted.
+struct Resized<'a> {
+    status: &'a PodStatus,
+    infeasible: bool,
+}
+
+impl<'a> Resized<'a> {
+    fn of(status: &'a PodStatus) -> Self {
+        let mut conditions = status.conditions.iter().flatten();
+        let pending = conditions.find(|condition| condition.type_ == "PodResizePending");
+        Resized {
+            status,
+            infeasible: pending.is_some_and(|pending| pending.reason.as_deref() == Some("Infeasible")),
+        }
+    }
+
+    fn effective(
+        &self,
+        asked: &Requests,
+        in_force: Option<&ResourceRequirements>,
+        granted: Option<&Requests>,
+    ) -> Option<Requests> {
+        let in_force = in_force?.requests.as_ref();
+        let asked = (!self.infeasible).then_some(asked);
+        let mut largest = Requests::new();
+        for (name, quantity) in asked.into_iter().chain(in_force).chain(granted).flatten() {
+            let value = |quantity: &Quantity| sampan_api::quantity::Quantity::parse(&quantity.0).ok();
+            let larger = match (largest.get(name).map(value), value(quantity)) {
+                (Some(Some(known)), Some(new)) => new > known,
+                (Some(_), None) => false,
+                _ => true,
+            };
+            if larger {
+                largest.insert(name.clone(), quantity.clone());
+            }
+        }
+        Some(largest)
+    }
+
+    fn container(&self, container: &Container) -> Option<Requests> {
+        let statuses = self.status.container_statuses.iter().flatten();
+        let mut statuses = statuses.chain(self.status.init_container_statuses.iter().flatten());
+        let status = statuses.find(|status| status.name == container.name)?;
+        let none = Requests::new();
+        let asked = container
+            .resources
+            .as_ref()
+            .and_then(|resources| resources.requests.as_ref());
+        self.effective(
+            asked.unwrap_or(&none),
+            status.resources.as_ref(),
+            status.allocated_resources.as_ref(),
+        )
+    }
+
+    fn pod(&self, asked: &Requests) -> Option<Requests> {
+        self.effective(
+            asked,
+            self.status.resources.as_ref(),
+            self.status.allocated_resources.as_ref(),
+        )
+    }
+}
+
+/// Whether a request for the Pod as a whole may name the resource.
+fn for_whole_pods(name: &str) -> bool {
+    name == "cpu" || name == "memory" || name.starts_with("hugepages-")
+}
+
+fn sum_requests(spec: &PodSpec, resized: &Resized<'_>, read: fn(&Requests) -> Resources) -> Resources {
+    let none = Requests::new();
+    let of = |container: &Container| {
+        let asked = container
+            .resources
+            .as_ref()
+            .and_then(|resources| resources.requests.as_ref());
+        let restarts = container.restart_policy.as_deref() == Some("Always");
+        let stays = restarts || spec.containers.iter().any(|other| std::ptr::eq(other, container));
+        match resized.container(container).filter(|_| stays) {
+            Some(effective) => read(&effective),
+            None => read(asked.unwrap_or(&none)),
+        }
+    };
     let mut running = Resources::default();
     for container in &spec.containers {
         running.add(&of(container));
@@ -154,14 +226,18 @@ fn sum_requests(spec: &PodSpec, of: fn(&Container) -> Resources) -> Resources {
         .as_ref()
         .and_then(|resources| resources.requests.as_ref())
     {
-        let whole = Resources::from_list(requests);
-        if requests.contains_key("cpu") {
+        let mut asked = requests.clone();
+        asked.retain(|name, _| for_whole_pods(name));
+        let effective = resized.pod(&asked);
+        let whole = Resources::from_list(effective.as_ref().unwrap_or(&asked));
+        if asked.contains_key("cpu") {
             running.milli_cpu = whole.milli_cpu;
         }
-        if requests.contains_key("memory") {
+        if asked.contains_key("memory") {
             running.memory = whole.memory;
         }
-        running.other.extend(whole.other);
+        let others = whole.other.into_iter().filter(|(name, _)| asked.contains_key(name));
+        running.other.extend(others);
     }
     if let Some(overhead) = &spec.overhead {
         running.add(&Resources::from_list(overhead));
@@ -175,7 +251,7 @@ mod tests {
     use serde_json::json;
 
     fn requests(spec: serde_json::Value) -> (Resources, Resources) {
-        pod_requests(&serde_json::from_value(spec).unwrap())
+        pod_requests(&serde_json::from_value(json!({"spec": spec})).unwrap())
     }
 
     #[test]
@@ -192,6 +268,47 @@ mod tests {
         }));
         assert_eq!(exact.milli_cpu, 1010, "late + side while starting");
         assert_eq!(exact.memory, 3 << 30, "a + b + side while running");
+    }
+
+    #[test]
+    fn while_a_resize_is_under_way_the_largest_counts() {
+        let list = |cpu: &str| json!({"cpu": cpu});
+        let pod = |asked: &str, granted: &str, in_force: &str, reason: &str| {
+            json!({
+                "spec": {"containers": [{"name": "c", "resources": {"requests": list(asked)}}]},
+                "status": {
+                    "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+                    "containerStatuses": [{
+                        "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                        "allocatedResources": list(granted), "resources": {"requests": list(in_force)},
+                    }],
+                },
+            })
+        };
+        for (asked, granted, in_force, reason, expected) in [
+            ("1", "1", "1", "", 1000),
+            ("2", "1", "1", "Deferred", 2000),
+            ("2", "1", "1", "Infeasible", 1000),
+            ("1", "1", "2", "", 2000),
+            ("500m", "2", "1", "", 2000),
+        ] {
+            let pod = serde_json::from_value(pod(asked, granted, in_force, reason)).unwrap();
+            assert_eq!(
+                pod_requests(&pod).0.milli_cpu,
+                expected,
+                "{asked} {granted} {in_force} {reason}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_some_resources_can_be_asked_for_the_pod_as_a_whole() {
+        let (exact, _) = requests(json!({
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": "1", "example.com/gpu": "1"}}}],
+            "resources": {"requests": {"cpu": "3", "hugepages-2Mi": "4Mi", "example.com/gpu": "9"}},
+        }));
+        assert_eq!((exact.milli_cpu, exact.other["example.com/gpu"]), (3000, 1));
+        assert_eq!(exact.other["hugepages-2Mi"], 4 << 20);
     }
 
     #[test]

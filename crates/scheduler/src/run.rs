@@ -21,6 +21,7 @@ use crate::config::Configuration;
 use crate::engine::{Decision, Engine};
 use crate::framework::BindingPlugin;
 use crate::pod::PodInfo;
+use crate::resources::pod_requests;
 
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
@@ -159,6 +160,7 @@ async fn subscribe(shared: &Shared, informers: &Informers) {
             && old.metadata.labels == new.metadata.labels
             && old.metadata.deletion_timestamp == new.metadata.deletion_timestamp
             && phase(old) == phase(new)
+            && pod_requests(old) == pod_requests(new)
         {
             return;
         }
