@@ -208,6 +208,55 @@ fn affinity_brings_pods_together_and_the_first_may_go_anywhere() {
 }
 
 #[test]
+fn one_pod_must_meet_all_affinity_terms() {
+    let mut engine = engine();
+    for (name, zone) in [("n1", "x"), ("n2", "y")] {
+        engine.node_changed(node_with(name, json!({"zone": zone}), json!({}), room("8")));
+    }
+    for (name, node, labels) in [
+        ("half", "n1", json!({"a": "1"})),
+        ("other-half", "n1", json!({"b": "1"})),
+        ("whole", "n2", json!({"a": "1", "b": "1"})),
+    ] {
+        engine.pod_changed(&labelled_pod(name, labels, json!({"nodeName": node, "containers": []})));
+    }
+    let term = |key: &str| json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {key: "1"}}});
+    let both = json!({"containers": [], "affinity": {"podAffinity":
+        {"requiredDuringSchedulingIgnoredDuringExecution": [term("a"), term("b")]}}});
+    engine.pod_changed(&pod("p", both));
+    assert_eq!(settle(&mut engine).0, ["p→n2"]);
+}
+
+#[test]
+fn existing_pods_preferences_draw_and_repel_newcomers() {
+    let term = json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "web"}}});
+    let weighted = json!([{"weight": 100, "podAffinityTerm": term}]);
+    for (affinity, expected) in [
+        (
+            json!({"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": weighted}}),
+            "p→n2",
+        ),
+        (
+            json!({"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": weighted}}),
+            "p→n1",
+        ),
+        (
+            json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}),
+            "p→n2",
+        ),
+    ] {
+        let mut engine = engine();
+        for (name, zone) in [("n1", "x"), ("n2", "y")] {
+            engine.node_changed(node_with(name, json!({"zone": zone}), json!({}), room("8")));
+        }
+        let there = json!({"nodeName": "n2", "containers": [], "affinity": affinity});
+        engine.pod_changed(&pod("there", there));
+        engine.pod_changed(&labelled_pod("p", json!({"app": "web"}), json!({"containers": []})));
+        assert_eq!(settle(&mut engine).0, [expected]);
+    }
+}
+
+#[test]
 fn hard_spread_holds_the_skew() {
     let mut engine = engine();
     for (name, zone) in [("n1", "x"), ("n2", "x"), ("n3", "y")] {

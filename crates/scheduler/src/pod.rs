@@ -145,6 +145,14 @@ impl Class {
             && self.spread.is_empty())
     }
 
+    /// Whether it has terms about other Pods, which bind or draw others too.
+    pub fn has_terms(&self) -> bool {
+        !(self.affinity.is_empty()
+            && self.anti_affinity.is_empty()
+            && self.preferred_affinity.is_empty()
+            && self.preferred_anti_affinity.is_empty())
+    }
+
     /// The class of a Pod. Everything that any plugin reads takes part in the identity.
     pub fn of(pod: &Pod) -> Class {
         let default = Default::default();

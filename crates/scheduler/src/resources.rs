@@ -110,7 +110,7 @@ pub fn pod_requests(pod: &Pod) -> (Resources, Resources) {
     let spec = pod.spec.as_ref().unwrap_or(&no_spec);
     let resized = Resized::of(pod.status.as_ref().unwrap_or(&no_status));
     (
-        sum_requests(spec, &resized, |requests| Resources::from_list(requests)),
+        sum_requests(spec, &resized, Resources::from_list),
         sum_requests(spec, &resized, assumed_requests),
     )
 }

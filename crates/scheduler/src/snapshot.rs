@@ -38,8 +38,8 @@ pub struct NodeInfo {
     pub assumed: Resources,
     pub pods: HashMap<Arc<str>, PodInfo>,
     pub host_ports: Vec<HostPort>,
-    /// How many of the Pods have required anti-affinity, which every newcomer must respect.
-    pub pods_with_anti_affinity: usize,
+    /// How many of the Pods have terms about other Pods, which bind or draw every newcomer.
+    pub pods_with_terms: usize,
     /// By name.
     pub images: HashMap<String, Arc<Image>>,
     /// How many nodes there are, this one included.
@@ -58,7 +58,7 @@ impl NodeInfo {
             assumed: Resources::default(),
             pods: HashMap::new(),
             host_ports: Vec::new(),
-            pods_with_anti_affinity: 0,
+            pods_with_terms: 0,
             images: HashMap::new(),
             nodes: Arc::default(),
             generation: 0,
@@ -92,7 +92,7 @@ impl NodeInfo {
         self.requested.add(&class.requests);
         self.assumed.add(&class.assumed);
         self.host_ports.extend(class.host_ports.iter().cloned());
-        self.pods_with_anti_affinity += usize::from(!class.anti_affinity.is_empty());
+        self.pods_with_terms += usize::from(class.has_terms());
     }
 
     fn remove_pod(&mut self, uid: &str) -> Option<PodInfo> {
@@ -104,7 +104,7 @@ impl NodeInfo {
                 self.host_ports.swap_remove(at);
             }
         }
-        self.pods_with_anti_affinity -= usize::from(!pod.class.anti_affinity.is_empty());
+        self.pods_with_terms -= usize::from(pod.class.has_terms());
         Some(pod)
     }
 }
@@ -143,9 +143,9 @@ impl Snapshot {
     pub fn count(&self) -> usize {
         self.nodes().count()
     }
-    /// Whether any Pod anywhere has required anti-affinity.
-    pub fn any_anti_affinity(&self) -> bool {
-        self.nodes.iter().any(|info| info.pods_with_anti_affinity > 0)
+    /// Whether any Pod anywhere has terms about other Pods.
+    pub fn any_terms(&self) -> bool {
+        self.nodes.iter().any(|info| info.pods_with_terms > 0)
     }
     pub fn namespace_labels(&self, namespace: &str) -> Option<Labels> {
         self.namespaces.get(namespace).cloned()

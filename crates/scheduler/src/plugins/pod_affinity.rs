@@ -3,7 +3,7 @@
 //! The cluster is walked once per decision, counting per (term, topology value) the Pods the term speaks of; each node
 //! is then judged by looking up its own topology values. Existing Pods' required anti-affinity binds newcomers too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::framework::{ClusterPlugin, Event, MAX_SCORE, Prepared, Refusal};
 use crate::pod::{AffinityTerm, Class};
@@ -30,8 +30,10 @@ impl Default for InterPodAffinity {
 
 struct View<'a> {
     class: &'a Class,
-    /// Per required affinity term: topology value → matching Pods.
-    wanted: Vec<HashMap<&'a str, usize>>,
+    /// (topology key, value) pairs where Pods are that all required affinity terms speak of.
+    wanted: HashSet<(&'a str, &'a str)>,
+    /// It speaks of itself, so that the first of its kind may go where nobody is yet.
+    may_be_first: bool,
     /// Per required anti-affinity term.
     shunned: Vec<HashMap<&'a str, usize>>,
     /// (topology key, value) pairs that existing Pods keep this class away from.
@@ -51,23 +53,27 @@ impl ClusterPlugin for InterPodAffinity {
         self.weight
     }
     fn prepare<'a>(&self, class: &'a Class, snapshot: &'a Snapshot) -> Option<Box<dyn Prepared + 'a>> {
-        let own_terms = !(class.affinity.is_empty()
-            && class.anti_affinity.is_empty()
-            && class.preferred_affinity.is_empty()
-            && class.preferred_anti_affinity.is_empty());
-        if !own_terms && !snapshot.any_anti_affinity() {
+        let own_terms = class.has_terms();
+        if !own_terms && !snapshot.any_terms() {
             return None;
         }
+        let namespaces = |name: &str| snapshot.namespace_labels(name);
+        let speaks_of_all = |other: &Class| {
+            let mut terms = class.affinity.iter();
+            !class.affinity.is_empty() && terms.all(|term| term.speaks_of(&other.namespace, &other.labels, namespaces))
+        };
+        let has_preferences = !(class.preferred_affinity.is_empty() && class.preferred_anti_affinity.is_empty());
+        let preferences_count = has_preferences || !self.ignore_preferred_terms_of_existing_pods;
         let mut view = View {
             class,
-            wanted: vec![HashMap::new(); class.affinity.len()],
+            wanted: HashSet::new(),
+            may_be_first: speaks_of_all(class),
             shunned: vec![HashMap::new(); class.anti_affinity.len()],
             barred: HashMap::new(),
             liked: HashMap::new(),
         };
-        let namespaces = |name: &str| snapshot.namespace_labels(name);
         for (_, info) in snapshot.nodes() {
-            if !own_terms && info.pods_with_anti_affinity == 0 {
+            if !own_terms && info.pods_with_terms == 0 {
                 continue;
             }
             for pod in info.pods.values() {
@@ -82,7 +88,11 @@ impl ClusterPlugin for InterPodAffinity {
                         }
                     }
                 };
-                count(&class.affinity, &mut view.wanted);
+                if speaks_of_all(other) {
+                    let keys = class.affinity.iter().map(|term| term.term.topology_key.as_str());
+                    let places = keys.filter_map(|key| Some((key, info.label(key)?)));
+                    view.wanted.extend(places);
+                }
                 count(&class.anti_affinity, &mut view.shunned);
                 for term in &other.anti_affinity {
                     let key = term.term.topology_key.as_str();
@@ -109,6 +119,25 @@ impl ClusterPlugin for InterPodAffinity {
                         *view.liked.entry((key, value)).or_default() += weight;
                     }
                 }
+                if !preferences_count {
+                    continue;
+                }
+                // What existing Pods prefer, or require of others, draws or repels newcomers as well.
+                let preferences = other.preferred_affinity.iter();
+                let preferences = preferences.map(|(weight, term)| (i64::from(*weight), term));
+                let aversions = other.preferred_anti_affinity.iter();
+                let aversions = aversions.map(|(weight, term)| (-i64::from(*weight), term));
+                let required = other.affinity.iter().map(|term| (self.hard_pod_affinity_weight, term));
+                for (weight, term) in preferences.chain(aversions).chain(required) {
+                    if weight != 0
+                        && let Some((key, value)) = info
+                            .labels()
+                            .and_then(|labels| labels.get_key_value(&term.term.topology_key))
+                        && term.speaks_of(&class.namespace, &class.labels, namespaces)
+                    {
+                        *view.liked.entry((key, value)).or_default() += weight;
+                    }
+                }
             }
         }
         Some(Box::new(view))
@@ -118,22 +147,18 @@ impl ClusterPlugin for InterPodAffinity {
 impl View<'_> {
     /// The first Pod of a group that wants its own company may go anywhere with the topology label.
     fn is_first_of_its_kind(&self) -> bool {
-        self.wanted.iter().all(HashMap::is_empty)
-            && self
-                .class
-                .affinity
-                .iter()
-                .all(|term| term.speaks_of(&self.class.namespace, &self.class.labels, |_| None))
+        self.wanted.is_empty() && self.may_be_first
     }
 }
 
 impl Prepared for View<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let mut missing = false;
-        for (term, counts) in self.class.affinity.iter().zip(&self.wanted) {
-            match node.label(&term.term.topology_key) {
+        for term in &self.class.affinity {
+            let key = term.term.topology_key.as_str();
+            match node.label(key) {
                 None => return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules")),
-                Some(value) => missing |= !counts.contains_key(value),
+                Some(value) => missing |= !self.wanted.contains(&(key, value)),
             }
         }
         if missing && !self.is_first_of_its_kind() {
@@ -173,7 +198,7 @@ impl Prepared for View<'_> {
         raw.iter()
             .map(|score| {
                 if most > least {
-                    MAX_SCORE * (score - least) / (most - least)
+                    (MAX_SCORE as f64 * ((score - least) as f64 / (most - least) as f64)) as i64
                 } else {
                     0
                 }

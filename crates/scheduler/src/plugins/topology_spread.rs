@@ -33,7 +33,7 @@ impl Default for PodTopologySpread {
 
 struct Spread<'a> {
     constraint: &'a TopologySpreadConstraint,
-    selector: LabelSelector,
+    selector: Option<LabelSelector>,
     counts: HashMap<&'a str, i64>,
     hard: bool,
 }
@@ -44,8 +44,9 @@ struct View<'a> {
 }
 
 /// The constraint's selector with `matchLabelKeys` resolved against the Pod's own labels.
-fn effective_selector(constraint: &TopologySpreadConstraint, labels: &Labels) -> LabelSelector {
-    let mut selector = constraint.label_selector.clone().unwrap_or_default();
+fn effective_selector(constraint: &TopologySpreadConstraint, labels: &Labels) -> Option<LabelSelector> {
+    // No selector selects nothing, whatever labels are to match.
+    let mut selector = constraint.label_selector.clone()?;
     for key in constraint.match_label_keys.iter().flatten() {
         if let Some(value) = labels.get(key) {
             selector
@@ -54,7 +55,7 @@ fn effective_selector(constraint: &TopologySpreadConstraint, labels: &Labels) ->
                 .insert(key.clone(), value.clone());
         }
     }
-    selector
+    Some(selector)
 }
 
 fn eligible(constraint: &TopologySpreadConstraint, class: &Class, info: &NodeInfo) -> bool {
@@ -88,7 +89,7 @@ impl ClusterPlugin for PodTopologySpread {
                     continue;
                 }
                 let matching = info.pods.values().filter(|pod| {
-                    pod.class.namespace == class.namespace && selects(Some(&selector), &pod.class.labels)
+                    pod.class.namespace == class.namespace && selects(selector.as_ref(), &pod.class.labels)
                 });
                 *counts.entry(value).or_default() += matching.count() as i64;
             }
@@ -123,7 +124,7 @@ impl Prepared for View<'_> {
             } else {
                 spread.counts.values().min().copied().unwrap_or(0)
             };
-            let myself = i64::from(selects(Some(&spread.selector), &self.class.labels));
+            let myself = i64::from(selects(spread.selector.as_ref(), &self.class.labels));
             let here = spread.counts.get(value).copied().unwrap_or(0);
             if here + myself - emptiest > i64::from(spread.constraint.max_skew) {
                 return Err(Refusal::resolvable(
