@@ -277,6 +277,30 @@ fn hard_spread_holds_the_skew() {
 }
 
 #[test]
+fn a_spread_counts_only_nodes_with_all_keys() {
+    let mut engine = engine();
+    for (name, labels) in [
+        ("n1", json!({"zone": "x", "rack": "1"})),
+        ("n2", json!({"zone": "y", "rack": "2"})),
+        ("n3", json!({"zone": "z"})),
+    ] {
+        engine.node_changed(node_with(name, labels, json!({}), room("8")));
+    }
+    for (name, node) in [("a", "n1"), ("b", "n2")] {
+        let spec = json!({"nodeName": node, "containers": []});
+        engine.pod_changed(&labelled_pod(name, json!({"app": "web"}), spec));
+    }
+    let by = |key: &str| {
+        json!({"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": {"app": "web"}}})
+    };
+    let spec = json!({"containers": [], "topologySpreadConstraints": [by("zone"), by("rack")]});
+    engine.pod_changed(&labelled_pod("p", json!({"app": "web"}), spec));
+    // Were the zone of n3 counted, it would be the emptiest and nobody could be placed.
+    assert_eq!(settle(&mut engine).0.len(), 1);
+}
+
+#[test]
 fn heartbeats_wake_nobody() {
     let mut engine = engine();
     engine.node_changed(node("n1", room("1")));

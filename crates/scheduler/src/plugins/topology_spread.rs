@@ -80,16 +80,30 @@ impl ClusterPlugin for PodTopologySpread {
         }
         let spreads = class.spread.iter().map(|constraint| {
             let selector = effective_selector(constraint, &class.labels);
+            let selects_all = selector.as_ref().is_some_and(|selector| {
+                selector.match_labels.iter().flatten().next().is_none()
+                    && selector.match_expressions.iter().flatten().next().is_none()
+            });
             let mut counts: HashMap<&str, i64> = HashMap::new();
             for (_, info) in snapshot.nodes() {
                 let Some(value) = info.label(&constraint.topology_key) else {
                     continue;
                 };
-                if !eligible(constraint, class, info) {
+                // A node without all the keys of constraints of this kind counts for none of them.
+                let mut same_kind = class
+                    .spread
+                    .iter()
+                    .filter(|other| other.when_unsatisfiable == constraint.when_unsatisfiable);
+                if same_kind.any(|other| info.label(&other.topology_key).is_none())
+                    || !eligible(constraint, class, info)
+                {
                     continue;
                 }
                 let matching = info.pods.values().filter(|pod| {
-                    pod.class.namespace == class.namespace && selects(selector.as_ref(), &pod.class.labels)
+                    // A selector that selects everything counts nobody: upstream's rule.
+                    !selects_all
+                        && pod.class.namespace == class.namespace
+                        && selects(selector.as_ref(), &pod.class.labels)
                 });
                 *counts.entry(value).or_default() += matching.count() as i64;
             }
