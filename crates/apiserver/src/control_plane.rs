@@ -158,6 +158,8 @@ pub struct ControlPlane {
     pub(crate) outbound: Outbound,
     /// The API servers of this cluster.
     pub(crate) peers: crate::peers::Peers,
+    /// What nodes and Pods use, as far as somebody has asked.
+    pub(crate) usage: crate::usage::Usage,
     pub(crate) flow: Arc<Flow>,
     /// Who keeps the cluster's keys.
     pub(crate) certificates: OnceLock<Arc<dyn crate::admin::Certificates>>,
@@ -173,6 +175,7 @@ impl ControlPlane {
     pub async fn start(config: Config, store: Arc<dyn Store>, tasks: &Tasks) -> Result<Arc<Self>, StartError> {
         config.admission.check()?;
         let (rows, storages) = Rows::build(sampan_kinds::resources());
+        rows.add_measured();
         let rows = Arc::new(rows);
         let store: Arc<dyn Store> = match &config.encryption {
             None => store,
@@ -215,6 +218,7 @@ impl ControlPlane {
             backends: crate::streaming::Backends::new(config.pki.clone())?,
             aggregator: crate::aggregator::Aggregator::default(),
             outbound: outbound.clone(),
+            usage: crate::usage::Usage::default(),
             certificates: OnceLock::new(),
             peers: crate::peers::Peers::new(config.advertise),
             config,

@@ -23,7 +23,7 @@ use crate::registry::reply::{Reply, add_notes, refusal};
 use crate::registry::scale::ScaleRequest;
 use crate::request::{DeleteOptions, Encoding, ListOptions, Query, RequestInfo, WriteOptions, media};
 use crate::rows::Row;
-use crate::{Refusal, aggregator, custom, discovery, refuse, special, streaming};
+use crate::{Refusal, aggregator, custom, discovery, refuse, special, streaming, usage};
 
 /// The largest request body.
 pub const MAX_BODY: usize = 3 << 20;
@@ -91,7 +91,8 @@ pub async fn run(plane: &Arc<ControlPlane>, incoming: Incoming) -> Result<Respon
         user,
     } = incoming;
     let transforms = row.has_columns() || row.storage.is_some();
-    let media = media::negotiate(&parts.headers, transforms, row.custom.is_none())?;
+    let in_protobuf = row.custom.is_none() && row.measured.is_none();
+    let media = media::negotiate(&parts.headers, transforms, in_protobuf)?;
     let mut call = Call {
         row,
         info,
@@ -165,6 +166,7 @@ async fn main(plane: &Arc<ControlPlane>, call: &mut Call, method: &Method, body:
             let body = read(body).await?;
             return special::create_only(plane, call, &body).await;
         }
+        (Verbs::ReadOnly, "get" | "list") if call.row.measured.is_some() => return usage::read(plane, call).await,
         (Verbs::ReadOnly, "get" | "list") => return special::read_only(call),
         (Verbs::CreateOnly | Verbs::ReadOnly, _) => return Err(call.not_supported()),
         (Verbs::NoDeleteCollection, "deletecollection") => return Err(call.not_supported()),

@@ -43,6 +43,7 @@ mod special;
 mod streaming;
 pub(crate) mod sync;
 pub mod testing;
+mod usage;
 pub mod watch_cache;
 
 pub use admin::{AdminError, Certificates};

@@ -170,6 +170,7 @@ fn resource(row: &Row) -> ResourceDesc {
             .custom
             .as_ref()
             .and_then(|custom| custom.schema.clone())
+            .or_else(|| row.measured.clone())
             .map(CustomSchema),
     }
 }

@@ -28,6 +28,8 @@ pub struct Row {
     pub stored_version: String,
     /// What its objects look like.
     pub ty: Type,
+    /// The JSON schema of a kind that is neither built in nor custom: it is only measured.
+    pub measured: Option<Arc<serde_json::Value>>,
     /// For resources of a CustomResourceDefinition.
     pub custom: Option<Arc<Custom>>,
     /// Which field of the storage a selectable field's label reads.
@@ -233,6 +235,17 @@ impl Rows {
         (rows, storages.into_values().collect())
     }
 
+    /// Adds the rows of what is measured.
+    pub fn add_measured(&self) {
+        for spec in sampan_kinds::measured() {
+            let measured = Row {
+                measured: Some(Arc::new(sampan_kinds::metrics::schema(spec.kind))),
+                ..row(spec, sampan_kinds::measured(), None)
+            };
+            self.replace(spec.group, spec.plural, vec![Arc::new(measured)]);
+        }
+    }
+
     /// Tells of every replacement.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -289,6 +302,7 @@ pub fn row(spec: &'static Resource, resources: &'static [Resource], storage: Opt
         .unwrap_or(Type::Json);
     Row {
         custom: None,
+        measured: None,
         api_version: spec.api_version(),
         stored_version: stored.api_version(),
         spec,
@@ -341,6 +355,7 @@ pub fn custom_row(spec: &'static Resource, storage: Arc<Storage>, ty: Type, cust
         stored: spec,
         storage: Some(storage),
         ty,
+        measured: None,
         custom: Some(custom),
         fields: Vec::new(),
     }

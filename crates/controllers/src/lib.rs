@@ -27,6 +27,7 @@ mod disruption;
 mod endpoints;
 mod gc;
 mod history;
+mod hpa;
 mod job;
 mod namespace;
 mod nodeipam;
@@ -131,6 +132,11 @@ pub const TABLE: &[Row] = &[
     ),
     row("disruption-controller", "disruption-controller", disruption::start),
     row(
+        "horizontal-pod-autoscaler-controller",
+        "horizontal-pod-autoscaler",
+        hpa::start,
+    ),
+    row(
         "endpointslice-mirroring-controller",
         "endpointslicemirroring-controller",
         endpoints::start_mirror,
@@ -167,6 +173,34 @@ const fn row(name: &'static str, service_account: &'static str, start: fn(Contex
     }
 }
 
+/// How workloads are scaled automatically.
+#[derive(Clone, Debug)]
+pub struct Autoscaling {
+    /// How often each autoscaler is looked at.
+    pub period: std::time::Duration,
+    /// How far, as a part of the target, usage may be off without consequence.
+    pub tolerance: f64,
+    /// How long a recommendation to shrink waits for a higher one.
+    pub downscale_stabilization: std::time::Duration,
+    /// How long after a Pod's start its processor time may be that of its start.
+    pub cpu_initialization: std::time::Duration,
+    /// How long after its start a Pod may become unready and count as never having been ready.
+    pub initial_readiness_delay: std::time::Duration,
+}
+
+impl Default for Autoscaling {
+    fn default() -> Self {
+        let seconds = std::time::Duration::from_secs;
+        Autoscaling {
+            period: seconds(15),
+            tolerance: 0.1,
+            downscale_stabilization: seconds(300),
+            cpu_initialization: seconds(300),
+            initial_readiness_delay: seconds(30),
+        }
+    }
+}
+
 /// What the controllers need to know of the cluster.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -186,6 +220,7 @@ pub struct Config {
     pub node_grace: std::time::Duration,
     /// How many finished Pods are kept; 0 keeps all.
     pub terminated_pods: usize,
+    pub autoscaler: Autoscaling,
     /// How many keys of one controller are worked on at a time.
     pub workers: usize,
 }
@@ -201,6 +236,7 @@ impl Default for Config {
             node_mask: 24,
             node_grace: std::time::Duration::from_secs(40),
             terminated_pods: 12_500,
+            autoscaler: Autoscaling::default(),
             workers: 8,
         }
     }

@@ -28,6 +28,7 @@ mod events;
 mod extensions;
 mod flowcontrol;
 mod internal;
+pub mod metrics;
 mod names;
 mod networking;
 mod node;
@@ -81,6 +82,11 @@ pub fn resources() -> &'static [Resource] {
         .concat()
     });
     &TABLE
+}
+
+/// The rows that the API server measures instead of storing: see [`metrics`].
+pub fn measured() -> &'static [Resource] {
+    metrics::RESOURCES
 }
 
 /// The row of a resource.

@@ -265,6 +265,7 @@ impl State {
             sandbox_id: status.sandbox_id.clone(),
             metadata: status.metadata.clone(),
             labels: status.labels.clone(),
+            started_at: status.started_at,
             timestamp: Timestamp::now(),
             cpu: running.then(CpuUsage::default),
             memory: running.then(MemoryUsage::default),
@@ -565,6 +566,23 @@ impl Runtime for FakeRuntime {
             network: Vec::new(),
             process_count: 0,
             containers: running.map(|c| state.stats(c)).collect(),
+        })
+    }
+
+    async fn pod_usage(&self, sandbox_id: &str) -> Result<PodUsage> {
+        let stats = self.pod_sandbox_stats(sandbox_id).await?;
+        let containers = stats.containers.into_iter().map(|own| ContainerUsage {
+            name: own.metadata.name,
+            started_at: own.started_at,
+            timestamp: own.timestamp,
+            cpu: own.cpu,
+            memory: own.memory,
+        });
+        Ok(PodUsage {
+            timestamp: stats.timestamp,
+            cpu: stats.cpu,
+            memory: stats.memory,
+            containers: containers.collect(),
         })
     }
 

@@ -149,6 +149,8 @@ pub trait Runtime: Send + Sync {
     async fn container_stats(&self, container_id: &str) -> Result<ContainerStats>;
     /// CPU, memory, network of one sandbox and the statistics of its running containers.
     async fn pod_sandbox_stats(&self, sandbox_id: &str) -> Result<PodSandboxStats>;
+    /// CPU and memory alone of one sandbox and its running containers: cheap.
+    async fn pod_usage(&self, sandbox_id: &str) -> Result<PodUsage>;
 
     // ---- streams ----
 

@@ -2,14 +2,15 @@
 //!
 //! Every built-in and custom group version has one, as clients expect: made when it is missing, taken away with the
 //! custom resources it stood for, and always available. What somebody else made or took over (no label of ours) is
-//! left alone, and one for a built-in group version is looked after once, at start, as upstream does.
+//! left alone, and one for a built-in group version is looked after once, at start, as upstream does. That of resource
+//! metrics is ours while nobody else's: it gives way to one that names a Service, and comes back when that goes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
 use sampan_api::{Object, meta, time};
-use sampan_kinds::Part;
+use sampan_kinds::{Part, metrics};
 use sampan_tasks::OnExit;
 use serde_json::{Value, json};
 
@@ -108,6 +109,21 @@ fn due(
     let first = settled.is_empty();
     let mut due = Vec::new();
     for (name, object) in wanted {
+        if *name == metrics_service() {
+            match stored.get(name) {
+                None => due.push(Due::Create(object.clone())),
+                Some(current)
+                    if current
+                        .pointer("/spec/service")
+                        .is_some_and(|service| !service.is_null()) => {}
+                Some(current) if managed(current).is_some() && current.get("spec") != object.get("spec") => {
+                    due.push(Due::Spec(name.clone(), object["spec"].clone()));
+                }
+                Some(_) => {}
+            }
+            settled.insert(name.clone());
+            continue;
+        }
         let once = managed(object).as_deref() == Some(ON_START);
         if once && !settled.insert(name.clone()) {
             continue;
@@ -134,6 +150,10 @@ fn due(
         }
     }
     due
+}
+
+fn metrics_service() -> String {
+    format!("{}.{}", metrics::VERSION, metrics::GROUP)
 }
 
 /// What there should be, by name.
@@ -327,6 +347,14 @@ mod tests {
         ]
         .into();
         stored.insert("v1.fresh".into(), json!({"metadata": {"name": "v1.fresh"}, "spec": {}}));
+        let (ours, theirs) = (json!({"version": "v1beta1"}), json!({"service": {"name": "theirs"}}));
+        let own = BTreeMap::from([service("v1beta1.metrics.k8s.io", ON_START, ours)]);
+        for settled in [HashSet::new(), HashSet::from(["v1beta1.metrics.k8s.io".to_owned()])] {
+            let all = |stored| names(&due(&own, &stored, &mut settled.clone()));
+            assert_eq!(all(BTreeMap::new()), ["create v1beta1.metrics.k8s.io"]);
+            let taken = BTreeMap::from([service("v1beta1.metrics.k8s.io", ON_START, theirs.clone())]);
+            assert!(all(taken).is_empty() && all(own.clone()).is_empty());
+        }
         let mut settled = HashSet::new();
         let mut first = names(&due(&wanted, &stored, &mut settled));
         first.sort();

@@ -34,6 +34,8 @@ pub enum Reply {
     Entry(u16, Arc<Entry>),
     /// An object of the row, in its stored version (dry runs, deletions).
     Object(u16, Object),
+    /// A list of objects nothing is stored of.
+    Objects(Vec<Object>),
     /// Another kind altogether: Status, Scale, reviews. Sent as it is.
     Plain(u16, Value),
     List(List),
@@ -121,6 +123,27 @@ impl Encoder {
             &table::document(metadata, columns, vec![line], version),
             self.media.encoding,
         )
+    }
+
+    /// A list without a revision.
+    fn objects(&self, objects: Vec<Object>) -> Result<Bytes, Refusal> {
+        let encoding = self.media.encoding;
+        let (api_version, kind, items) = match self.media.transform {
+            Transform::None => (&*self.row.api_version, self.row.spec.list_kind, objects),
+            Transform::Metadata(version) => {
+                let items = objects.iter().map(|object| table::partial(object, version)).collect();
+                (version.api_version(), "PartialObjectMetadataList", items)
+            }
+            Transform::Table(version) => {
+                let now = jiff::Timestamp::now();
+                let line = |object| table::line_of(&self.row, object, self.include, version, now);
+                let lines = objects.into_iter().map(line).collect();
+                let columns = table::columns(&self.row);
+                return encode(&table::document(json!({}), Some(columns), lines, version), encoding);
+            }
+        };
+        let list = json!({"kind": kind, "apiVersion": api_version, "metadata": {}, "items": items});
+        encode(&list, encoding)
     }
 
     fn list(&self, list: List) -> Result<Body, Refusal> {
@@ -214,6 +237,7 @@ impl Call {
             Reply::Object(code, object) => (code, self.encoder()?.object(object)?.into()),
             Reply::Plain(code, value) => (code, encode(&value, encoding)?.into()),
             Reply::List(list) => (200, self.encoder()?.list(list)?),
+            Reply::Objects(objects) => (200, self.encoder()?.objects(objects)?.into()),
         };
         let mut response = response(code, encoding.content_type(), body);
         add_notes(&mut response, &self.notes);
@@ -244,6 +268,7 @@ impl Call {
             Reply::Object(_, object) => encoder.object(object.clone()),
             Reply::Plain(_, value) => encode(value, Encoding::Json),
             Reply::List(list) => encoder.list(list.clone()).map(collected),
+            Reply::Objects(objects) => encoder.objects(objects.clone()),
         };
         match bytes {
             Ok(bytes) => record.response(&bytes),

@@ -15,7 +15,7 @@ use http::Response;
 use sampan_api::status::Status;
 use sampan_kinds::Resource;
 
-pub use backend::Backends;
+pub use backend::{Backends, forward, node_target};
 
 use crate::body::Body;
 use crate::control_plane::ControlPlane;

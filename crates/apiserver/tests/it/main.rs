@@ -26,4 +26,5 @@ mod printed;
 mod proxy;
 mod quotas;
 mod streams;
+mod usage;
 mod webhooks;

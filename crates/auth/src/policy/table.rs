@@ -344,6 +344,12 @@ pub(super) const OWN_CLUSTER_ROLES: &[RoleRow] = &[
             rule("list watch", "networking.k8s.io", "networkpolicies"),
         ],
     ),
+    // What metrics-server brings along upstream: here resource metrics are part of the API server.
+    role(
+        "system:aggregated-metrics-reader",
+        &[rule(READ, "metrics.k8s.io", "nodes pods")],
+    )
+    .joins("view"),
     // The caches that the components of one process share: they read, and do nothing.
     role("system:sampan:informers", &[rule("list watch", "*", "*")]),
     // Upstream leaves nodes' serving certificates to others.

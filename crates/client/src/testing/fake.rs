@@ -115,6 +115,11 @@ impl FakeApi {
         }))
     }
 
+    /// Answers one request of `user`: for tests that answer others themselves.
+    pub async fn answer(&self, user: &str, request: http::Request<kube::client::Body>) -> super::http::Reply {
+        super::http::handle(self.clone(), user.to_owned(), request).await
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

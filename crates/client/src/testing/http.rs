@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use super::fake::{Failure, FakeApi, Query, Target};
 use super::resources::{ROWS, Row};
 
-pub(super) type Reply = Response<UnsyncBoxBody<Bytes, std::convert::Infallible>>;
+/// An answer of the fake.
+pub type Reply = Response<UnsyncBoxBody<Bytes, std::convert::Infallible>>;
 
 /// Answers one request.
 pub(super) async fn handle(api: FakeApi, user: String, request: Request<Body>) -> Reply {

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use fake::{Action, FakeApi};
+pub use http::Reply;
 
 use crate::Clock;
 

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use sampan_runtime::{
-    ContainerStats, FilesystemUsage, MemoryUsage, PodSandboxState, PodSandboxStats, PodSandboxStatus,
+    ContainerStats, ContainerUsage, FilesystemUsage, MemoryUsage, PodSandboxState, PodSandboxStats, PodSandboxStatus,
+    PodUsage,
 };
 use serde_json::{Value, json};
 
@@ -14,24 +15,15 @@ use crate::pod::label;
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 impl Server {
-    async fn sandboxes(&self) -> Result<Vec<(PodSandboxStatus, PodSandboxStats)>, Refusal> {
-        let runtime = &self.manager.cx.runtime;
+    async fn sandboxes(&self) -> Result<Vec<PodSandboxStatus>, Refusal> {
         let filter = sampan_runtime::PodSandboxFilter {
             state: Some(PodSandboxState::Ready),
             ..Default::default()
         };
-        let found = runtime.list_pod_sandboxes(&filter).await;
-        let mut out = Vec::new();
-        for sandbox in found.map_err(Refusal::internal)? {
-            if !sandbox.labels.contains_key(label::POD_UID) {
-                continue;
-            }
-            // One that ends meanwhile has no statistics any more.
-            if let Ok(stats) = runtime.pod_sandbox_stats(&sandbox.id).await {
-                out.push((sandbox, stats));
-            }
-        }
-        Ok(out)
+        let found = self.manager.cx.runtime.list_pod_sandboxes(&filter).await;
+        let mut found = found.map_err(Refusal::internal)?;
+        found.retain(|sandbox| sandbox.labels.contains_key(label::POD_UID));
+        Ok(found)
     }
 
     pub(super) async fn summary(&self) -> Answer {
@@ -42,12 +34,13 @@ impl Server {
         let disk = machine::disk(&cx.config.data_dir).unwrap_or_default();
         let pids = machine::pids();
         let image_fs = cx.runtime.image_fs_info().await.ok();
-        let pods: Vec<Value> = self
-            .sandboxes()
-            .await?
-            .iter()
-            .map(|(sandbox, stats)| pod_summary(sandbox, stats))
-            .collect();
+        let mut pods: Vec<Value> = Vec::new();
+        for sandbox in self.sandboxes().await? {
+            // One that ends meanwhile has no statistics any more.
+            if let Ok(stats) = cx.runtime.pod_sandbox_stats(&sandbox.id).await {
+                pods.push(pod_summary(&sandbox, &stats));
+            }
+        }
         Ok(json_body(&json!({
             "node": {
                 "nodeName": cx.config.name,
@@ -115,14 +108,21 @@ impl Server {
     }
 
     pub(super) async fn resource_metrics(&self) -> Answer {
-        let sandboxes = self.sandboxes().await?;
+        let runtime = &self.manager.cx.runtime;
+        let mut pods = Vec::new();
+        for sandbox in self.sandboxes().await? {
+            // One that ends meanwhile uses nothing any more.
+            if let Ok(usage) = runtime.pod_usage(&sandbox.id).await {
+                pods.push((sandbox, usage));
+            }
+        }
         let memory = machine::memory();
-        let body = resource_text(
-            &sandboxes,
-            machine::cpu_seconds(),
-            memory.total.saturating_sub(memory.available),
-        );
-        Ok(text(PROMETHEUS, body))
+        let node = NodeUsage {
+            time: jiff::Timestamp::now(),
+            cpu: machine::cpu_seconds(),
+            memory: memory.total.saturating_sub(memory.available),
+        };
+        Ok(text(PROMETHEUS, resource_text(&pods, &node)))
     }
 }
 
@@ -141,7 +141,7 @@ fn container_summary(stats: &ContainerStats) -> Value {
     let time = stats.timestamp;
     json!({
         "name": stats.metadata.name,
-        "startTime": time,
+        "startTime": stats.started_at.unwrap_or(time),
         "cpu": stats.cpu.map(|cpu| json!({"time": time, "usageCoreNanoSeconds": cpu.usage_core_nano_seconds})),
         "memory": stats.memory.map(|memory| memory_summary(&memory, time)),
         "rootfs": fs_summary(&stats.writable_layer),
@@ -178,91 +178,113 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
+/// What the whole machine uses.
+struct NodeUsage {
+    time: jiff::Timestamp,
+    /// Seconds of all cores.
+    cpu: f64,
+    memory: u64,
+}
+
+/// One sample: labels, value, and when it was taken.
+type Sample = (String, f64, Option<jiff::Timestamp>);
+
 /// One family of metrics: header, then a line per sample.
-fn family(out: &mut String, name: &str, help: &str, kind: &str, samples: Vec<(String, f64)>) {
-    if samples.is_empty() {
+fn family(out: &mut String, name: &str, help: &str, kind: &str, samples: impl IntoIterator<Item = Sample>) {
+    let mut samples = samples.into_iter().peekable();
+    if samples.peek().is_none() {
         return;
     }
     // Writing to a String cannot fail.
     let _infallible = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    for (labels, value) in samples {
-        let _infallible = writeln!(out, "{name}{labels} {value}");
+    for (labels, value, time) in samples {
+        let _infallible = match time {
+            Some(time) => writeln!(out, "{name}{labels} {value} {}", time.as_millisecond()),
+            None => writeln!(out, "{name}{labels} {value}"),
+        };
     }
 }
 
-fn resource_text(sandboxes: &[(PodSandboxStatus, PodSandboxStats)], node_cpu: f64, node_memory: u64) -> String {
+/// Families in the order upstream's collector prints them: by name.
+fn resource_text(pods: &[(PodSandboxStatus, PodUsage)], node: &NodeUsage) -> String {
     let of_pod = |sandbox: &PodSandboxStatus| {
         format!(
             "namespace=\"{}\",pod=\"{}\"",
             sandbox.metadata.namespace, sandbox.metadata.name
         )
     };
-    let pods = |value: &dyn Fn(&PodSandboxStats) -> Option<f64>| -> Vec<(String, f64)> {
-        sandboxes
-            .iter()
-            .filter_map(|(sandbox, stats)| Some((format!("{{{}}}", of_pod(sandbox)), value(stats)?)))
-            .collect()
+    let whole = |value: fn(&PodUsage) -> Option<f64>| -> Vec<Sample> {
+        let known = pods.iter().filter_map(|(sandbox, usage)| {
+            let labels = format!("{{{}}}", of_pod(sandbox));
+            Some((labels, value(usage)?, Some(usage.timestamp)))
+        });
+        known.collect()
     };
-    let containers = |value: &dyn Fn(&ContainerStats) -> Option<f64>| -> Vec<(String, f64)> {
-        sandboxes
-            .iter()
-            .flat_map(|(sandbox, stats)| {
-                stats.containers.iter().filter_map(move |container| {
-                    let labels = format!("{{container=\"{}\",{}}}", container.metadata.name, of_pod(sandbox));
-                    Some((labels, value(container)?))
-                })
+    let containers = |value: fn(&ContainerUsage) -> Option<f64>, timed: bool| -> Vec<Sample> {
+        let each = pods.iter().flat_map(|(sandbox, usage)| {
+            usage.containers.iter().filter_map(move |container| {
+                let labels = format!("{{container=\"{}\",{}}}", container.name, of_pod(sandbox));
+                Some((labels, value(container)?, timed.then_some(container.timestamp)))
             })
-            .collect()
+        });
+        each.collect()
     };
     let mut out = String::new();
-    family(
-        &mut out,
-        "node_cpu_usage_seconds_total",
-        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
-        "counter",
-        vec![(String::new(), node_cpu)],
-    );
-    family(
-        &mut out,
-        "node_memory_working_set_bytes",
-        "[STABLE] Current working set of the node in bytes",
-        "gauge",
-        vec![(String::new(), node_memory as f64)],
-    );
-    family(
-        &mut out,
-        "pod_cpu_usage_seconds_total",
-        "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
-        "counter",
-        pods(&|stats| Some(seconds(stats.cpu?.usage_core_nano_seconds))),
-    );
-    family(
-        &mut out,
-        "pod_memory_working_set_bytes",
-        "[STABLE] Current working set of the pod in bytes",
-        "gauge",
-        pods(&|stats| Some(stats.memory?.working_set_bytes as f64)),
-    );
     family(
         &mut out,
         "container_cpu_usage_seconds_total",
         "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
         "counter",
-        containers(&|stats| Some(seconds(stats.cpu?.usage_core_nano_seconds))),
+        containers(|usage| Some(seconds(usage.cpu?.usage_core_nano_seconds)), true),
     );
     family(
         &mut out,
         "container_memory_working_set_bytes",
         "[STABLE] Current working set of the container in bytes",
         "gauge",
-        containers(&|stats| Some(stats.memory?.working_set_bytes as f64)),
+        containers(|usage| Some(usage.memory?.working_set_bytes as f64), true),
+    );
+    family(
+        &mut out,
+        "container_start_time_seconds",
+        "[STABLE] Start time of the container since unix epoch in seconds",
+        "gauge",
+        containers(|usage| Some(usage.started_at?.as_millisecond() as f64 / 1e3), false),
+    );
+    family(
+        &mut out,
+        "node_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+        "counter",
+        [(String::new(), node.cpu, Some(node.time))],
+    );
+    family(
+        &mut out,
+        "node_memory_working_set_bytes",
+        "[STABLE] Current working set of the node in bytes",
+        "gauge",
+        [(String::new(), node.memory as f64, Some(node.time))],
+    );
+    family(
+        &mut out,
+        "pod_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+        "counter",
+        whole(|usage| Some(seconds(usage.cpu?.usage_core_nano_seconds))),
+    );
+    family(
+        &mut out,
+        "pod_memory_working_set_bytes",
+        "[STABLE] Current working set of the pod in bytes",
+        "gauge",
+        whole(|usage| Some(usage.memory?.working_set_bytes as f64)),
     );
     family(
         &mut out,
         "resource_scrape_error",
         "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
         "gauge",
-        vec![(String::new(), 0.0)],
+        [(String::new(), 0.0, None)],
     );
     out
 }

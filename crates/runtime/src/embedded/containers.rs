@@ -344,6 +344,7 @@ impl Embedded {
             sandbox_id: record.sandbox_id.clone(),
             metadata: record.config.metadata.clone(),
             labels: record.config.labels.clone(),
+            started_at: container.status().started_at,
             timestamp: Timestamp::now(),
             cpu: usage.cpu,
             memory: usage.memory,

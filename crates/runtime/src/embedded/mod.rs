@@ -529,6 +529,11 @@ impl Runtime for Embedded {
         self.sandbox_stats(&sandbox).await
     }
 
+    async fn pod_usage(&self, sandbox_id: &str) -> Result<PodUsage> {
+        let sandbox = self.sandbox(sandbox_id)?;
+        self.sandbox_usage(&sandbox).await
+    }
+
     async fn exec_sync(&self, container_id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput> {
         let container = self.container(container_id)?;
         self.run_command(&container, command, timeout).await

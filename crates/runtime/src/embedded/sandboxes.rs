@@ -444,6 +444,47 @@ impl Embedded {
     }
 }
 
+/// A running container of which the usage is to be read: name, start, control group.
+type Running = (String, Option<Timestamp>, String);
+
+impl Embedded {
+    /// All groups of the Pod are read in one go.
+    pub(super) async fn sandbox_usage(&self, sandbox: &Arc<Sandbox>) -> Result<PodUsage> {
+        let running: Vec<Running> = self
+            .containers_of(&sandbox.record.id)
+            .iter()
+            .filter(|container| container.state() == ContainerState::Running)
+            .map(|container| {
+                let record = &container.record;
+                let name = record.config.metadata.name.clone();
+                (name, container.status().started_at, record.cgroup.clone())
+            })
+            .collect();
+        let (cgroups, group) = (self.cgroups.clone(), sandbox.record.cgroup.clone());
+        blocking(move || {
+            let whole = cgroups.usage(&group).map_err(internal("read the Pod's usage"))?;
+            let mut containers = Vec::with_capacity(running.len());
+            for (name, started_at, group) in running {
+                let usage = cgroups.usage(&group).map_err(internal("read the container's usage"))?;
+                containers.push(ContainerUsage {
+                    name,
+                    started_at,
+                    timestamp: Timestamp::now(),
+                    cpu: usage.cpu,
+                    memory: usage.memory,
+                });
+            }
+            Ok(PodUsage {
+                timestamp: Timestamp::now(),
+                cpu: whole.cpu,
+                memory: whole.memory,
+                containers,
+            })
+        })
+        .await
+    }
+}
+
 /// Interfaces of a process's network namespace, as `/proc` lists them.
 fn interfaces(pid: u32) -> Vec<NetworkInterfaceUsage> {
     let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();

@@ -78,6 +78,8 @@ pub struct ContainerStats {
     pub metadata: ContainerMetadata,
     /// Labels as configured.
     pub labels: StringMap,
+    /// When it was started, if it was.
+    pub started_at: Option<Timestamp>,
     /// When this was read.
     pub timestamp: Timestamp,
     /// CPU; absent unless it runs.
@@ -105,4 +107,33 @@ pub struct PodSandboxStats {
     pub process_count: u64,
     /// Its running containers.
     pub containers: Vec<ContainerStats>,
+}
+
+/// CPU and memory of one sandbox and its running containers: what is asked every few seconds while somebody looks, and
+/// therefore nothing that has to walk a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodUsage {
+    /// When this was read.
+    pub timestamp: Timestamp,
+    /// CPU of the Pod's control group.
+    pub cpu: Option<CpuUsage>,
+    /// Memory of the Pod's control group.
+    pub memory: Option<MemoryUsage>,
+    /// Its running containers.
+    pub containers: Vec<ContainerUsage>,
+}
+
+/// CPU and memory of one running container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerUsage {
+    /// Its name in the Pod.
+    pub name: String,
+    /// When it was started.
+    pub started_at: Option<Timestamp>,
+    /// When this was read.
+    pub timestamp: Timestamp,
+    /// CPU.
+    pub cpu: Option<CpuUsage>,
+    /// Memory.
+    pub memory: Option<MemoryUsage>,
 }
