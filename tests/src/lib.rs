@@ -4,6 +4,7 @@
 //! `outside`, a neighbour on the same segment. The machine's own network is never touched. Tests need root and the
 //! built binary (`SAMPAN_BIN`, else `target/debug/sampan`); [`ready`] says what is missing and the test is skipped.
 
+pub mod fleet;
 pub mod http;
 pub mod joined;
 

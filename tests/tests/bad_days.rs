@@ -1,0 +1,298 @@
+//! Bad days of a control plane, with nodes that are not there: a disk that stalls, kill -9 in the middle of rollouts, edits
+//! without end, nodes that join a crowd of waiting Pods.
+//!
+//! What is asked each time: nothing lost, nothing doubled, no more work than there is, and recovery by itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use sampan_e2e::fleet::Fleet;
+use sampan_e2e::http::Http;
+use sampan_e2e::{Cluster, must, output, ready};
+use serde_json::json;
+
+const SERVER: &[&str] = &["--disable=node,proxy,dns"];
+
+fn deployment(name: &str, replicas: usize, step: usize) -> String {
+    format!(
+        "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - {{name: main, image: 'localhost/none:1', env: [{{name: STEP, value: '{step}'}}], resources: {{requests: {{cpu: 10m}}}}}}
+"
+    )
+}
+
+fn job(name: &str, completions: usize, parallelism: usize) -> String {
+    format!(
+        "
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: {name}}}
+spec:
+  completions: {completions}
+  parallelism: {parallelism}
+  template:
+    metadata: {{labels: {{sampan.test/ends: Succeeded}}}}
+    spec:
+      restartPolicy: Never
+      containers:
+      - {{name: main, image: 'localhost/none:1', resources: {{requests: {{cpu: 10m}}}}}}
+"
+    )
+}
+
+/// Seconds of CPU the server has used.
+fn cpu(cluster: &Cluster) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", cluster.pid())).expect("the process");
+    let after = stat.rsplit_once(')').expect("a name").1;
+    let ticks = |at: usize| {
+        after
+            .split_whitespace()
+            .nth(at)
+            .and_then(|ticks| ticks.parse::<f64>().ok())
+    };
+    (ticks(11).expect("user time") + ticks(12).expect("system time")) / 100.0
+}
+
+/// The ReplicaSet that a Deployment's current template belongs to.
+fn current(cluster: &Cluster, name: &str) -> String {
+    let sets = cluster.get(&format!("replicasets -l app={name}"));
+    let mut sets: Vec<(u64, String)> = sets["items"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .map(|set| {
+            let revision = &set["metadata"]["annotations"]["deployment.kubernetes.io/revision"];
+            let revision = revision.as_str().and_then(|text| text.parse().ok()).unwrap_or(0);
+            (revision, set["metadata"]["name"].as_str().expect("a name").to_owned())
+        })
+        .collect();
+    sets.sort();
+    sets.pop().expect("a ReplicaSet").1
+}
+
+/// A small file system of its own on a loop device, which can be frozen.
+struct Disk {
+    at: PathBuf,
+    frozen: bool,
+}
+
+impl Disk {
+    /// `None`, and why, where the machine has no loop devices.
+    fn mount(image: &Path, at: &Path) -> Option<Disk> {
+        let file = std::fs::File::create(image).expect("a file");
+        file.set_len(256 << 20).expect("its size");
+        must(Command::new("mkfs.ext4").arg("-q").arg(image));
+        std::fs::create_dir_all(at).expect("a directory");
+        let mounted = output(Command::new("mount").args(["-o", "loop"]).arg(image).arg(at));
+        if !mounted.status.success() {
+            eprintln!(
+                "skipped: a disk that stalls: {}",
+                String::from_utf8_lossy(&mounted.stderr)
+            );
+            return None;
+        }
+        Some(Disk {
+            at: at.to_owned(),
+            frozen: false,
+        })
+    }
+    fn freeze(&mut self) {
+        must(Command::new("fsfreeze").arg("-f").arg(&self.at));
+        self.frozen = true;
+    }
+    fn thaw(&mut self) {
+        must(Command::new("fsfreeze").arg("-u").arg(&self.at));
+        self.frozen = false;
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.frozen {
+            self.thaw();
+        }
+        let gone = Command::new("umount").arg("-l").arg(&self.at).status();
+        if !gone.is_ok_and(|status| status.success()) {
+            eprintln!("could not unmount {}", self.at.display());
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_stalls_for_ten_seconds() {
+    if !ready("a_disk_that_stalls_for_ten_seconds") {
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().expect("a file");
+    let mut cluster = Cluster::prepare("stall", SERVER);
+    let Some(mut disk) = Disk::mount(image.path(), &cluster.dir.path().join("store")) else {
+        return;
+    };
+    cluster.start_server();
+    let fleet = Fleet::new(&cluster);
+    fleet.join("n", 3, 8);
+    cluster.apply(&(deployment("web", 30, 1) + "---" + &job("work", 200, 10)));
+    cluster.wait("the job to be under way", 60, |_| fleet.ever_of("Job/work") > 30);
+
+    let before = cpu(&cluster);
+    disk.freeze();
+    let frozen = Instant::now();
+    // What is known is told; what is written is not acknowledged before it is on the disk.
+    let asked = Instant::now();
+    cluster.kubectl("get pods");
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "a read waited {:?}",
+        asked.elapsed()
+    );
+    let refused = cluster.try_kubectl("create configmap early --request-timeout=3s");
+    assert!(refused.is_err(), "acknowledged on a disk that stalls: {refused:?}");
+    std::thread::sleep(Duration::from_secs(10).saturating_sub(frozen.elapsed()));
+    let spent = cpu(&cluster) - before;
+    disk.thaw();
+    eprintln!("  {spent:.2} s of CPU while the disk stalled");
+    assert!(spent < 5.0, "{spent} s of CPU while nothing could be done");
+
+    cluster.kubectl("create configmap late");
+    cluster.wait("the job to end", 120, |cluster| {
+        cluster.kubectl("get job work -o jsonpath={.status.succeeded}") == "200"
+    });
+    assert_eq!(fleet.ever_of("Job/work"), 200, "Pods of the Job");
+    cluster.kubectl("rollout status deployment/web --timeout=60s");
+    let set = current(&cluster, "web");
+    assert_eq!(
+        fleet.ever_of(&format!("ReplicaSet/{set}")),
+        30,
+        "Pods of the Deployment"
+    );
+    drop(fleet);
+    cluster.kill();
+}
+
+#[test]
+fn killed_in_the_middle_of_rollouts() {
+    if !ready("killed_in_the_middle_of_rollouts") {
+        return;
+    }
+    let mut cluster = Cluster::prepare("killed", SERVER);
+    cluster.start_server();
+    let fleet = Fleet::new(&cluster);
+    fleet.join("n", 4, 8);
+    cluster.apply(&(deployment("web", 40, 1) + "---" + &job("work", 150, 10)));
+    // The moments differ from run to run with the machine's speed; what must hold does not.
+    for round in 0..5u64 {
+        std::thread::sleep(Duration::from_millis(150 + 130 * round));
+        cluster.kill();
+        cluster.start_server();
+        if round == 2 {
+            cluster.apply(&deployment("web", 40, 2));
+        }
+    }
+    cluster.wait("the job to end", 120, |cluster| {
+        cluster.kubectl("get job work -o jsonpath={.status.succeeded}") == "150"
+    });
+    assert_eq!(fleet.ever_of("Job/work"), 150, "Pods of the Job");
+    cluster.kubectl("rollout status deployment/web --timeout=120s");
+    let sets = cluster.get("replicasets -l app=web");
+    for set in sets["items"].as_array().expect("items") {
+        let name = set["metadata"]["name"].as_str().expect("a name");
+        let ever = fleet.ever_of(&format!("ReplicaSet/{name}"));
+        assert!(ever <= 40, "{name} had {ever} Pods");
+    }
+    let pods = cluster.get("pods -l app=web");
+    assert_eq!(pods["items"].as_array().map(Vec::len), Some(40));
+}
+
+#[test]
+fn a_deployment_edited_without_end() {
+    if !ready("a_deployment_edited_without_end") {
+        return;
+    }
+    let mut cluster = Cluster::prepare("edited", SERVER);
+    cluster.start_server();
+    let fleet = Fleet::new(&cluster);
+    fleet.join("n", 4, 8);
+    cluster.apply(&deployment("web", 10, 0));
+    cluster.kubectl("rollout status deployment/web --timeout=60s");
+    let (start, before) = (Instant::now(), cpu(&cluster));
+    let edits = 125;
+    let http = Http::new(&cluster);
+    for step in 1..=edits {
+        let path = "/apis/apps/v1/namespaces/default/deployments/web";
+        let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "env": [{"name": "STEP", "value": format!("e{step}")}]}]}}}});
+        let typed = ["Content-Type: application/strategic-merge-patch+json"];
+        let answer = http.send("PATCH", path, &typed, patch.to_string().as_bytes());
+        assert_eq!(answer.code, 200, "{}", answer.body);
+        // 500 a minute.
+        std::thread::sleep((Duration::from_millis(120) * step).saturating_sub(start.elapsed()));
+    }
+    let spent = cpu(&cluster) - before;
+    eprintln!("  {edits} edits in {:?}: {spent:.2} s of CPU", start.elapsed());
+    cluster.kubectl("rollout status deployment/web --timeout=60s");
+    cluster.wait("old revisions to go", 30, |cluster| {
+        let sets = cluster.get("replicasets -l app=web");
+        sets["items"].as_array().is_some_and(|sets| sets.len() <= 11)
+    });
+    let newest = current(&cluster, "web");
+    let pods = cluster.get("pods -l app=web");
+    let pods = pods["items"].as_array().expect("items");
+    assert_eq!(pods.len(), 10);
+    for pod in pods {
+        assert_eq!(pod["metadata"]["ownerReferences"][0]["name"], newest.as_str());
+    }
+}
+
+#[test]
+fn nodes_join_a_crowd_of_waiting_pods() {
+    if !ready("nodes_join_a_crowd_of_waiting_pods") {
+        return;
+    }
+    let (pods, nodes) = (1000, 50);
+    let mut cluster = Cluster::prepare("crowd", SERVER);
+    cluster.start_server();
+    let fleet = Fleet::new(&cluster);
+    let job = job("crowd", pods, pods).replace("sampan.test/ends: Succeeded", "crowd: 'yes'");
+    cluster.apply(&job.replace("cpu: 10m", "cpu: '1'"));
+    cluster.wait("all Pods to be told why they wait", 120, |cluster| {
+        let reasons = cluster.kubectl("get pods -l crowd=yes -o jsonpath={.items[*].status.conditions[0].reason}");
+        reasons.split(' ').filter(|reason| *reason == "Unschedulable").count() == pods
+    });
+    // The events about them are written for a while yet; then nothing is left to do.
+    let mut last = f64::MAX;
+    cluster.wait("waiting Pods to cost nothing", 90, |cluster| {
+        let before = cpu(cluster);
+        std::thread::sleep(Duration::from_secs(5));
+        last = cpu(cluster) - before;
+        last < 0.2
+    });
+    eprintln!("  {pods} Pods held for 5 s: {last:.2} s of CPU");
+
+    let start = Instant::now();
+    fleet.join("n", nodes, pods / nodes);
+    cluster.wait("all Pods to run", 120, |cluster| {
+        cluster.kubectl("get job crowd -o jsonpath={.status.active}/{.status.ready}") == format!("{pods}/{pods}")
+    });
+    eprintln!("  {pods} Pods run {:?} after {nodes} nodes joined", start.elapsed());
+    let mut taken: BTreeMap<String, u64> = BTreeMap::new();
+    for pod in fleet.seen().values() {
+        *taken.entry(pod.node.clone().expect("a node")).or_default() += pod.milli_cpu;
+    }
+    assert_eq!(fleet.ever_of("Job/crowd"), pods);
+    assert_eq!(taken.len(), nodes);
+    for (node, milli) in taken {
+        assert_eq!(milli, 1000 * (pods / nodes) as u64, "{node}");
+    }
+}
