@@ -302,8 +302,11 @@ impl Place {
 /// Where kinds are served, as discovery says. It is asked anew for a kind that is not known, but not all the time.
 #[derive(Default)]
 pub(super) struct Places {
-    known: tokio::sync::Mutex<(Option<tokio::time::Instant>, Vec<(String, Place)>)>,
+    known: tokio::sync::Mutex<Known>,
 }
+
+/// When discovery was last asked, and the places of each kind it named.
+type Known = (Option<tokio::time::Instant>, Vec<(String, Place)>);
 
 /// How soon discovery is asked again for what it did not know.
 const REDISCOVER: std::time::Duration = std::time::Duration::from_secs(30);

@@ -191,7 +191,13 @@ impl Configuration {
             path: path.into(),
             source,
         })?;
-        Configuration::parse(&text).map_err(|why| ConfigurationError::Invalid { path: path.into(), why })
+        let invalid = |why| ConfigurationError::Invalid { path: path.into(), why };
+        let configuration = Configuration::parse(&text).map_err(invalid)?;
+        if !configuration.extenders.is_empty() {
+            // To leave out somebody's refusals would put Pods where they must not be.
+            return Err(invalid("extenders: this scheduler cannot ask extenders yet".into()));
+        }
+        Ok(configuration)
     }
 
     /// A document in YAML, of which JSON is a part.

@@ -129,7 +129,11 @@ extenders:
         said.contains("clientConnection.qps") && said.contains("percentageOfNodesToScore"),
         "{said}"
     );
-    assert_eq!(configuration.ineffective.len(), 2);
+    assert!(
+        said.contains("defaultConstraints") && said.contains("podInitialBackoffSeconds"),
+        "{said}"
+    );
+    assert_eq!(configuration.ineffective.len(), 4);
 }
 
 #[test]
