@@ -8,7 +8,8 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 use sampan_client::{Change, Informer, Key, WorkQueue, is_already_exists, is_terminating_namespace, or_absent};
 
-use super::slices::{HEADLESS, target};
+use super::slices::{HEADLESS, families, family_of, target};
+use super::trigger::{self, Triggers};
 use super::{Backend, Port, backends, is_headless, publishes_not_ready, wake_services};
 use crate::pods;
 use crate::{Context, SyncError};
@@ -23,6 +24,7 @@ struct Controller {
     services: Informer<Service>,
     pods: Informer<Pod>,
     endpoints: Informer<Endpoints>,
+    triggers: Triggers,
 }
 
 pub(crate) fn start(context: Context) {
@@ -55,6 +57,7 @@ pub(crate) fn start(context: Context) {
         services,
         pods,
         endpoints,
+        triggers: Triggers::default(),
     });
     context.run(&queue, ready, move |key| {
         let controller = Arc::clone(&controller);
@@ -67,6 +70,7 @@ impl Controller {
         let api: Api<Endpoints> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let cached = self.endpoints.get_key(key);
         let Some(service) = self.services.get_key(key) else {
+            self.triggers.forget(key);
             // Endpoints without our label belong to somebody else.
             if cached.is_some_and(|found| found.labels().get(MANAGED_BY).is_some_and(|by| by == US)) {
                 or_absent(api.delete(&key.name, &DeleteParams::default()).await)?;
@@ -76,6 +80,8 @@ impl Controller {
         let (Some(spec), Some(backends)) = (&service.spec, backends(&service, &self.pods)) else {
             return Ok(());
         };
+        let selected = backends.iter().map(|backend| &*backend.pod);
+        let since = self.triggers.since(key, &service, selected);
         let (subsets, truncated) = subsets(spec, &backends);
         let mut labels = service.metadata.labels.clone().unwrap_or_default();
         labels.remove(HEADLESS);
@@ -83,23 +89,27 @@ impl Controller {
             labels.insert(HEADLESS.into(), String::new());
         }
         labels.insert(MANAGED_BY.into(), US.into());
-        let mut annotations = service.metadata.annotations.clone().unwrap_or_default();
-        annotations.retain(|name, _| name != "kubectl.kubernetes.io/last-applied-configuration");
-        if truncated {
-            annotations.insert(OVER_CAPACITY.into(), "truncated".into());
-        }
-        let annotations = Some(annotations).filter(|annotations| !annotations.is_empty());
+        let over = |endpoints: &mut Endpoints| {
+            if truncated {
+                endpoints
+                    .annotations_mut()
+                    .insert(OVER_CAPACITY.into(), "truncated".into());
+            } else if endpoints.metadata.annotations.is_some() {
+                endpoints.annotations_mut().remove(OVER_CAPACITY);
+            }
+            trigger::annotate(endpoints, since);
+        };
         let Some(cached) = cached else {
-            let endpoints = Endpoints {
+            let mut endpoints = Endpoints {
                 metadata: ObjectMeta {
                     name: Some(key.name.clone()),
                     namespace: Some(key.namespace.clone()),
                     labels: Some(labels),
-                    annotations,
                     ..Default::default()
                 },
                 subsets: Some(subsets).filter(|subsets| !subsets.is_empty()),
             };
+            over(&mut endpoints);
             return match api.create(&PostParams::default(), &endpoints).await {
                 Err(error) if is_already_exists(&error) || is_terminating_namespace(&error) => Ok(()),
                 Err(error) => Err(error.into()),
@@ -115,7 +125,7 @@ impl Controller {
         let mut endpoints = Endpoints::clone(&cached);
         endpoints.subsets = Some(subsets).filter(|subsets| !subsets.is_empty());
         endpoints.metadata.labels = Some(labels);
-        endpoints.metadata.annotations = annotations;
+        over(&mut endpoints);
         let written = api.replace(&key.name, &PostParams::default(), &endpoints).await;
         or_absent(written)?;
         Ok(())
@@ -125,6 +135,8 @@ impl Controller {
 /// Addresses by equal ports, in a stable order, and whether some had to be left out.
 fn subsets(spec: &ServiceSpec, backends: &[Backend]) -> (Vec<EndpointSubset>, bool) {
     let tolerant = publishes_not_ready(spec);
+    // Endpoints know one family: the Service's first.
+    let family = families(spec).first().copied();
     let mut counted = 0;
     let mut groups: BTreeMap<Vec<Port>, (Vec<EndpointAddress>, Vec<EndpointAddress>)> = BTreeMap::new();
     let listed = |backend: &&Backend| tolerant || !backend.terminating;
@@ -138,7 +150,8 @@ fn subsets(spec: &ServiceSpec, backends: &[Backend]) -> (Vec<EndpointSubset>, bo
         .chain(not_ready.iter().map(|backend| (false, backend)))
     {
         let has_ports = !backend.ports.is_empty() || spec.ports.iter().flatten().next().is_none();
-        let Some(address) = backend.addresses.first().filter(|_| has_ports) else {
+        let address = backend.addresses.iter().find(|ip| Some(family_of(ip)) == family);
+        let Some(address) = address.filter(|_| has_ports) else {
             continue;
         };
         counted += 1;

@@ -2,15 +2,17 @@
 //!
 //! Both controllers work per Service on the same view of its Pods ([`backends`]); they differ in how they write it down.
 
+mod hints;
 mod legacy;
 mod mirror;
 mod reconcile;
 mod slices;
+mod trigger;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use kube::core::{Selector, SelectorExt};
@@ -167,6 +169,19 @@ fn wake_services(queue: &WorkQueue<Key>, services: &Informer<Service>, pods: &In
         if selected(change.object()) || change.old().is_some_and(|old| selected(old)) {
             add_paced(queue, Key::of(service.as_ref()), pods.len_namespace(&namespace));
         }
+    }
+}
+
+/// Queues the Services with Pods on a node that came, went or moved: endpoints say where they are.
+fn wake_for_node(queue: &WorkQueue<Key>, services: &Informer<Service>, all: &Informer<Pod>, change: &Change<Node>) {
+    let zone = |node: &Node| node.labels().get(hints::ZONE).cloned();
+    if let Change::Modified { old, new } = change
+        && zone(old) == zone(new)
+    {
+        return;
+    }
+    for pod in all.by_index(pods::BY_NODE, &change.object().name_any()) {
+        wake_services(queue, services, all, &Change::Added(pod));
     }
 }
 

@@ -18,8 +18,11 @@ pub(super) struct Plan {
     pub(super) keep: Vec<EndpointSlice>,
 }
 
+/// Addresses and the UID of what has them.
+pub(super) type Identity = (String, Option<String>);
+
 /// Who an endpoint is, whatever its condition.
-fn identity(endpoint: &Endpoint) -> (String, Option<String>) {
+pub(super) fn identity(endpoint: &Endpoint) -> Identity {
     let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.clone());
     (endpoint.addresses.join(","), uid)
 }

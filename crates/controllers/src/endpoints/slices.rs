@@ -1,8 +1,8 @@
 //! EndpointSlices: at most a hundred endpoints each, kept as they are as far as possible.
 //!
 //! After its own writes the controller waits for its cache to show them before it acts on a Service again, so that a
-//! slow watch never makes a slice twice. Differs from upstream: no last-change-trigger-time annotation, which costs a
-//! write for every change of a Pod and serves measurements only.
+//! slow watch never makes a slice twice. A slice that would go while another is to be made becomes that other, so what a
+//! Service has is never empty in between.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -13,10 +13,13 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServiceSpe
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
-use sampan_client::{Change, Informer, Key, WorkQueue, is_terminating_namespace, or_absent, owner};
+use sampan_client::{Change, EventType, Informer, Key, WorkQueue, is_terminating_namespace, or_absent, owner};
 use tokio::time::Instant;
 
-use super::{Backend, Port, backends, is_headless, publishes_not_ready, reconcile, wake_services};
+use super::hints::{self, Routing};
+use super::reconcile::identity;
+use super::trigger::{self, Triggers};
+use super::{Backend, Port, backends, is_headless, publishes_not_ready, reconcile, wake_for_node, wake_services};
 use crate::pods;
 use crate::{Context, SyncError};
 
@@ -24,12 +27,14 @@ pub(super) const SERVICE: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const US: &str = "endpointslice-controller.k8s.io";
 pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
-const ZONE: &str = "topology.kubernetes.io/zone";
 const BY_SERVICE: &str = "service";
 
 /// What the cache must show before a Service is looked at again: slice name → at least this version, or gone; and since
 /// when that is waited for.
 type Awaited = HashMap<Key, HashMap<String, (Option<u64>, Instant)>>;
+
+/// What was told last of topology-aware hints, by Service and family: `Ok` that they are on.
+type Told = HashMap<(Key, &'static str), Result<(), String>>;
 
 /// After this long a write that never showed counts as seen (its slice was deleted while the watch was cut).
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,7 +47,12 @@ struct Controller {
     slices: Informer<EndpointSlice>,
     queue: WorkQueue<Key>,
     awaited: Mutex<Awaited>,
+    triggers: Triggers,
+    told: Mutex<Told>,
 }
+
+/// The index of Services whose endpoints zones share: a node that changes may change all of theirs.
+const SHARED: &str = "endpoints shared by zones";
 
 fn service_key(slice: &EndpointSlice) -> Option<Key> {
     let labels = slice.metadata.labels.as_ref()?;
@@ -68,12 +78,35 @@ pub(crate) fn start(context: Context) {
         slices: slices.clone(),
         queue: queue.clone(),
         awaited: Mutex::default(),
+        triggers: Triggers::default(),
+        told: Mutex::default(),
+    });
+    services.add_index(SHARED, |service| {
+        let shared = hints::routing(service) == Routing::Shared;
+        shared.then(String::new).into_iter().collect()
+    });
+    pods.add_index(pods::BY_NODE, pods::node_keys);
+    let (changed, known, all) = (queue.clone(), services.clone(), pods.clone());
+    nodes.on_change(move |change| {
+        wake_for_node(&changed, &known, &all, change);
+        let weight = |node: &Node| hints::weight(node);
+        let resized = match change {
+            Change::Modified { old, new } => weight(old) != weight(new),
+            Change::Added(node) | Change::Deleted(node) => weight(node).is_some(),
+        };
+        if resized {
+            for service in known.by_index(SHARED, "") {
+                changed.add(Key::of(service.as_ref()));
+            }
+        }
     });
     let (changed, this) = (queue.clone(), Arc::clone(&controller));
     services.on_change(move |change| {
         let key = Key::of(change.object().as_ref());
         if matches!(change, Change::Deleted(_)) {
             this.lock_awaited().remove(&key);
+            this.triggers.forget(&key);
+            this.lock_told().retain(|(service, _), _| *service != key);
         }
         changed.add(key);
     });
@@ -136,6 +169,10 @@ impl Controller {
             .insert(name.to_owned(), (version, Instant::now()));
     }
 
+    fn lock_told(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn sync(&self, key: &Key) -> Result<(), SyncError> {
         let Some(service) = self.services.get_key(key) else {
             return Ok(());
@@ -143,9 +180,6 @@ impl Controller {
         let Some(spec) = &service.spec else {
             return Ok(());
         };
-        if service.metadata.deletion_timestamp.is_some() {
-            return Ok(());
-        }
         if !self.cache_is_current(key) {
             self.queue.add_after(key.clone(), PATIENCE);
             return Ok(());
@@ -153,75 +187,117 @@ impl Controller {
         let Some(backends) = backends(&service, &self.pods) else {
             return Ok(());
         };
+        let selected = backends.iter().map(|backend| &*backend.pod);
+        let since = self.triggers.since(key, &service, selected);
         let mut existing: HashMap<Group, Vec<EndpointSlice>> = HashMap::new();
+        let mut foreign = Vec::new();
         for slice in self.slices.by_index(BY_SERVICE, &key.to_string()) {
-            if slice.metadata.deletion_timestamp.is_none() {
+            if slice.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            // One of a Service that had the name before goes; the garbage collector may be about to take it.
+            if owned_by(&slice, &service) {
                 existing
                     .entry(group_of(&slice))
                     .or_default()
                     .push(EndpointSlice::clone(&slice));
+            } else {
+                foreign.push(EndpointSlice::clone(&slice));
             }
         }
+        let routing = hints::routing(&service);
         let mut wanted: HashMap<Group, Vec<Endpoint>> = HashMap::new();
         for family in families(spec) {
             for backend in &backends {
-                if let Some(endpoint) = self.endpoint(spec, backend, family) {
+                if let Some(mut endpoint) = self.endpoint(spec, backend, family) {
+                    endpoint.hints = hints::near(routing, &endpoint);
                     wanted
                         .entry((family, backend.ports.clone()))
                         .or_default()
                         .push(endpoint);
                 }
             }
+            self.share(key, &service, routing, family, &existing, &mut wanted);
             // A Service without endpoints has an empty slice: clients see that it is known.
             if !wanted.keys().any(|group| group.0 == family) {
-                let kept = existing.keys().find(|group| group.0 == family && group.1.is_empty());
-                wanted.insert(kept.cloned().unwrap_or((family, Vec::new())), Vec::new());
+                wanted.insert((family, Vec::new()), Vec::new());
             }
         }
-        self.apply(key, &service, existing, wanted).await
+        let writes = plan(&service, existing, wanted, foreign);
+        self.write(key, &service, writes, since).await
     }
 
-    async fn apply(
+    /// Hints for zones that share endpoints, where the Service asks for that, and an event where that changed.
+    fn share(
         &self,
         key: &Key,
         service: &Service,
-        mut existing: HashMap<Group, Vec<EndpointSlice>>,
-        wanted: HashMap<Group, Vec<Endpoint>>,
-    ) -> Result<(), SyncError> {
-        let labels = labels(service);
-        for (group, endpoints) in wanted {
-            let mut slices = existing.remove(&group).unwrap_or_default();
-            slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-            let empty = endpoints.is_empty();
-            let mut plan = reconcile::plan(slices, endpoints);
-            if empty && plan.keep.is_empty() {
-                match plan.delete.pop() {
-                    Some(slice) => plan.update.push((slice, Vec::new())),
-                    None => plan.create.push(Vec::new()),
-                }
-            }
-            // A kept slice may carry labels of the Service that have changed.
-            for slice in plan.keep {
-                if slice.metadata.labels.as_ref() != Some(&labels) {
-                    let endpoints = slice.endpoints.clone().unwrap_or_default();
-                    plan.update.push((slice, endpoints));
-                }
-            }
-            for endpoints in plan.create {
-                let slice = new_slice(service, &group, &labels, endpoints);
-                self.create(key, &slice).await?;
-            }
-            for (mut slice, endpoints) in plan.update {
-                slice.endpoints = Some(endpoints);
-                slice.metadata.labels = Some(labels.clone());
-                self.update(key, &slice).await?;
-            }
-            for slice in plan.delete {
-                self.delete(key, &slice).await?;
-            }
+        routing: Routing,
+        family: &'static str,
+        existing: &HashMap<Group, Vec<EndpointSlice>>,
+        wanted: &mut HashMap<Group, Vec<Endpoint>>,
+    ) {
+        let slot = (key.clone(), family);
+        let (mut told, now) = if routing == Routing::Shared {
+            let slices = existing
+                .iter()
+                .filter(|(group, _)| group.0 == family)
+                .flat_map(|(_, slices)| slices);
+            let hinted = |endpoint: &Endpoint| {
+                let zones = endpoint.hints.as_ref()?.for_zones.as_ref()?;
+                Some((identity(endpoint), zones.first()?.name.clone()))
+            };
+            let before = slices
+                .flat_map(|slice| slice.endpoints.iter().flatten())
+                .filter_map(hinted)
+                .collect();
+            let of_family = wanted.iter_mut().filter(|(group, _)| group.0 == family);
+            let endpoints = of_family.flat_map(|(_, endpoints)| endpoints).collect();
+            let nodes = self.nodes.list();
+            let zones = hints::zones(nodes.iter().map(|node| &**node));
+            (self.lock_told(), Some(hints::share(endpoints, &before, zones.as_ref())))
+        } else {
+            (self.lock_told(), None)
+        };
+        let was = match &now {
+            Some(now) => told.insert(slot, now.clone()),
+            None => told.remove(&slot),
+        };
+        drop(told);
+        if was == now {
+            return;
         }
-        // Groups that nothing belongs to any more.
-        for slice in existing.into_values().flatten() {
+        let (kind, reason, message) = match (&was, &now) {
+            (_, Some(Ok(()))) => (EventType::Normal, "TopologyAwareHintsEnabled", hints::ENABLED),
+            (_, Some(Err(why))) => (EventType::Warning, "TopologyAwareHintsDisabled", why.as_str()),
+            (Some(Ok(())), None) => (EventType::Warning, "TopologyAwareHintsDisabled", hints::DISABLED),
+            _ => return,
+        };
+        let message = format!("{message}, addressType: {family}");
+        self.context.recorder.event(service, kind, reason, message);
+    }
+
+    async fn write(
+        &self,
+        key: &Key,
+        service: &Service,
+        writes: Writes,
+        since: Option<jiff::Timestamp>,
+    ) -> Result<(), SyncError> {
+        // The garbage collector is about to take what a Service on its way out has.
+        let create = writes
+            .create
+            .into_iter()
+            .filter(|_| service.metadata.deletion_timestamp.is_none());
+        for mut slice in create {
+            trigger::annotate(&mut slice, since);
+            self.create(key, &slice).await?;
+        }
+        for mut slice in writes.update {
+            trigger::annotate(&mut slice, since);
+            self.update(key, &slice).await?;
+        }
+        for slice in writes.delete {
             self.delete(key, &slice).await?;
         }
         Ok(())
@@ -256,28 +332,109 @@ impl Controller {
         Ok(())
     }
 
+    /// `None`: the Pod has no address of the family, or its node is not known; what is on no node may not be there.
     fn endpoint(&self, spec: &ServiceSpec, backend: &Backend, family: &str) -> Option<Endpoint> {
-        let address = backend.addresses.iter().find(|ip| family_of(ip) == family)?;
+        let addresses = backend.addresses.iter().filter(|ip| family_of(ip) == family);
+        let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
         let pod = &backend.pod;
-        let node = Some(pods::node_name(pod).to_owned()).filter(|name| !name.is_empty());
-        let zone = node
-            .as_ref()
-            .and_then(|name| self.nodes.get("", name))
-            .and_then(|node| node.labels().get(ZONE).cloned());
+        let name = Some(pods::node_name(pod).to_owned()).filter(|name| !name.is_empty());
+        let node = name.as_ref().and_then(|name| self.nodes.get("", name));
+        if addresses.is_empty() || (node.is_none() && !publishes_not_ready(spec)) {
+            return None;
+        }
+        let zone = node.and_then(|node| node.labels().get(hints::ZONE).filter(|zone| !zone.is_empty()).cloned());
         Some(Endpoint {
-            addresses: vec![address.to_string()],
+            addresses,
             conditions: Some(EndpointConditions {
                 ready: Some(publishes_not_ready(spec) || (backend.ready && !backend.terminating)),
                 serving: Some(backend.ready),
                 terminating: Some(backend.terminating),
             }),
             hostname: backend.hostname.clone(),
-            node_name: node,
+            node_name: name,
             zone,
             target_ref: Some(target(pod)),
             ..Default::default()
         })
     }
+}
+
+/// What is to be written for a Service.
+#[derive(Debug, Default)]
+struct Writes {
+    create: Vec<EndpointSlice>,
+    update: Vec<EndpointSlice>,
+    delete: Vec<EndpointSlice>,
+}
+
+fn owned_by(slice: &EndpointSlice, service: &Service) -> bool {
+    let owners = slice.metadata.owner_references.iter().flatten();
+    owners.into_iter().any(|owner| {
+        owner.kind == "Service"
+            && owner.api_version == "v1"
+            && owner.uid == service.metadata.uid.as_deref().unwrap_or_default()
+    })
+}
+
+/// From what there is to what there ought to be.
+fn plan(
+    service: &Service,
+    mut existing: HashMap<Group, Vec<EndpointSlice>>,
+    wanted: HashMap<Group, Vec<Endpoint>>,
+    foreign: Vec<EndpointSlice>,
+) -> Writes {
+    let labels = labels(service);
+    let mut writes = Writes::default();
+    for (group, endpoints) in wanted {
+        let mut slices = existing.remove(&group).unwrap_or_default();
+        slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        let empty = endpoints.is_empty();
+        let mut plan = reconcile::plan(slices, endpoints);
+        if empty && plan.keep.is_empty() {
+            match plan.delete.pop() {
+                Some(slice) => plan.update.push((slice, Vec::new())),
+                None => plan.create.push(Vec::new()),
+            }
+        }
+        // A kept slice may carry labels of the Service that have changed.
+        for slice in plan.keep {
+            if slice.metadata.labels.as_ref() != Some(&labels) {
+                let endpoints = slice.endpoints.clone().unwrap_or_default();
+                plan.update.push((slice, endpoints));
+            }
+        }
+        writes.create.extend(
+            plan.create
+                .into_iter()
+                .map(|some| new_slice(service, &group, &labels, some)),
+        );
+        writes
+            .update
+            .extend(plan.update.into_iter().map(|(mut slice, endpoints)| {
+                slice.endpoints = Some(endpoints);
+                slice.metadata.labels = Some(labels.clone());
+                slice
+            }));
+        writes.delete.extend(plan.delete);
+    }
+    // Groups that nothing belongs to any more.
+    writes.delete.extend(existing.into_values().flatten());
+    writes.delete.retain_mut(|old| {
+        let place = writes
+            .create
+            .iter()
+            .position(|new| new.address_type == old.address_type);
+        let Some(new) = place.map(|place| writes.create.swap_remove(place)) else {
+            return true;
+        };
+        old.endpoints = new.endpoints;
+        old.ports = new.ports;
+        old.metadata.labels = new.metadata.labels;
+        writes.update.push(std::mem::take(old));
+        false
+    });
+    writes.delete.extend(foreign);
+    writes
 }
 
 pub(super) fn target(pod: &Pod) -> ObjectReference {
@@ -295,15 +452,18 @@ fn version(slice: &EndpointSlice) -> u64 {
     version.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn family_of(address: &IpAddr) -> &'static str {
+pub(super) fn family_of(address: &IpAddr) -> &'static str {
     if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 /// The address types of a Service.
-fn families(spec: &ServiceSpec) -> Vec<&'static str> {
+pub(super) fn families(spec: &ServiceSpec) -> Vec<&'static str> {
     let known = |text: &String| if text == "IPv6" { "IPv6" } else { "IPv4" };
     let mut found: Vec<_> = spec.ip_families.iter().flatten().map(known).collect();
     found.dedup();
+    if found.is_empty() && is_headless(spec) {
+        return vec!["IPv4", "IPv6"];
+    }
     if found.is_empty() {
         let address: Option<IpAddr> = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok());
         found.push(address.as_ref().map_or("IPv4", family_of));
