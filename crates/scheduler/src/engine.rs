@@ -10,7 +10,8 @@
 //!   concerns one node, only if that node would now take it;
 //! - the same events in the same order give the same decisions for the same seed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,14 +22,28 @@ use rand::{Rng, SeedableRng};
 use crate::framework::{BindingPlugin, Event, Framework, Prepared, Refusal, Verdict};
 use crate::labels::Labels;
 use crate::pod::{Class, ClassId, PodInfo, is_finished, scheduler_of};
+use crate::preemption::{Budgets, Trial};
 use crate::queue::{Diagnosis, Queue};
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
+
+#[path = "engine_preemption.rs"]
+mod preempting;
+use preempting::{Nominations, Refused, Remedy};
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     /// Bind the Pod to the node; it is already booked there.
     Bind { pod: PodInfo, node: Arc<str> },
+    /// Send the victims away, for the Pod is nominated to their node; tell it why it waits.
+    Preempt {
+        pod: PodInfo,
+        node: Arc<str>,
+        victims: Vec<PodInfo>,
+        message: String,
+    },
+    /// Write that the Pod is nominated no longer.
+    Unnominate { pod: PodInfo },
     /// Tell these Pods why they wait.
     Tell { message: String, pods: Vec<PodInfo> },
 }
@@ -56,6 +71,8 @@ pub struct Engine {
     /// Pods whose binding failed, until they may try again.
     delayed: BTreeMap<(Instant, Arc<str>), PodInfo>,
     failures: HashMap<Arc<str>, u32>,
+    nominations: Nominations,
+    budgets: Budgets,
     random: SmallRng,
 }
 
@@ -70,6 +87,8 @@ impl Engine {
             recent: VecDeque::new(),
             delayed: BTreeMap::new(),
             failures: HashMap::new(),
+            nominations: Nominations::default(),
+            budgets: Budgets::default(),
             random: SmallRng::seed_from_u64(seed),
         }
     }
@@ -77,7 +96,7 @@ impl Engine {
     /// (active, parked, delayed) Pods.
     pub fn counts(&self) -> (usize, usize, usize) {
         let (active, parked) = self.queue.counts();
-        (active, parked, self.delayed.len())
+        (active, parked + self.nominations.len(), self.delayed.len())
     }
 
     pub fn node_changed(&mut self, node: Arc<Node>) {
@@ -139,6 +158,7 @@ impl Engine {
             if changed {
                 self.wake(Event::PodGone, Some(at));
             }
+            self.end_nomination(uid);
             return;
         }
         if self.snapshot.place_of(uid).is_some() {
@@ -152,20 +172,42 @@ impl Engine {
         if !ours || gated || pod.metadata.deletion_timestamp.is_some() {
             self.queue.remove(uid);
             self.undelay(uid);
+            self.end_nomination(uid);
             return;
         }
         if self.delayed.keys().any(|(_, delayed)| **delayed == *uid) {
             return;
         }
-        if let Some(info) = PodInfo::of(pod, Arc::new(Class::of(pod))) {
-            self.queue.add(info);
+        let Some(info) = PodInfo::of(pod, Arc::new(Class::of(pod))) else {
+            return;
+        };
+        if let Some(nomination) = self.nominations.get(uid) {
+            if nomination.pod.class.id == info.class.id {
+                return;
+            }
+            // It asks for something else now: what was found for it holds no longer.
+            self.end_nomination(uid);
+        } else if !self.queue.contains(uid)
+            && let Some(node) = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.nominated_node_name.as_deref())
+            && !node.is_empty()
+        {
+            // Nominated before this scheduler started.
+            self.nominations.add(info, node.into(), HashSet::new());
+            self.nominations.make_ready(|nomination| *nomination.pod.uid == *uid);
+            return;
         }
+        self.queue.add(info);
     }
 
     pub fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
         self.undelay(uid);
         self.failures.remove(uid);
+        self.end_nomination(uid);
+        self.nominations.victim_gone(uid);
         if let Some(at) = self.snapshot.remove_pod(uid) {
             self.wake(Event::PodGone, Some(at));
         }
@@ -193,7 +235,7 @@ impl Engine {
 
     /// Whether the Pod still waits for a node (so that telling it why makes sense).
     pub fn is_waiting(&self, uid: &str) -> bool {
-        self.queue.contains(uid)
+        self.queue.contains(uid) || self.nominations.contains(uid)
     }
 
     /// The binding did not happen: the room is free again and the Pod tries again after a while.
@@ -206,11 +248,16 @@ impl Engine {
                 plugin.unreserve(&pod, &node.name);
             }
         }
+        self.delay(pod, now);
+        self.wake(Event::PodGone, Some(at));
+    }
+
+    /// Sets a Pod aside for longer each time.
+    fn delay(&mut self, pod: PodInfo, now: Instant) {
         let failures = self.failures.entry(Arc::clone(&pod.uid)).or_default();
         let delay = Duration::from_secs(1 << (*failures).min(3)).min(Duration::from_secs(10));
         *failures += 1;
         self.delayed.insert((now + delay, Arc::clone(&pod.uid)), pod);
-        self.wake(Event::PodGone, Some(at));
     }
 
     /// When [`Engine::next`] should be asked again even if nothing happens.
@@ -223,7 +270,7 @@ impl Engine {
         self.next_binding(now).or_else(|| self.next_telling())
     }
 
-    /// The next Pod that has a place. Parks every class that has none on the way.
+    /// The next Pod that has a place or can have one made. Parks every class that has none on the way.
     pub fn next_binding(&mut self, now: Instant) -> Option<Decision> {
         while let Some(entry) = self.delayed.first_entry() {
             if entry.key().0 > now {
@@ -232,8 +279,21 @@ impl Engine {
             let pod = entry.remove();
             self.queue.add(pod);
         }
-        while let Some(pod) = self.queue.first().cloned() {
-            match self.choose(&pod.class) {
+        loop {
+            let first = self.queue.first();
+            let nominated = self.nominations.take_ready(first.map(|pod| pod.class.priority));
+            let (pod, chosen) = match nominated {
+                Some(pod) => {
+                    let Some(at) = self.retry_nominated(&pod) else { continue };
+                    (pod, Ok(at))
+                }
+                None => {
+                    let Some(pod) = first.cloned() else { break };
+                    let chosen = self.choose(&pod);
+                    (pod, chosen)
+                }
+            };
+            match chosen {
                 Ok(at) => {
                     self.queue.remove(&pod.uid);
                     let Some(node) = self.snapshot.node(at).map(|info| Arc::clone(&info.name)) else {
@@ -249,18 +309,39 @@ impl Engine {
                             plugins: vec![plugin],
                         };
                         let class = pod.class.id;
+                        self.end_nomination(&pod.uid);
                         self.queue.add(pod);
                         self.queue.park(class, diagnosis);
                         continue;
                     }
                     self.snapshot.place(pod.clone(), &node);
                     self.wake(Event::PodPlaced, None);
+                    self.end_nomination(&pod.uid);
                     return Some(Decision::Bind { pod, node });
                 }
-                Err(diagnosis) => self.queue.park(pod.class.id, diagnosis),
+                Err(mut refused) => match self.remedy(&pod, &refused) {
+                    Remedy::Preempt { node, victims } => {
+                        self.nominate(&pod, &node, &victims);
+                        let message = refused.diagnosis.message;
+                        return Some(Decision::Preempt {
+                            pod,
+                            node,
+                            victims,
+                            message,
+                        });
+                    }
+                    Remedy::None(why) => {
+                        if let Some(why) = why {
+                            refused.diagnosis.message.push_str(" preemption: ");
+                            refused.diagnosis.message.push_str(&why);
+                        }
+                        self.queue.park(pod.class.id, refused.diagnosis);
+                    }
+                },
             }
         }
-        None
+        let ended = self.nominations.next_ended()?;
+        Some(Decision::Unnominate { pod: ended })
     }
 
     /// Has the plugins take what the Pod needs on the node; all or nothing.
@@ -292,37 +373,71 @@ impl Engine {
             .map(|(message, pods)| Decision::Tell { message, pods })
     }
 
-    /// The best node for a class, or why there is none.
-    fn choose(&mut self, class: &Arc<Class>) -> Result<NodeIndex, Diagnosis> {
+    /// The best node for a Pod, or why there is none.
+    fn choose(&mut self, pod: &PodInfo) -> Result<NodeIndex, Refused> {
+        let class = &pod.class;
+        let everywhere = |diagnosis| Refused {
+            diagnosis,
+            resolvable: Vec::new(),
+        };
         self.remember(class.id);
         let Engine {
             profiles,
             snapshot,
             memories,
+            nominations,
+            budgets,
             random,
             ..
         } = self;
         let Some(framework) = profiles.get(&class.scheduler) else {
-            return Err(Diagnosis {
+            return Err(everywhere(Diagnosis {
                 message: format!("no profile is named {}", class.scheduler),
                 plugins: Vec::new(),
-            });
+            }));
         };
         for row in &framework.pre_filters {
             if let Err(refusal) = (row.check)(class) {
-                return Err(Diagnosis {
+                return Err(everywhere(Diagnosis {
                     message: format!(
                         "0/{} nodes are available: {}.",
                         snapshot.count(),
                         refusal.reasons.join(", ")
                     ),
                     plugins: vec![row.name],
-                });
+                }));
             }
         }
         let memory = memories.entry(class.id).or_default();
         memory.class = Some(Arc::clone(class));
         memory.verdicts.resize_with(snapshot.places(), || None);
+        for (at, info) in snapshot.nodes() {
+            let slot = &mut memory.verdicts[at];
+            if slot
+                .as_ref()
+                .is_none_or(|(generation, _)| *generation != info.generation)
+            {
+                *slot = Some((info.generation, framework.judge(class, info)));
+            }
+        }
+        // Nodes with room that is spoken for.
+        let mut taken: HashMap<NodeIndex, (&'static str, Refusal)> = HashMap::new();
+        for (at, rivals) in nominations.against(pod, snapshot) {
+            if !matches!(memory.verdicts.get(at), Some(Some((_, Verdict::Fits(_))))) {
+                continue;
+            }
+            let trial = Trial {
+                framework,
+                class,
+                budgets,
+            };
+            if let Some(info) = snapshot.node(at).cloned()
+                && let Err(refusal) = trial.fits(snapshot, at, &info, &rivals)
+            {
+                taken.insert(at, refusal);
+            }
+        }
+        let snapshot = &*snapshot;
         let prepared: Vec<_> = framework
             .cluster
             .iter()
@@ -344,22 +459,20 @@ impl Engine {
                 refusing.push(plugin);
             }
         };
-        for (at, info) in snapshot.nodes() {
-            let slot = &mut memory.verdicts[at];
-            if slot
-                .as_ref()
-                .is_none_or(|(generation, _)| *generation != info.generation)
-            {
-                *slot = Some((info.generation, framework.judge(class, info)));
-            }
-        }
+        let mut resolvable: Vec<NodeIndex> = Vec::new();
         let mut fitting: Vec<(NodeIndex, &NodeInfo, &[i64])> = Vec::new();
         'nodes: for (at, info) in snapshot.nodes() {
             match &memory.verdicts[at] {
                 Some((_, Verdict::Fits(raw))) => {
+                    if let Some((plugin, refusal)) = taken.get(&at) {
+                        refuse(plugin, &refusal.reasons);
+                        resolvable.extend(refusal.resolvable.then_some(at));
+                        continue;
+                    }
                     for (plugin, view) in &prepared {
                         if let Err(refusal) = view.check(info) {
                             refuse(plugin.name(), &refusal.reasons);
+                            resolvable.extend(refusal.resolvable.then_some(at));
                             continue 'nodes;
                         }
                     }
@@ -367,16 +480,26 @@ impl Engine {
                 }
                 Some((_, Verdict::Refused { filter, refusal })) => {
                     refuse(framework.filters[*filter].name, &refusal.reasons);
+                    resolvable.extend(refusal.resolvable.then_some(at));
                 }
                 None => {}
             }
         }
         if fitting.is_empty() {
             refusing.sort_unstable();
-            return Err(Diagnosis {
-                message: explain(snapshot.count(), refused),
-                plugins: refusing,
+            return Err(Refused {
+                diagnosis: Diagnosis {
+                    message: explain(snapshot.count(), refused),
+                    plugins: refusing,
+                },
+                resolvable,
             });
+        }
+        // Room was made for it there.
+        if let Some(nomination) = nominations.get(&pod.uid)
+            && let Some((at, ..)) = fitting.iter().find(|(_, info, _)| info.name == nomination.node)
+        {
+            return Ok(*at);
         }
         let mut totals = framework.totals(fitting.iter().map(|(_, _, raw)| *raw));
         if !prepared.is_empty() {
@@ -411,6 +534,21 @@ impl Engine {
     }
 
     fn wake_where(&mut self, event: Event, node: Option<NodeIndex>, concerns: impl Fn(&Class) -> bool) {
+        let snapshot = &self.snapshot;
+        let profiles = &self.profiles;
+        self.nominations.make_ready(|nomination| {
+            let class = &nomination.pod.class;
+            let helps = |at| match (snapshot.node(at), profiles.get(&class.scheduler)) {
+                (Some(info), Some(framework)) => matches!(framework.judge(class, info), Verdict::Fits(_)),
+                _ => false,
+            };
+            concerns(class)
+                && match node {
+                    Some(at) => class.looks_beyond_the_node() || *nomination.node == *snapshot.name(at) || helps(at),
+                    // Of Pods that come only those can help that others want to be near.
+                    None => event != Event::PodPlaced || class.looks_beyond_the_node(),
+                }
+        });
         if self.queue.is_empty() {
             return;
         }
@@ -439,7 +577,7 @@ impl Engine {
                 },
                 _ => true,
             };
-            if would_take {
+            if would_take || node.is_some_and(|at| self.could_preempt(&class, at)) {
                 self.queue.wake(class.id);
             }
         }
@@ -489,3 +627,7 @@ fn same_offer(before: &Node, after: &Node) -> bool {
 #[cfg(test)]
 #[path = "engine_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "engine_preemption_tests.rs"]
+mod preemption_tests;

@@ -22,7 +22,12 @@ fn settle(engine: &mut Engine) -> (Vec<String>, Vec<String>) {
     while let Some(decision) = engine.next(Instant::now()) {
         match decision {
             Decision::Bind { pod, node } => bound.push(format!("{}→{node}", pod.name)),
-            Decision::Tell { message, pods } => told.extend(pods.iter().map(|pod| format!("{}: {message}", pod.name))),
+            Decision::Tell { message, pods } => {
+                // What preemption says of it is tested on its own.
+                let (message, _) = message.split_once(" preemption: ").unwrap_or((&message, ""));
+                told.extend(pods.iter().map(|pod| format!("{}: {message}", pod.name)));
+            }
+            Decision::Preempt { pod, .. } | Decision::Unnominate { pod } => panic!("{} preempts", pod.name),
         }
     }
     (bound, told)

@@ -7,7 +7,7 @@
 //! place is parked and costs nothing until an event that can help it, and what a waiting Pod is told is written once.
 //!
 //! Where it differs from upstream: all nodes are scored rather than a sample (remembered verdicts make that cheap), and
-//! there is no preemption, no volume binding and no extender yet.
+//! there is no volume binding and no extender yet.
 
 pub mod config;
 pub mod engine;
@@ -15,6 +15,7 @@ pub mod framework;
 pub mod labels;
 pub mod plugins;
 pub mod pod;
+pub mod preemption;
 pub mod queue;
 pub mod resources;
 mod run;

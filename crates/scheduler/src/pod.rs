@@ -121,6 +121,12 @@ pub struct PodInfo {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub class: Arc<Class>,
+    /// When its node took it on, in seconds.
+    pub started: Option<i64>,
+    /// Its deletion has begun.
+    pub leaving: bool,
+    /// It was sent away to make room and has not left yet.
+    pub preempted: bool,
 }
 
 impl PartialEq for PodInfo {
@@ -296,11 +302,26 @@ pub fn scheduler_of(pod: &Pod) -> &str {
 impl PodInfo {
     /// `None` for an object without a uid, which no API server serves.
     pub fn of(pod: &Pod, class: Arc<Class>) -> Option<PodInfo> {
+        let status = pod.status.as_ref();
+        let mut conditions = status
+            .and_then(|status| status.conditions.as_ref())
+            .into_iter()
+            .flatten();
+        let preempted = conditions.any(|condition| {
+            condition.type_ == "DisruptionTarget"
+                && condition.status == "True"
+                && condition.reason.as_deref() == Some("PreemptionByScheduler")
+        });
         Some(PodInfo {
             uid: pod.metadata.uid.as_deref()?.into(),
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default().into(),
             name: pod.metadata.name.as_deref()?.into(),
             class,
+            started: status
+                .and_then(|status| status.start_time.as_ref())
+                .map(|time| time.0.as_second()),
+            leaving: pod.metadata.deletion_timestamp.is_some(),
+            preempted: preempted && pod.metadata.deletion_timestamp.is_some(),
         })
     }
 }

@@ -11,7 +11,8 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use sampan_client::{Change, EventType, Informers, Recorder, is_conflict, is_not_found};
 use sampan_tasks::Drain;
 use serde_json::json;
@@ -84,15 +85,26 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
 
     let hands = Hands { client, recorder };
     let mut bindings: FuturesUnordered<BoxFuture<'_, Result<(), PodInfo>>> = FuturesUnordered::new();
+    let mut preemptions: FuturesUnordered<BoxFuture<'_, Result<(), PodInfo>>> = FuturesUnordered::new();
     let mut explanations: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
     let mut to_explain: VecDeque<(Arc<str>, PodInfo)> = VecDeque::new();
     loop {
-        while bindings.len() < config.bindings_in_flight {
-            let Some(Decision::Bind { pod, node }) = shared.engine().next_binding(Instant::now()) else {
-                break;
-            };
-            let plugins = shared.engine().binding_plugins(&pod);
-            bindings.push(Box::pin(hands.bind(plugins, pod, node)));
+        while bindings.len() + preemptions.len() < config.bindings_in_flight {
+            let decision = shared.engine().next_binding(Instant::now());
+            match decision {
+                Some(Decision::Bind { pod, node }) => {
+                    let plugins = shared.engine().binding_plugins(&pod);
+                    bindings.push(Box::pin(hands.bind(plugins, pod, node)));
+                }
+                Some(Decision::Preempt {
+                    pod,
+                    node,
+                    victims,
+                    message,
+                }) => preemptions.push(Box::pin(hands.preempt(pod, node, victims, message))),
+                Some(Decision::Unnominate { pod }) => preemptions.push(Box::pin(hands.unnominate(pod))),
+                Some(Decision::Tell { .. }) | None => break,
+            }
         }
         while explanations.len() < config.explanations_in_flight {
             if to_explain.is_empty() {
@@ -107,7 +119,7 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
             };
             // It may have found a place, or gone, since it was to be told.
             if shared.engine().is_waiting(&pod.uid) {
-                explanations.push(Box::pin(hands.explain(pod, message)));
+                explanations.push(Box::pin(hands.tell(pod, message)));
             }
         }
         let deadline = shared.engine().next_deadline();
@@ -116,6 +128,9 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
             () = shared.bell.notified() => {}
             Some(outcome) = bindings.next() => if let Err(pod) = outcome {
                 shared.engine().bind_failed(pod, Instant::now());
+            },
+            Some(outcome) = preemptions.next() => if let Err(pod) = outcome {
+                shared.engine().preemption_failed(&pod, Instant::now());
             },
             Some(()) = explanations.next() => {}
             () = sleep_until(deadline), if deadline.is_some() => {}
@@ -160,6 +175,7 @@ async fn subscribe(shared: &Shared, informers: &Informers) {
             && old.metadata.labels == new.metadata.labels
             && old.metadata.deletion_timestamp == new.metadata.deletion_timestamp
             && phase(old) == phase(new)
+            && preemption_facts(old) == preemption_facts(new)
             && pod_requests(old) == pod_requests(new)
         {
             return;
@@ -177,9 +193,31 @@ async fn subscribe(shared: &Shared, informers: &Informers) {
             }
         });
     });
+    let budgets = informers.of::<PodDisruptionBudget>();
+    let to = shared.clone();
+    budgets.on_change(move |change: &Change<PodDisruptionBudget>| {
+        let metadata = &change.object().metadata;
+        to.change(|engine| match change {
+            Change::Deleted(_) => engine.budget_gone(
+                metadata.namespace.as_deref().unwrap_or_default(),
+                metadata.name.as_deref().unwrap_or_default(),
+            ),
+            other => engine.budget_changed(other.object()),
+        });
+    });
+    budgets.synced().await;
     namespaces.synced().await;
     nodes.synced().await;
     pods.synced().await;
+}
+
+/// What of a Pod's status preemption looks at, besides what comes with its deletion.
+fn preemption_facts(pod: &Pod) -> (bool, Option<&str>) {
+    let status = pod.status.as_ref();
+    (
+        status.is_some_and(|status| status.start_time.is_some()),
+        status.and_then(|status| status.nominated_node_name.as_deref()),
+    )
 }
 
 fn phase(pod: &Pod) -> Option<&str> {
@@ -189,6 +227,12 @@ fn phase(pod: &Pod) -> Option<&str> {
 struct Hands {
     client: kube::Client,
     recorder: Recorder,
+}
+
+/// The time as API objects write it, in whole seconds.
+fn now() -> String {
+    let second = jiff::Timestamp::now().as_second();
+    jiff::Timestamp::from_second(second).unwrap_or_default().to_string()
 }
 
 fn reference(pod: &PodInfo) -> ObjectReference {
@@ -251,26 +295,112 @@ impl Hands {
         }
     }
 
-    /// Writes why a Pod waits into its condition and its events.
-    async fn explain(&self, pod: PodInfo, message: Arc<str>) {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default();
+    /// Nominates a Pod and sends its victims away; gives the Pod back if that failed.
+    async fn preempt(
+        &self,
+        pod: PodInfo,
+        node: Arc<str>,
+        victims: Vec<PodInfo>,
+        message: String,
+    ) -> Result<(), PodInfo> {
+        if self.explain(&pod, &message, Some(&node)).await.is_err() {
+            return Err(pod);
+        }
+        let evictions = victims.iter().filter(|victim| !victim.leaving);
+        let evictions: FuturesUnordered<_> = evictions.map(|victim| self.evict(victim, &pod, &node)).collect();
+        let outcomes: Vec<bool> = evictions.collect().await;
+        if outcomes.into_iter().all(|gone| gone) {
+            Ok(())
+        } else {
+            Err(pod)
+        }
+    }
+
+    /// Says why a victim has to go, and deletes it. Whether it goes.
+    async fn evict(&self, victim: &PodInfo, pod: &PodInfo, node: &str) -> bool {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &victim.namespace);
+        let scheduler = &pod.class.scheduler;
         let patch = json!({
-            "metadata": {"uid": &*pod.uid},
+            "metadata": {"uid": &*victim.uid},
             "status": {"conditions": [{
-                "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": &*message,
-                "lastProbeTime": null, "lastTransitionTime": now.to_string(),
+                "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
+                "message": format!("{scheduler}: preempting to accommodate a higher priority pod"),
+                "lastProbeTime": null, "lastTransitionTime": now(),
             }]},
         });
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: Some(victim.uid.to_string()),
+            resource_version: None,
+        });
+        let outcome = match api
+            .patch_status(&victim.name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+        {
+            Ok(_) => api.delete(&victim.name, &params).await.map(drop),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => {
+                let message = format!("Preempted by pod {} on node {node}", pod.uid);
+                self.recorder
+                    .event_about(reference(victim), EventType::Normal, "Preempted", message);
+                true
+            }
+            // Gone already, perhaps with another under its name.
+            Err(error) if is_not_found(&error) || is_conflict(&error) => true,
+            Err(error) => {
+                tracing::warn!(victim = %victim.name, namespace = %victim.namespace, pod = %pod.name, %error, "a preemption failed");
+                false
+            }
+        }
+    }
+
+    /// Tells a Pod why it waits; what could not be written was logged, and is told again with the next reason.
+    async fn tell(&self, pod: PodInfo, message: Arc<str>) {
+        let _ = self.explain(&pod, &message, None).await;
+    }
+
+    /// Takes a nomination out of a Pod's status.
+    async fn unnominate(&self, pod: PodInfo) -> Result<(), PodInfo> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let patch = json!({"metadata": {"uid": &*pod.uid}, "status": {"nominatedNodeName": null}});
         if let Err(error) = api
             .patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch))
             .await
             && !is_not_found(&error)
             && !is_conflict(&error)
         {
-            tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %error, "could not say why a Pod waits");
+            tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %error, "could not end a nomination");
+        }
+        Ok(())
+    }
+
+    /// Writes why a Pod waits into its condition and its events, and where it is to come if room is being made. An
+    /// error: it is not written, perhaps because the Pod is gone.
+    async fn explain(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) -> Result<(), ()> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let mut patch = json!({
+            "metadata": {"uid": &*pod.uid},
+            "status": {"conditions": [{
+                "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+                "lastProbeTime": null, "lastTransitionTime": now(),
+            }]},
+        });
+        if let Some(node) = nominated {
+            patch["status"]["nominatedNodeName"] = node.into();
+        }
+        let mut outcome = Ok(());
+        if let Err(error) = api
+            .patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+        {
+            if !is_not_found(&error) && !is_conflict(&error) {
+                tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %error, "could not say why a Pod waits");
+            }
+            outcome = Err(());
         }
         self.recorder
-            .event_about(reference(&pod), EventType::Warning, "FailedScheduling", &*message);
+            .event_about(reference(pod), EventType::Warning, "FailedScheduling", message);
+        outcome
     }
 }

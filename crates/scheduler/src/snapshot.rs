@@ -84,7 +84,7 @@ impl NodeInfo {
         self.node = Some(node);
     }
 
-    fn add_pod(&mut self, pod: PodInfo) {
+    pub(crate) fn add_pod(&mut self, pod: PodInfo) {
         let class = Arc::clone(&pod.class);
         if self.pods.insert(Arc::clone(&pod.uid), pod).is_some() {
             return;
@@ -95,7 +95,7 @@ impl NodeInfo {
         self.pods_with_terms += usize::from(class.has_terms());
     }
 
-    fn remove_pod(&mut self, uid: &str) -> Option<PodInfo> {
+    pub(crate) fn remove_pod(&mut self, uid: &str) -> Option<PodInfo> {
         let pod = self.pods.remove(uid)?;
         self.requested.subtract(&pod.class.requests);
         self.assumed.subtract(&pod.class.assumed);
@@ -129,6 +129,10 @@ impl Snapshot {
     /// Nodes that exist, with their places.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeIndex, &NodeInfo)> {
         self.nodes.iter().enumerate().filter(|(_, info)| info.node.is_some())
+    }
+    /// The name of the node at a place, known or not; empty where none is.
+    pub fn name(&self, at: NodeIndex) -> &str {
+        self.nodes.get(at).map_or("", |info| &info.name)
     }
     /// One more than the largest place in use.
     pub fn places(&self) -> usize {
@@ -256,6 +260,8 @@ impl Snapshot {
                     .get(&pod.uid)
                     .is_some_and(|known| known.class.id == pod.class.id)
                 {
+                    // The account is the same; when it started or that it leaves may be new.
+                    self.nodes[at].pods.insert(Arc::clone(&pod.uid), pod);
                     return at;
                 }
                 self.nodes[at].remove_pod(&pod.uid);
@@ -269,6 +275,12 @@ impl Snapshot {
         self.nodes[at].add_pod(pod);
         self.touch(at);
         at
+    }
+
+    /// Puts another account in a node's place, for a dry run that puts this one back: nothing else takes notice.
+    pub(crate) fn exchange(&mut self, at: NodeIndex, account: NodeInfo) -> Option<NodeInfo> {
+        let place = self.nodes.get_mut(at)?;
+        Some(std::mem::replace(place, account))
     }
 
     /// Unbooks a Pod; returns where it was.
