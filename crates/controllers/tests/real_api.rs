@@ -324,9 +324,13 @@ async fn jobs_run_and_are_counted() {
             assert_eq!(status.completed_indexes.as_deref(), Some("0-5"));
         }
     }
-    let pods = cluster.pods("batch").await;
-    assert_eq!(pods.len(), 12);
-    assert!(pods.iter().all(|pod| pod.finalizers().is_empty()));
+    assert_eq!(cluster.pods("batch").await.len(), 12);
+    // The Job's end is written first.
+    eventually("no finalizers are left", || async {
+        let pods = cluster.pods("batch").await;
+        pods.iter().all(|pod| pod.finalizers().is_empty()).then_some(())
+    })
+    .await;
     cluster
         .api::<Job>("batch")
         .delete("plain", &DeleteParams::background())

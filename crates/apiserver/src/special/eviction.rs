@@ -16,6 +16,7 @@ use crate::{Refusal, refuse};
 
 /// Pods a budget remembers as being disrupted, at most.
 const REMEMBERED: usize = 2000;
+const DISRUPTED: &str = "DisruptionTarget";
 
 pub async fn evict(
     plane: &Arc<ControlPlane>,
@@ -42,6 +43,10 @@ pub async fn evict(
     if needs_budget(&pod) {
         spend(&registry, call, &pod, delete.dry_run).await?;
     }
+    // With a precondition on the version the Pod must not change before it is deleted.
+    if !delete.dry_run && delete.resource_version.is_none() {
+        announce(&registry, call, row.clone(), &pod).await?;
+    }
     let mut pods = Call::internal(row, "delete", &call.info.namespace, &call.info.name);
     pods.user = call.user.clone();
     "eviction".clone_into(&mut pods.info.subresource);
@@ -50,6 +55,50 @@ pub async fn evict(
         201,
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
     ))
+}
+
+/// Says in the Pod's status that it is about to be disrupted, so that whoever sees it fail knows why.
+async fn announce(registry: &Registry, call: &Call, row: Arc<crate::rows::Row>, pod: &Object) -> Result<(), Refusal> {
+    let mut update = Call::internal(row, "update", &call.info.namespace, &call.info.name);
+    update.user = call.user.clone();
+    let uid = meta::uid(pod).to_owned();
+    registry
+        .rewrite(
+            &mut update,
+            Part::View("status"),
+            &WriteOptions::default(),
+            &mut |_, pod| {
+                let mut pod = pod.clone();
+                if meta::uid(&pod) == uid {
+                    mark(&mut pod);
+                }
+                Ok(pod)
+            },
+        )
+        .await?;
+    Ok(())
+}
+
+fn mark(pod: &mut Object) {
+    let known = conditions(pod).find(|condition| condition.get("type").and_then(Value::as_str) == Some(DISRUPTED));
+    let stands = known.filter(|condition| condition.get("status").and_then(Value::as_str) == Some("True"));
+    let since = stands
+        .and_then(|condition| condition.get("lastTransitionTime").cloned())
+        .unwrap_or_else(|| time::now().into());
+    let condition = json!({
+        "type": DISRUPTED, "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastTransitionTime": since,
+        "observedGeneration": meta::generation(pod),
+    });
+    let mut all: Vec<Value> = conditions(pod).cloned().collect();
+    match all
+        .iter_mut()
+        .find(|known| known.get("type").and_then(Value::as_str) == Some(DISRUPTED))
+    {
+        Some(known) => *known = condition,
+        None => all.push(condition),
+    }
+    pod["status"]["conditions"] = all.into();
 }
 
 /// Pods that are over, or not yet placed, or on their way out, disturb nobody.

@@ -297,7 +297,21 @@ async fn evictions_ask_the_disruption_budget() {
     );
     allow(1).await;
     assert_eq!(api.post(&format!("{PODS}/p/eviction"), eviction).await.code, 201);
-    assert!(api.get(&format!("{PODS}/p")).await.ok()["metadata"]["deletionTimestamp"].is_string());
+    let evicted = api.get(&format!("{PODS}/p")).await.ok();
+    assert!(evicted["metadata"]["deletionTimestamp"].is_string());
+    let conditions = evicted["status"]["conditions"].as_array().unwrap();
+    let target = conditions
+        .iter()
+        .find(|condition| condition["type"] == "DisruptionTarget")
+        .unwrap();
+    assert_eq!(
+        (&target["status"], &target["reason"], &target["message"]),
+        (
+            &json!("True"),
+            &json!("EvictionByEvictionAPI"),
+            &json!("Eviction API: evicting")
+        )
+    );
     let spent = api.get(&format!("{budgets}/b")).await.ok();
     assert_eq!(spent["status"]["disruptionsAllowed"], 0);
     assert!(spent["status"]["disruptedPods"]["p"].is_string());
