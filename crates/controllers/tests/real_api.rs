@@ -218,6 +218,14 @@ async fn a_deployment_from_birth_to_death() {
             .unwrap()
     })
     .await;
+    // Endpoints are those of Pods on nodes that exist.
+    let node = json!({"metadata": {"name": "played"}, "status": {"conditions": [{"type": "Ready", "status": "True",
+        "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let nodes: Api<Node> = Api::all(cluster.admin.clone());
+    nodes
+        .create(&PostParams::default(), &serde_json::from_value(node).unwrap())
+        .await
+        .unwrap();
     cluster.make::<Deployment>("demo", deployment(3, "one")).await;
     rolled_out(&cluster, "demo", 3).await;
     let service = json!({
