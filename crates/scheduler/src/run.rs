@@ -303,7 +303,7 @@ impl Hands {
         victims: Vec<PodInfo>,
         message: String,
     ) -> Result<(), PodInfo> {
-        if self.explain(&pod, &message, Some(&node)).await.is_err() {
+        if !self.explain(&pod, &message, Some(&node)).await {
             return Err(pod);
         }
         let evictions = victims.iter().filter(|victim| !victim.leaving);
@@ -355,9 +355,10 @@ impl Hands {
         }
     }
 
-    /// Tells a Pod why it waits; what could not be written was logged, and is told again with the next reason.
+    /// Tells a Pod why it waits. What could not be written was logged, and whether it was changes nothing: the Pod goes
+    /// on waiting and is told the next reason.
     async fn tell(&self, pod: PodInfo, message: Arc<str>) {
-        let _ = self.explain(&pod, &message, None).await;
+        self.explain(&pod, &message, None).await;
     }
 
     /// Takes a nomination out of a Pod's status.
@@ -375,9 +376,9 @@ impl Hands {
         Ok(())
     }
 
-    /// Writes why a Pod waits into its condition and its events, and where it is to come if room is being made. An
-    /// error: it is not written, perhaps because the Pod is gone.
-    async fn explain(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) -> Result<(), ()> {
+    /// Writes why a Pod waits into its condition and its events, and where it is to come if room is being made. Whether
+    /// it was written: the Pod may be gone.
+    async fn explain(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) -> bool {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let mut patch = json!({
             "metadata": {"uid": &*pod.uid},
@@ -389,18 +390,17 @@ impl Hands {
         if let Some(node) = nominated {
             patch["status"]["nominatedNodeName"] = node.into();
         }
-        let mut outcome = Ok(());
-        if let Err(error) = api
+        let written = api
             .patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch))
-            .await
+            .await;
+        if let Err(error) = &written
+            && !is_not_found(error)
+            && !is_conflict(error)
         {
-            if !is_not_found(&error) && !is_conflict(&error) {
-                tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %error, "could not say why a Pod waits");
-            }
-            outcome = Err(());
+            tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %error, "could not say why a Pod waits");
         }
         self.recorder
             .event_about(reference(pod), EventType::Warning, "FailedScheduling", message);
-        outcome
+        written.is_ok()
     }
 }
