@@ -69,7 +69,7 @@ async fn what_is_listed_is_what_is_answered() {
         let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
             "spec": {"namespace": "default"}});
         let path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
-        let (code, answer) = crate::attacks::send(&user, "POST", path, &[], review).await;
+        let (code, answer) = crate::attempts::send(&user, "POST", path, &[], review).await;
         assert_eq!(
             (code, &answer["status"]["incomplete"]),
             (201, &json!(false)),

@@ -5,10 +5,12 @@ mod common;
 
 mod agreement;
 mod attacks;
+mod attempts;
 mod authentication;
 mod authorization;
 mod certificates;
 mod every_endpoint;
+mod forgeries;
 mod once;
 mod restricted;
 mod smuggling;

@@ -1,6 +1,6 @@
 //! Attempts to run what a restricted namespace forbids: by every field and every way a Pod can come to be or to change.
 
-use crate::attacks::{Attempts, named, send};
+use crate::attempts::{Attempts, named, send};
 use crate::common::Api;
 use serde_json::{Value, json};
 

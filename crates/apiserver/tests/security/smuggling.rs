@@ -4,7 +4,7 @@
 //! A body in chunks ends its connection, so that no other reading of its length can make a request of the rest; bare line
 //! feeds end lines, as they do upstream.
 
-use crate::attacks::{Attempts, raw};
+use crate::attempts::{Attempts, raw};
 use crate::common::Api;
 use sampan_pki::LeafSpec;
 
