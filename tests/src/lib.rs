@@ -119,6 +119,18 @@ fn ip(words: &str) -> String {
     must(Command::new("ip").args(words.split(' ')))
 }
 
+/// Does something in a network namespace, on a thread of its own.
+pub fn within<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let there = scope.spawn(|| {
+            let file = File::open(namespace).expect("a network namespace");
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
+            work()
+        });
+        there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Two network namespaces on one segment.
 pub struct Lab {
     node: String,
@@ -159,6 +171,11 @@ impl Lab {
     /// The node's network namespace.
     pub fn node_namespace(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.node)
+    }
+
+    /// The neighbour's.
+    pub fn outside_namespace(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.outside)
     }
 
     /// A command on the node.

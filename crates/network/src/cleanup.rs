@@ -53,6 +53,7 @@ fn remove_from_kernel(config: &PodNetworkConfig) -> Result<(), CleanupError> {
         let what = what.to_owned();
         move |source| CleanupError::Io { what, source }
     };
+    pods::frames::remove_all()?;
     let mut links = Links::open().map_err(io("links"))?;
     for record in pods::records(config).map_err(io("the Pods' links"))? {
         links.remove(&record.link).map_err(io(&record.link))?;

@@ -31,6 +31,8 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const BRPORT_HAIRPIN: u16 = 4;
+const BRPORT_LEARNING: u16 = 8;
+const BRPORT_FLOOD: u16 = 9;
 const VETH_INFO_PEER: u16 = 1;
 const IFF_UP: u32 = 0x1;
 const IFF_BROADCAST: u32 = 0x2;
@@ -286,21 +288,32 @@ impl Links {
     /// netfilter, a Pod that is sent to itself goes that way.
     pub fn attach(&mut self, name: &str, bridge: &str) -> io::Result<()> {
         let (index, master) = (self.index(name)?, self.index(bridge)?);
-        self.0.request(Message::new(
-            NEWLINK,
-            0,
-            &ifinfo(index, true),
-            Attrs::new().u32(IFLA_MASTER, master),
-        ))?;
+        let attrs = Attrs::new().u32(IFLA_MASTER, master);
+        self.0.request(Message::new(NEWLINK, 0, &ifinfo(index, true), attrs))?;
+        self.set_port(index, Attrs::new().u8(BRPORT_HAIRPIN, 1))
+    }
+
+    /// Behind a bridge's port is who has the hardware address and nobody else: nothing is learned of what comes from
+    /// there, and it gets nothing that is for others.
+    pub fn pin(&mut self, name: &str, mac: Mac) -> io::Result<()> {
+        let index = self.index(name)?;
+        self.put_behind(index, mac)?;
+        self.set_port(index, Attrs::new().u8(BRPORT_LEARNING, 0).u8(BRPORT_FLOOD, 0))
+    }
+
+    fn set_port(&mut self, index: u32, settings: Attrs) -> io::Result<()> {
         let port = Attrs::new()
             .text(IFLA_INFO_SLAVE_KIND, "bridge")
-            .nest(IFLA_INFO_SLAVE_DATA, Attrs::new().u8(BRPORT_HAIRPIN, 1));
-        self.0.request(Message::new(
-            NEWLINK,
-            0,
-            &ifinfo(index, true),
-            Attrs::new().nest(IFLA_LINKINFO, port),
-        ))
+            .nest(IFLA_INFO_SLAVE_DATA, settings);
+        let attrs = Attrs::new().nest(IFLA_LINKINFO, port);
+        self.0.request(Message::new(NEWLINK, 0, &ifinfo(index, true), attrs))
+    }
+
+    /// A link's hardware address.
+    pub fn mac(&mut self, name: &str) -> io::Result<Mac> {
+        let link = self.list()?.into_iter().find(|link| link.name == name);
+        link.and_then(|link| link.mac)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{name} has no hardware address")))
     }
 
     pub fn up(&mut self, name: &str) -> io::Result<()> {

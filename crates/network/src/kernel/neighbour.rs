@@ -15,6 +15,9 @@ const NDA_LLADDR: u16 = 2;
 const PERMANENT: u16 = 0x80;
 /// The entry is the device's own, not a bridge's it may be a port of.
 const SELF: u8 = 2;
+/// The entry is that of the bridge the device is a port of.
+const MASTER: u8 = 4;
+const NO_ARP: u16 = 0x40;
 
 /// The two tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +97,19 @@ impl Links {
     /// Adds an entry, in place of one with the same key.
     pub fn put_entry(&mut self, table: Table, link: u32, entry: Entry) -> io::Result<()> {
         self.0.request(message(NEWNEIGH, CREATE | REPLACE, table, link, entry))
+    }
+
+    /// Says which hardware address is behind a bridge's port, for good. It goes with the port.
+    pub fn put_behind(&mut self, port: u32, mac: Mac) -> io::Result<()> {
+        let header = [
+            &[nix::libc::AF_BRIDGE as u8, 0, 0, 0][..],
+            &port.to_ne_bytes(),
+            &NO_ARP.to_ne_bytes(),
+            &[MASTER, 0],
+        ]
+        .concat();
+        let attrs = Attrs::new().bytes(NDA_LLADDR, &mac);
+        self.0.request(Message::new(NEWNEIGH, CREATE | REPLACE, &header, attrs))
     }
 
     /// Removes an entry; one that is gone is no error.

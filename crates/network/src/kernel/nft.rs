@@ -6,6 +6,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 
+use super::link::Mac;
 use super::netlink::{ACK, APPEND, Attrs, CREATE, Message, REQUEST, Refused, Socket};
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -22,7 +23,14 @@ const NEWSET: u16 = 9;
 const DELSET: u16 = 11;
 const NEWSETELEM: u16 = 12;
 const DELSETELEM: u16 = 14;
-const FAMILY_IPV4: u8 = 2;
+
+/// Which packets a table is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Ipv4 = 2,
+    /// Frames that arrive at bridges' ports.
+    Bridge = 7,
+}
 
 const SET_ANONYMOUS: u32 = 0x1;
 const SET_CONSTANT: u32 = 0x2;
@@ -43,6 +51,8 @@ pub mod show {
     pub const ADDRESS: u32 = 7;
     pub const PROTOCOL: u32 = 12;
     pub const PORT: u32 = 13;
+    pub const HARDWARE: u32 = 9;
+    pub const LINK: u32 = 41;
     pub const NUMBER: u32 = 4;
     /// A concatenation.
     pub const fn all(parts: &[u32]) -> u32 {
@@ -116,6 +126,17 @@ pub fn word(address: Ipv4Addr) -> [u8; 4] {
 pub fn port(port: u16) -> [u8; 4] {
     let [a, b] = port.to_be_bytes();
     [a, b, 0, 0]
+}
+/// A hardware address in two registers.
+pub fn hardware(mac: Mac) -> [u8; 8] {
+    let [a, b, c, d, e, f] = mac;
+    [a, b, c, d, e, f, 0, 0]
+}
+/// A link's name in four registers.
+pub fn link_name(name: &str) -> [u8; 16] {
+    let mut padded = [0; 16];
+    padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+    padded
 }
 /// A protocol number in a register.
 pub fn protocol(number: u8) -> [u8; 4] {
@@ -213,12 +234,40 @@ impl Rule {
         self.load_destination(0).in_network(0, network, inside)
     }
     fn link(self, key: u32, name: &str, same: bool) -> Self {
-        let mut padded = name.as_bytes().to_vec();
-        padded.resize(16, 0);
-        self.meta(0, key).compare(0, same, &padded)
+        self.meta(0, key).compare(0, same, &link_name(name))
     }
     pub fn arrives_by(self, name: &str, same: bool) -> Self {
         self.link(6, name, same)
+    }
+    /// The name of the link it arrived by, into four registers.
+    pub fn load_link(self, register: u32) -> Self {
+        self.meta(register, 6)
+    }
+    /// Who sent the frame, into two registers.
+    pub fn load_frame_source(self, register: u32) -> Self {
+        self.payload(register, 0, 6, 6)
+    }
+    pub fn frame_to(self, mac: Mac) -> Self {
+        self.payload(0, 0, 0, 6).compare(0, true, &mac)
+    }
+    /// The type is read from the frame itself: one with a tag is of another type, whatever is in it.
+    pub fn frame_of_ipv4(self, is: bool) -> Self {
+        self.payload(0, 0, 12, 2).compare(0, is, &[0x08, 0x00])
+    }
+    /// ARP about IPv4 on Ethernet.
+    pub fn frame_of_arp(self) -> Self {
+        self.payload(0, 0, 12, 2)
+            .compare(0, true, &[0x08, 0x06])
+            .payload(0, 1, 0, 6)
+            .compare(0, true, &[0, 1, 8, 0, 6, 4])
+    }
+    /// Which hardware address the sender says is its own, into two registers.
+    pub fn load_arp_hardware(self, register: u32) -> Self {
+        self.payload(register, 1, 8, 6)
+    }
+    /// Which address the sender says is its own.
+    pub fn load_arp_address(self, register: u32) -> Self {
+        self.payload(register, 1, 14, 4)
     }
     pub fn leaves_by(self, name: &str, same: bool) -> Self {
         self.link(7, name, same)
@@ -405,8 +454,13 @@ pub fn is_table_removal(kind: u16) -> bool {
 
 /// Whether there is such a table.
 pub fn table_exists(table: &str) -> io::Result<bool> {
+    table_exists_in(Family::Ipv4, table)
+}
+
+/// The same of a family.
+pub fn table_exists_in(family: Family, table: &str) -> io::Result<bool> {
     let attrs = Attrs::new().text(1, table);
-    let asked = Socket::netfilter()?.request(Message::new(SUBSYSTEM | GETTABLE, 0, &header(FAMILY_IPV4, 0), attrs));
+    let asked = Socket::netfilter()?.request(Message::new(SUBSYSTEM | GETTABLE, 0, &header(family as u8, 0), attrs));
     match asked {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         other => other.map(|()| true),
@@ -416,6 +470,7 @@ pub fn table_exists(table: &str) -> io::Result<bool> {
 /// Changes to one table, applied together.
 #[derive(Debug)]
 pub struct Transaction {
+    family: Family,
     table: String,
     messages: Vec<Message>,
     what: Vec<String>,
@@ -435,7 +490,7 @@ fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(nix::libc::EPERM) => "; this needs root (CAP_NET_ADMIN)",
         Some(nix::libc::EPROTONOSUPPORT | nix::libc::EOPNOTSUPP | nix::libc::EAFNOSUPPORT) => {
-            "; the kernel lacks nftables support (CONFIG_NF_TABLES, CONFIG_NFT_NAT, CONFIG_NFT_NUMGEN, CONFIG_NFT_FIB_IPV4)"
+            "; the kernel lacks nftables support (CONFIG_NF_TABLES, CONFIG_NFT_NAT, CONFIG_NFT_NUMGEN, CONFIG_NFT_FIB_IPV4, CONFIG_NF_TABLES_BRIDGE)"
         }
         _ => "",
     }
@@ -448,7 +503,11 @@ fn header(family: u8, resource: u16) -> [u8; 4] {
 
 impl Transaction {
     pub fn new(table: &str) -> Self {
+        Self::of(Family::Ipv4, table)
+    }
+    pub fn of(family: Family, table: &str) -> Self {
         Transaction {
+            family,
             table: table.to_owned(),
             messages: Vec::new(),
             what: Vec::new(),
@@ -456,8 +515,9 @@ impl Transaction {
         }
     }
     fn push(&mut self, kind: u16, flags: u16, attrs: Attrs, what: impl Into<String>) {
+        let header = header(self.family as u8, 0);
         self.messages
-            .push(Message::new(SUBSYSTEM | kind, flags, &header(FAMILY_IPV4, 0), attrs));
+            .push(Message::new(SUBSYSTEM | kind, flags, &header, attrs));
         self.what.push(what.into());
     }
     fn own(&self) -> Attrs {

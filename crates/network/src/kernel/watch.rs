@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use ipnet::Ipv4Net;
 
 use super::link::{DELADDR, DELLINK, IFLA_IFNAME, NEWADDR, NEWLINK};
+use super::nft::Family;
 use super::{neighbour, netlink, nft, route};
 use crate::host::Host;
 
@@ -30,6 +31,7 @@ fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 pub struct TableWatch {
     fd: AsyncFd<OwnedFd>,
     host: Host,
+    family: Family,
     table: &'static str,
     /// A table's removal was heard of, and ours not looked for yet: who waits may stop waiting in between.
     unsure: AtomicBool,
@@ -66,10 +68,15 @@ async fn heard(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8], relevant: impl Fn(&[u8]
 
 impl TableWatch {
     pub fn open(host: &Host, table: &'static str) -> io::Result<Self> {
+        Self::open_in(host, Family::Ipv4, table)
+    }
+
+    pub fn open_in(host: &Host, family: Family, table: &'static str) -> io::Result<Self> {
         let fd = listen(host, SockProtocol::NetlinkNetFilter, NFTABLES_GROUP)?;
         Ok(TableWatch {
             fd,
             host: host.clone(),
+            family,
             table,
             unsure: AtomicBool::new(false),
         })
@@ -86,8 +93,8 @@ impl TableWatch {
                 self.unsure.store(removed, Ordering::Relaxed);
                 continue;
             }
-            let (host, table) = (self.host.clone(), self.table);
-            let looked = tokio::task::spawn_blocking(move || host.run(|| nft::table_exists(table)));
+            let (host, family, table) = (self.host.clone(), self.family, self.table);
+            let looked = tokio::task::spawn_blocking(move || host.run(|| nft::table_exists_in(family, table)));
             let exists = looked.await.map_err(io::Error::other)???;
             self.unsure.store(false, Ordering::Relaxed);
             if !exists {

@@ -9,6 +9,7 @@
 //! One file per Pod under the state directory is both the record and the address book: written before the kernel is
 //! told, removed after. An address given up is taken again only when the others have had their turn.
 
+pub(crate) mod frames;
 mod rules;
 mod store;
 
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::Host;
 use crate::kernel::link::{Links, mac_of, show_mac};
 use crate::kernel::netns;
-use crate::kernel::nft::NftError;
+use crate::kernel::nft::{Family, NftError};
 use crate::kernel::sysctl::{self, Remembered};
 use crate::kernel::watch::TableWatch;
 use crate::policy::{Gate, PodIdentity, PolicyError};
@@ -262,9 +263,18 @@ impl PodNetwork {
 
     /// Keeps the rules until `drain`: when somebody removes them (a firewall's reload), they are made anew.
     pub async fn guard(&self, drain: Drain) -> Result<(), PodNetworkError> {
-        let watch = TableWatch::open(&self.0.config.host, TABLE).map_err(failed("watch the rules of Pods"))?;
+        let host = &self.0.config.host;
+        let watch = TableWatch::open(host, TABLE).map_err(failed("watch the rules of Pods"))?;
+        let frames = TableWatch::open_in(host, Family::Bridge, frames::TABLE)
+            .map_err(failed("watch the rules of Pods' links"))?;
+        let either = || async {
+            tokio::select! {
+                gone = watch.gone() => gone,
+                gone = frames.gone() => gone,
+            }
+        };
         loop {
-            match drain.until(watch.gone()).await {
+            match drain.until(either()).await {
                 None => return Ok(()),
                 Some(gone) => gone.map_err(failed("watch the rules of Pods"))?,
             }
@@ -272,7 +282,7 @@ impl PodNetwork {
             let inner = Arc::clone(&self.0);
             blocking(move || {
                 let store = inner.store.lock().unwrap_or_else(PoisonError::into_inner);
-                inner.on_host(|| Ok(rules::sync_all(&inner.config, store.all())?))
+                inner.on_host(|| inner.sync_rules(&store))
             })
             .await?;
         }
@@ -360,8 +370,17 @@ impl Inner {
         };
         set().map_err(failed("set kernel network settings under /proc/sys/net"))?;
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        rules::sync_all(config, store.all())?;
-        Ok(())
+        self.sync_rules(&store)
+    }
+
+    fn sync_rules(&self, store: &Store) -> Result<(), PodNetworkError> {
+        let bridge = self.config.bridge.as_str();
+        let gateway = Links::open().and_then(|mut links| links.mac(bridge));
+        frames::sync_all(
+            gateway.map_err(failed(format!("look at the bridge {bridge}")))?,
+            store.all(),
+        )?;
+        Ok(rules::sync_all(&self.config, store.all())?)
     }
 
     /// Writes down which address and ports the Pod has, or says that it cannot have them.
@@ -414,7 +433,8 @@ impl Inner {
                 self.on_host(|| {
                     Links::open()
                         .and_then(|mut links| links.remove(&record.link))
-                        .map_err(failed("remove the Pod's link"))
+                        .map_err(failed("remove the Pod's link"))?;
+                    Ok(frames::remove(record)?)
                 })?;
                 if let Some(gate) = &self.config.gate {
                     gate.forget(record.ip);
@@ -427,6 +447,7 @@ impl Inner {
     fn finish(&self, pod: &PodSetup, reserved: &Reserved) -> Result<PodNetworkStatus, PodNetworkError> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let made = self.on_host(|| {
+            frames::add(&reserved.record)?;
             self.connect(pod, &reserved.record)?;
             rules::replace(reserved.old.as_ref(), Some(&reserved.record))?;
             Ok(())
@@ -459,6 +480,7 @@ impl Inner {
                 links.add_pair(&record.link, &pod.netns, mac_of(record.ip), config.mtu)?;
                 links.attach(&record.link, &config.bridge)?;
             }
+            links.pin(&record.link, mac_of(record.ip))?;
             netns::within(&pod.netns, || -> io::Result<()> {
                 let mut links = Links::open()?;
                 links.up("lo")?;
@@ -485,7 +507,8 @@ impl Inner {
             rules::replace(Some(&record), None)?;
             Links::open()
                 .and_then(|mut links| links.remove(&record.link))
-                .map_err(failed("remove the Pod's link"))
+                .map_err(failed("remove the Pod's link"))?;
+            Ok(frames::remove(&record)?)
         })?;
         if let Some(gate) = &self.config.gate {
             gate.forget(record.ip);
@@ -509,5 +532,7 @@ pub(crate) fn is_link_name(name: &str) -> bool {
     digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
+#[cfg(test)]
+mod forged;
 #[cfg(test)]
 mod tests;
