@@ -5,30 +5,38 @@
 //! [`Engine::bind_failed`] takes that back.
 //!
 //! Invariants:
-//! - for classes that node plugins alone decide, a node is judged once per change of its account, not once per Pod;
-//! - a parked class is looked at again only for an event that can help the plugins that refused it, and where the event
-//!   concerns one node, only if that node would now take it;
+//! - node plugins judge a node once per change of its account for all Pods of one shape, and cluster plugins' sums follow
+//!   the nodes that changed: nothing walks the cluster's Pods for a decision;
+//! - a parked class is looked at again only for an event that can help the plugins that refused it;
 //! - the same events in the same order give the same decisions for the same seed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::framework::{BindingPlugin, Event, Framework, Prepared, Refusal, Verdict};
+use crate::classes::Classes;
+use crate::framework::{BindingPlugin, Event, Framework, Refusal, Verdict};
 use crate::labels::Labels;
+use crate::memory::{Memory, Tracking, judge};
+use crate::owners::OwnerKind;
 use crate::pod::{Class, ClassId, PodInfo, is_finished, scheduler_of};
-use crate::preemption::{Budgets, Trial};
-use crate::queue::{Diagnosis, Queue};
+use crate::preemption::{Budgets, Candidates, Outcome, Trial};
+use crate::queue::{Backoff, Diagnosis, Queue};
+use crate::resources::pod_requests;
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
 
 #[path = "engine_preemption.rs"]
 mod preempting;
 use preempting::{Nominations, Refused, Remedy};
+#[path = "engine_wake.rs"]
+mod waking;
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,26 +58,84 @@ pub enum Decision {
 
 /// Most Pods in one [`Decision::Tell`].
 const TELL: usize = 256;
-/// How many classes' answers are remembered at a time.
+/// How many shapes' and classes' answers are remembered at a time.
 const MEMORIES: usize = 64;
+const TRACKINGS: usize = 128;
 
-/// What is remembered of a class: per node the generation of its account and the verdict on it.
+/// A bounded number of things that are remembered: the least recently used go first.
+struct Recent<K, V> {
+    limit: usize,
+    uses: u64,
+    values: HashMap<K, (u64, V)>,
+}
+
+impl<K: Eq + Hash + Copy, V> Recent<K, V> {
+    fn new(limit: usize) -> Self {
+        Recent {
+            limit,
+            uses: 0,
+            values: HashMap::new(),
+        }
+    }
+    fn get(&mut self, key: K) -> Option<&mut V> {
+        self.uses += 1;
+        let (used, value) = self.values.get_mut(&key)?;
+        *used = self.uses;
+        Some(value)
+    }
+    fn put(&mut self, key: K, value: V) {
+        self.uses += 1;
+        self.values.insert(key, (self.uses, value));
+        if self.values.len() > self.limit {
+            let oldest = self.values.iter().min_by_key(|(_, (used, _))| *used);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                self.values.remove(&oldest);
+            }
+        }
+    }
+}
+
+/// Pods that are left alone for a while because something failed.
 #[derive(Default)]
-struct Memory {
-    class: Option<Arc<Class>>,
-    verdicts: Vec<Option<(u64, Verdict)>>,
+struct Delayed {
+    due: BTreeMap<(Instant, Arc<str>), PodInfo>,
+    when: HashMap<Arc<str>, Instant>,
+}
+
+impl Delayed {
+    fn add(&mut self, pod: PodInfo, until: Instant) {
+        self.remove(&pod.uid);
+        self.when.insert(Arc::clone(&pod.uid), until);
+        self.due.insert((until, Arc::clone(&pod.uid)), pod);
+    }
+    fn remove(&mut self, uid: &str) -> Option<PodInfo> {
+        let (uid, until) = self.when.remove_entry(uid)?;
+        self.due.remove(&(until, uid))
+    }
+    fn next(&mut self, now: Instant) -> Option<PodInfo> {
+        let entry = self.due.first_entry().filter(|entry| entry.key().0 <= now)?;
+        let pod = entry.remove();
+        self.when.remove(&pod.uid);
+        Some(pod)
+    }
+    fn deadline(&self) -> Option<Instant> {
+        self.due.keys().next().map(|(at, _)| *at)
+    }
 }
 
 pub struct Engine {
     /// By the scheduler's name that Pods give.
     profiles: HashMap<String, Framework>,
     snapshot: Snapshot,
+    classes: Classes,
     queue: Queue,
-    memories: HashMap<ClassId, Memory>,
-    /// Classes by last use, oldest first.
-    recent: VecDeque<ClassId>,
+    backoff: Backoff,
+    /// By shape.
+    memories: Recent<ClassId, Memory>,
+    /// By class.
+    trackings: Recent<ClassId, Tracking>,
     /// Pods whose binding failed, until they may try again.
-    delayed: BTreeMap<(Instant, Arc<str>), PodInfo>,
+    delayed: Delayed,
     failures: HashMap<Arc<str>, u32>,
     nominations: Nominations,
     budgets: Budgets,
@@ -79,13 +145,25 @@ pub struct Engine {
 impl Engine {
     /// An engine for Pods that name one of the profiles. `seed` decides between equally good nodes.
     pub fn new(profiles: impl IntoIterator<Item = (String, Framework)>, seed: u64) -> Self {
+        Engine::with_backoff(profiles, seed, Backoff::default())
+    }
+
+    pub fn with_backoff(profiles: impl IntoIterator<Item = (String, Framework)>, seed: u64, backoff: Backoff) -> Self {
+        let profiles: HashMap<String, Framework> = profiles.into_iter().collect();
+        let mut snapshot = Snapshot::default();
+        let plugins = profiles.values().flat_map(|framework| &framework.cluster);
+        for key in plugins.flat_map(|plugin| plugin.topology_keys()) {
+            snapshot.learn_key(&key);
+        }
         Engine {
-            profiles: profiles.into_iter().collect(),
-            snapshot: Snapshot::default(),
-            queue: Queue::default(),
-            memories: HashMap::new(),
-            recent: VecDeque::new(),
-            delayed: BTreeMap::new(),
+            profiles,
+            snapshot,
+            classes: Classes::default(),
+            queue: Queue::new(backoff),
+            backoff,
+            memories: Recent::new(MEMORIES),
+            trackings: Recent::new(TRACKINGS),
+            delayed: Delayed::default(),
             failures: HashMap::new(),
             nominations: Nominations::default(),
             budgets: Budgets::default(),
@@ -96,70 +174,114 @@ impl Engine {
     /// (active, parked, delayed) Pods.
     pub fn counts(&self) -> (usize, usize, usize) {
         let (active, parked) = self.queue.counts();
-        (active, parked + self.nominations.len(), self.delayed.len())
+        let delayed = self.delayed.due.len();
+        (active, parked + self.nominations.len(), delayed)
     }
 
     pub fn node_changed(&mut self, node: Arc<Node>) {
-        let before = node
-            .metadata
-            .name
-            .as_deref()
-            .and_then(|name| self.snapshot.find(name))
-            .and_then(|at| self.snapshot.node(at));
+        let known = node.metadata.name.as_deref().and_then(|name| self.snapshot.find(name));
+        let before = known
+            .and_then(|at| self.snapshot.node(at))
+            .and_then(|info| info.node.clone());
         // Heartbeats change a node's status without changing anything a Pod could ask for.
-        if before.is_some_and(|before| before.node.as_ref().is_some_and(|before| same_offer(before, &node))) {
+        if before.as_deref().is_some_and(|before| same_offer(before, &node)) {
             return;
         }
+        let moved = before.is_some_and(|before| !same_domains(&before, &node));
         if let Some(at) = self.snapshot.set_node(node) {
-            self.wake(Event::Node, Some(at));
+            if moved {
+                // What it was for spreads and affinity, it is no longer.
+                self.wake(Event::NodeGone, None, None);
+            }
+            self.wake(Event::Node, Some(at), None);
         }
     }
 
     pub fn node_gone(&mut self, name: &str) {
         self.snapshot.remove_node(name);
+        self.nominations.make_ready_on(name);
         // Fewer domains can satisfy a spread that was refused.
-        self.wake(Event::Node, None);
+        self.wake(Event::NodeGone, None, None);
     }
 
     pub fn namespace_changed(&mut self, name: &str, labels: Option<Labels>) {
-        if self.snapshot.namespace_labels(name) != labels {
+        if self.snapshot.namespace_labels(name) != labels.as_ref() {
             self.snapshot.set_namespace(name, labels);
-            self.wake(Event::Namespace, None);
+            self.wake(Event::Namespace, None, None);
         }
+    }
+
+    /// Whether it has to know what Services and workloads select.
+    pub fn spreads_by_default(&self) -> bool {
+        let mut plugins = self.profiles.values().flat_map(|framework| &framework.cluster);
+        plugins.any(|plugin| !plugin.topology_keys().is_empty())
+    }
+
+    /// What a Service or workload selects; `None`: it is gone, or selects nothing.
+    pub fn owner_changed(&mut self, kind: OwnerKind, namespace: &str, name: &str, selector: Option<LabelSelector>) {
+        if let Some(selector) = &selector {
+            let new = self.classes.learn(crate::labels::keys(selector));
+            self.reclassify(&new);
+        }
+        self.snapshot.owners_mut().set(kind, namespace, name, selector);
+    }
+
+    /// Pods with labels that are read from now on may be of other classes.
+    fn reclassify(&mut self, keys: &[String]) {
+        if keys.is_empty() {
+            return;
+        }
+        let classes = &mut self.classes;
+        let mut class = |pod: &PodInfo| {
+            let has_any = keys.iter().any(|key| pod.labels.contains_key(key));
+            has_any.then(|| classes.again(&pod.class, &pod.labels))
+        };
+        self.snapshot.reclassify(&mut class);
+        self.queue.reclassify(&mut class);
+        self.nominations.reclassify(&mut class);
+        for pod in self.delayed.due.values_mut() {
+            if let Some(class) = class(pod) {
+                pod.class = class;
+            }
+        }
+    }
+
+    /// A Pod as the engine keeps it; `known`: as it knew it before. `None` for an object without a uid.
+    fn read(&mut self, pod: &Pod, known: Option<&PodInfo>) -> Option<PodInfo> {
+        let no_labels = Labels::new();
+        let labels = pod.metadata.labels.as_ref().unwrap_or(&no_labels);
+        let generation = pod.metadata.generation.unwrap_or(0);
+        // To digest a Pod is the dearest part of taking notice of it.
+        let unchanged = known.filter(|known| {
+            generation != 0
+                && known.generation == generation
+                && *known.labels == *labels
+                && known.class.requests == pod_requests(pod).0
+        });
+        let class = match unchanged {
+            Some(known) => Arc::clone(&known.class),
+            None => {
+                let class = Class::without_labels(pod);
+                let new = self.classes.learn(class.label_keys());
+                self.reclassify(&new);
+                self.snapshot.learn(&class);
+                self.classes.of(class, labels)
+            }
+        };
+        PodInfo::of(pod, class)
     }
 
     pub fn pod_changed(&mut self, pod: &Pod) {
         let Some(uid) = pod.metadata.uid.as_deref() else { return };
+        if is_finished(pod) {
+            return self.pod_gone(uid);
+        }
         let spec = pod.spec.as_ref();
         let node = spec
             .and_then(|spec| spec.node_name.as_deref())
             .filter(|name| !name.is_empty());
-        if is_finished(pod) {
-            return self.pod_gone(uid);
-        }
         if let Some(node) = node {
-            self.queue.remove(uid);
-            self.undelay(uid);
-            self.failures.remove(uid);
-            let known = self.snapshot.place_of(uid);
-            let Some(info) = PodInfo::of(pod, Arc::new(Class::of(pod))) else {
-                return;
-            };
-            let was_booked = known.is_some() && known == self.snapshot.find(node);
-            let shrank = known
-                .and_then(|at| self.snapshot.node(at))
-                .and_then(|info| info.pods.get(uid))
-                .map(|before| before.class.id);
-            let changed = shrank.is_some_and(|before| before != info.class.id);
-            let at = self.snapshot.place(info, node);
-            if !was_booked || changed {
-                self.wake(Event::PodPlaced, None);
-            }
-            if changed {
-                self.wake(Event::PodGone, Some(at));
-            }
-            self.end_nomination(uid);
-            return;
+            return self.pod_placed(pod, uid, node);
         }
         if self.snapshot.place_of(uid).is_some() {
             // Booked by us, and the binding is under way: this is an older view of it.
@@ -171,14 +293,15 @@ impl Engine {
             .is_some_and(|gates| !gates.is_empty());
         if !ours || gated || pod.metadata.deletion_timestamp.is_some() {
             self.queue.remove(uid);
-            self.undelay(uid);
+            self.delayed.remove(uid);
             self.end_nomination(uid);
             return;
         }
-        if self.delayed.keys().any(|(_, delayed)| **delayed == *uid) {
+        if self.delayed.when.contains_key(uid) {
             return;
         }
-        let Some(info) = PodInfo::of(pod, Arc::new(Class::of(pod))) else {
+        let known = self.queue.get(uid).cloned();
+        let Some(info) = self.read(pod, known.as_ref()) else {
             return;
         };
         if let Some(nomination) = self.nominations.get(uid) {
@@ -187,50 +310,62 @@ impl Engine {
             }
             // It asks for something else now: what was found for it holds no longer.
             self.end_nomination(uid);
-        } else if !self.queue.contains(uid)
+        } else if known.is_none()
             && let Some(node) = pod
                 .status
                 .as_ref()
                 .and_then(|status| status.nominated_node_name.as_deref())
             && !node.is_empty()
+            && !self.nominations.is_ending(uid)
         {
             // Nominated before this scheduler started.
-            self.nominations.add(info, node.into(), HashSet::new());
-            self.nominations.make_ready(|nomination| *nomination.pod.uid == *uid);
+            self.add_nomination(info, node.into(), HashSet::new());
+            self.nominations.make_ready(uid);
             return;
         }
         self.queue.add(info);
     }
 
+    fn pod_placed(&mut self, pod: &Pod, uid: &str, node: &str) {
+        let booked = self.snapshot.pod(uid).cloned();
+        let queued = self.queue.remove(uid);
+        self.delayed.remove(uid);
+        self.failures.remove(uid);
+        let was_here = booked.is_some() && self.snapshot.place_of(uid) == self.snapshot.find(node);
+        let Some(info) = self.read(pod, booked.as_ref().or(queued.as_ref())) else {
+            return;
+        };
+        let (class, leaving) = (Arc::clone(&info.class), info.leaving);
+        let at = self.snapshot.place(info, node);
+        let same_class = booked.as_ref().is_some_and(|booked| booked.class.id == class.id);
+        if !was_here || !same_class {
+            self.wake(Event::PodPlaced, Some(at), Some(&class));
+        }
+        if let Some(booked) = booked
+            && (!same_class || booked.leaving != leaving)
+        {
+            self.wake(Event::PodGone, Some(at), Some(&booked.class));
+        }
+        self.end_nomination(uid);
+        self.nominations.reserved(uid);
+    }
+
     pub fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
-        self.undelay(uid);
+        self.delayed.remove(uid);
         self.failures.remove(uid);
         self.end_nomination(uid);
+        self.nominations.reserved(uid);
         self.nominations.victim_gone(uid);
-        if let Some(at) = self.snapshot.remove_pod(uid) {
-            self.wake(Event::PodGone, Some(at));
+        if let Some((at, pod)) = self.snapshot.remove_pod(uid) {
+            self.wake(Event::PodGone, Some(at), Some(&pod.class));
         }
     }
 
     /// Objects that plugins keep a view of changed: wakes the classes they concern and forgets what was learned of them.
     pub fn objects_changed(&mut self, event: Event, concerns: impl Fn(&Class) -> bool) {
-        let gone: Vec<ClassId> = self
-            .memories
-            .iter()
-            .filter(|(_, memory)| memory.class.as_deref().is_some_and(&concerns))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in gone {
-            self.memories.remove(&id);
-            self.recent.retain(|known| *known != id);
-        }
-        self.wake_where(event, None, concerns);
-    }
-
-    fn undelay(&mut self, uid: &str) {
-        // Rare: only Pods whose binding failed are here.
-        self.delayed.retain(|(_, delayed), _| **delayed != *uid);
+        self.memories.values.retain(|_, (_, memory)| !concerns(&memory.class));
+        self.wake_where(event, None, None, concerns);
     }
 
     /// Whether the Pod still waits for a node (so that telling it why makes sense).
@@ -240,29 +375,45 @@ impl Engine {
 
     /// The binding did not happen: the room is free again and the Pod tries again after a while.
     pub fn bind_failed(&mut self, pod: PodInfo, now: Instant) {
-        let Some(at) = self.snapshot.remove_pod(&pod.uid) else {
+        let Some((at, booked)) = self.snapshot.remove_pod(&pod.uid) else {
             return;
         };
-        if let (Some(framework), Some(node)) = (self.profiles.get(&pod.class.scheduler), self.snapshot.node(at)) {
+        // Its class may have another name by now.
+        let pod = PodInfo {
+            class: booked.class,
+            ..pod
+        };
+        if let Some(framework) = self.profiles.get(&pod.class.scheduler) {
+            let node = self.snapshot.name(at);
             for plugin in &framework.binding {
-                plugin.unreserve(&pod, &node.name);
+                plugin.unreserve(&pod, node);
             }
         }
+        let class = Arc::clone(&pod.class);
         self.delay(pod, now);
-        self.wake(Event::PodGone, Some(at));
+        self.wake(Event::PodGone, Some(at), Some(&class));
     }
 
     /// Sets a Pod aside for longer each time.
     fn delay(&mut self, pod: PodInfo, now: Instant) {
         let failures = self.failures.entry(Arc::clone(&pod.uid)).or_default();
-        let delay = Duration::from_secs(1 << (*failures).min(3)).min(Duration::from_secs(10));
         *failures += 1;
-        self.delayed.insert((now + delay, Arc::clone(&pod.uid)), pod);
+        let until = now + self.backoff.after(*failures);
+        if let Some(node) = self.nominations.reserved(&pod.uid) {
+            // The room that was made for it stays its own.
+            self.add_nomination(pod.clone(), node, HashSet::new());
+        }
+        self.delayed.add(pod, until);
     }
 
     /// When [`Engine::next`] should be asked again even if nothing happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.delayed.keys().next().map(|(at, _)| *at)
+        let deadlines = [
+            self.delayed.deadline(),
+            self.queue.next_deadline(),
+            self.nominations.next_deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
     }
 
     /// The next thing to do; `None`: nothing until something changes (or [`Engine::next_deadline`]).
@@ -272,52 +423,35 @@ impl Engine {
 
     /// The next Pod that has a place or can have one made. Parks every class that has none on the way.
     pub fn next_binding(&mut self, now: Instant) -> Option<Decision> {
-        while let Some(entry) = self.delayed.first_entry() {
-            if entry.key().0 > now {
-                break;
+        while let Some(pod) = self.delayed.next(now) {
+            if self.nominations.contains(&pod.uid) {
+                self.nominations.make_ready(&pod.uid);
+            } else {
+                self.queue.add(pod);
             }
-            let pod = entry.remove();
-            self.queue.add(pod);
         }
+        self.queue.advance(now);
         loop {
-            let first = self.queue.first();
-            let nominated = self.nominations.take_ready(first.map(|pod| pod.class.priority));
-            let (pod, chosen) = match nominated {
+            let first = self.queue.first().map(|pod| pod.class.priority);
+            let (pod, chosen) = match self.nominations.take_ready(first) {
                 Some(pod) => {
+                    if self.delayed.when.contains_key(&pod.uid) {
+                        continue;
+                    }
                     let Some(at) = self.retry_nominated(&pod) else { continue };
                     (pod, Ok(at))
                 }
                 None => {
-                    let Some(pod) = first.cloned() else { break };
+                    let Some(pod) = self.queue.first().cloned() else { break };
                     let chosen = self.choose(&pod);
                     (pod, chosen)
                 }
             };
             match chosen {
                 Ok(at) => {
-                    self.queue.remove(&pod.uid);
-                    let Some(node) = self.snapshot.node(at).map(|info| Arc::clone(&info.name)) else {
-                        continue;
-                    };
-                    if let Err((plugin, refusal)) = self.reserve(&pod, &node) {
-                        let diagnosis = Diagnosis {
-                            message: format!(
-                                "0/{} nodes are available: {}.",
-                                self.snapshot.count(),
-                                refusal.reasons.join(", ")
-                            ),
-                            plugins: vec![plugin],
-                        };
-                        let class = pod.class.id;
-                        self.end_nomination(&pod.uid);
-                        self.queue.add(pod);
-                        self.queue.park(class, diagnosis);
-                        continue;
+                    if let Some(decision) = self.book(pod, at, now) {
+                        return Some(decision);
                     }
-                    self.snapshot.place(pod.clone(), &node);
-                    self.wake(Event::PodPlaced, None);
-                    self.end_nomination(&pod.uid);
-                    return Some(Decision::Bind { pod, node });
                 }
                 Err(mut refused) => match self.remedy(&pod, &refused) {
                     Remedy::Preempt { node, victims } => {
@@ -335,13 +469,39 @@ impl Engine {
                             refused.diagnosis.message.push_str(" preemption: ");
                             refused.diagnosis.message.push_str(&why);
                         }
-                        self.queue.park(pod.class.id, refused.diagnosis);
+                        self.queue.park(pod.class.id, refused.diagnosis, now);
                     }
                 },
             }
         }
-        let ended = self.nominations.next_ended()?;
+        let ended = self.nominations.next_ended(now)?;
         Some(Decision::Unnominate { pod: ended })
+    }
+
+    /// Books a Pod where it is to be bound; `None` if a plugin could not take there what it needs.
+    fn book(&mut self, pod: PodInfo, at: NodeIndex, now: Instant) -> Option<Decision> {
+        self.queue.placed(&pod.uid);
+        let node = self.snapshot.node(at).map(|info| Arc::clone(&info.name))?;
+        if let Err((plugin, refusal)) = self.reserve(&pod, &node) {
+            let diagnosis = Diagnosis {
+                message: format!(
+                    "0/{} nodes are available: {}.",
+                    self.snapshot.count(),
+                    refusal.reasons.join(", ")
+                ),
+                plugins: vec![plugin],
+            };
+            let class = pod.class.id;
+            self.end_nomination(&pod.uid);
+            self.queue.add(pod);
+            self.queue.park(class, diagnosis, now);
+            return None;
+        }
+        self.nominations.reserve(&pod.uid);
+        self.snapshot.place(pod.clone(), &node);
+        self.wake(Event::PodPlaced, Some(at), Some(&pod.class));
+        self.end_nomination(&pod.uid);
+        Some(Decision::Bind { pod, node })
     }
 
     /// Has the plugins take what the Pod needs on the node; all or nothing.
@@ -368,220 +528,138 @@ impl Engine {
 
     /// The next Pods to be told why they wait.
     pub fn next_telling(&mut self) -> Option<Decision> {
-        self.queue
-            .tell(TELL)
-            .map(|(message, pods)| Decision::Tell { message, pods })
+        let told = self.nominations.next_telling().or_else(|| self.queue.tell(TELL));
+        told.map(|(message, pods)| Decision::Tell { message, pods })
     }
 
     /// The best node for a Pod, or why there is none.
     fn choose(&mut self, pod: &PodInfo) -> Result<NodeIndex, Refused> {
         let class = &pod.class;
-        let everywhere = |diagnosis| Refused {
-            diagnosis,
-            resolvable: Vec::new(),
-        };
-        self.remember(class.id);
         let Engine {
             profiles,
             snapshot,
             memories,
+            trackings,
             nominations,
-            budgets,
             random,
             ..
         } = self;
+        let snapshot = &*snapshot;
+        let everywhere = |message, plugins| Refused {
+            diagnosis: Diagnosis { message, plugins },
+            filtered: false,
+        };
         let Some(framework) = profiles.get(&class.scheduler) else {
-            return Err(everywhere(Diagnosis {
-                message: format!("no profile is named {}", class.scheduler),
-                plugins: Vec::new(),
-            }));
+            let message = format!("no profile is named {}", class.scheduler);
+            return Err(everywhere(message, Vec::new()));
         };
         for row in &framework.pre_filters {
             if let Err(refusal) = (row.check)(class) {
-                return Err(everywhere(Diagnosis {
-                    message: format!(
-                        "0/{} nodes are available: {}.",
-                        snapshot.count(),
-                        refusal.reasons.join(", ")
-                    ),
-                    plugins: vec![row.name],
-                }));
+                let reasons = refusal.reasons.join(", ");
+                let message = format!("0/{} nodes are available: {reasons}.", snapshot.count());
+                return Err(everywhere(message, vec![row.name]));
             }
         }
-        let memory = memories.entry(class.id).or_default();
-        memory.class = Some(Arc::clone(class));
-        memory.verdicts.resize_with(snapshot.places(), || None);
-        for (at, info) in snapshot.nodes() {
-            let slot = &mut memory.verdicts[at];
-            if slot
-                .as_ref()
-                .is_none_or(|(generation, _)| *generation != info.generation)
-            {
-                *slot = Some((info.generation, framework.judge(class, info)));
-            }
+        let memory = remembered(memories, framework, class, snapshot);
+        let tracking = tracked(trackings, framework, class, snapshot);
+        let own = nominations.get(&pod.uid).and_then(|own| snapshot.find(&own.node));
+        let own_fits = own
+            .and_then(|at| Some((at, snapshot.node(at)?)))
+            .is_some_and(|(at, info)| {
+                judge(framework, class, info, Some(&pod.uid)).is_fit()
+                    && tracking.check_nominated(class, at, Some(&pod.uid), snapshot).is_ok()
+            });
+        if let Some(at) = own
+            && own_fits
+        {
+            // Room was made for it there.
+            return Ok(at);
         }
-        // Nodes with room that is spoken for.
-        let mut taken: HashMap<NodeIndex, (&'static str, Refusal)> = HashMap::new();
-        for (at, rivals) in nominations.against(pod, snapshot) {
-            if !matches!(memory.verdicts.get(at), Some(Some((_, Verdict::Fits(_))))) {
-                continue;
-            }
-            let trial = Trial {
-                framework,
-                class,
-                budgets,
-            };
-            if let Some(info) = snapshot.node(at).cloned()
-                && let Err(refusal) = trial.fits(snapshot, at, &info, &rivals)
-            {
-                taken.insert(at, refusal);
-            }
-        }
-        let snapshot = &*snapshot;
-        let prepared: Vec<_> = framework
-            .cluster
-            .iter()
-            .filter_map(|plugin| Some((plugin, plugin.prepare(class, snapshot)?)))
-            .collect();
-
         let mut refused: BTreeMap<String, usize> = BTreeMap::new();
-        let mut refusing: Vec<&'static str> = Vec::new();
-        let mut refuse = |plugin: &'static str, reasons: &[String]| {
-            for reason in reasons {
-                match refused.get_mut(reason) {
-                    Some(count) => *count += 1,
-                    None => {
-                        refused.insert(reason.clone(), 1);
-                    }
-                }
+        let mut refusing: BTreeSet<&'static str> = BTreeSet::new();
+        if tracking.is_idle() && !tracking.concerned_by_nominated(class, snapshot) {
+            if let Some(at) = memory.best(framework, random) {
+                return Ok(at);
             }
-            if !refusing.contains(&plugin) {
-                refusing.push(plugin);
-            }
-        };
-        let mut resolvable: Vec<NodeIndex> = Vec::new();
-        let mut fitting: Vec<(NodeIndex, &NodeInfo, &[i64])> = Vec::new();
-        'nodes: for (at, info) in snapshot.nodes() {
-            match &memory.verdicts[at] {
-                Some((_, Verdict::Fits(raw))) => {
-                    if let Some((plugin, refusal)) = taken.get(&at) {
-                        refuse(plugin, &refusal.reasons);
-                        resolvable.extend(refusal.resolvable.then_some(at));
-                        continue;
+        } else {
+            let (mut nodes, mut raw): (Vec<NodeIndex>, Vec<&[i64]>) = Default::default();
+            for (at, scores) in memory.fitting() {
+                match tracking.check_nominated(class, at, Some(&pod.uid), snapshot) {
+                    Ok(()) => {
+                        nodes.push(at);
+                        raw.push(scores);
                     }
-                    for (plugin, view) in &prepared {
-                        if let Err(refusal) = view.check(info) {
-                            refuse(plugin.name(), &refusal.reasons);
-                            resolvable.extend(refusal.resolvable.then_some(at));
-                            continue 'nodes;
+                    Err((plugin, refusal)) => {
+                        refusing.insert(plugin);
+                        match refused.get_mut(refusal.reason) {
+                            Some(count) => *count += 1,
+                            None => {
+                                refused.insert(refusal.reason.to_owned(), 1);
+                            }
                         }
                     }
-                    fitting.push((at, info, raw));
-                }
-                Some((_, Verdict::Refused { filter, refusal })) => {
-                    refuse(framework.filters[*filter].name, &refusal.reasons);
-                    resolvable.extend(refusal.resolvable.then_some(at));
-                }
-                None => {}
-            }
-        }
-        if fitting.is_empty() {
-            refusing.sort_unstable();
-            return Err(Refused {
-                diagnosis: Diagnosis {
-                    message: explain(snapshot.count(), refused),
-                    plugins: refusing,
-                },
-                resolvable,
-            });
-        }
-        // Room was made for it there.
-        if let Some(nomination) = nominations.get(&pod.uid)
-            && let Some((at, ..)) = fitting.iter().find(|(_, info, _)| info.name == nomination.node)
-        {
-            return Ok(*at);
-        }
-        let mut totals = framework.totals(fitting.iter().map(|(_, _, raw)| *raw));
-        if !prepared.is_empty() {
-            let nodes: Vec<&NodeInfo> = fitting.iter().map(|(_, info, _)| *info).collect();
-            for (plugin, view) in &prepared {
-                let scores: Vec<i64> = Prepared::scores(&**view, &nodes);
-                for (total, score) in totals.iter_mut().zip(scores) {
-                    *total += plugin.weight() * score;
                 }
             }
-        }
-        Ok(fitting[pick(&totals, random)].0)
-    }
-
-    /// Keeps a bounded number of memories, dropping the least recently used.
-    fn remember(&mut self, class: ClassId) {
-        if self.recent.back() == Some(&class) {
-            return;
-        }
-        self.recent.retain(|known| *known != class);
-        self.recent.push_back(class);
-        if self.recent.len() > MEMORIES
-            && let Some(oldest) = self.recent.pop_front()
-        {
-            self.memories.remove(&oldest);
-        }
-    }
-
-    /// Wakes the parked classes that `event` can help; `node` is the only node it concerns, if it concerns one.
-    fn wake(&mut self, event: Event, node: Option<NodeIndex>) {
-        self.wake_where(event, node, |_| true);
-    }
-
-    fn wake_where(&mut self, event: Event, node: Option<NodeIndex>, concerns: impl Fn(&Class) -> bool) {
-        let snapshot = &self.snapshot;
-        let profiles = &self.profiles;
-        self.nominations.make_ready(|nomination| {
-            let class = &nomination.pod.class;
-            let helps = |at| match (snapshot.node(at), profiles.get(&class.scheduler)) {
-                (Some(info), Some(framework)) => matches!(framework.judge(class, info), Verdict::Fits(_)),
-                _ => false,
-            };
-            concerns(class)
-                && match node {
-                    Some(at) => class.looks_beyond_the_node() || *nomination.node == *snapshot.name(at) || helps(at),
-                    // Of Pods that come only those can help that others want to be near.
-                    None => event != Event::PodPlaced || class.looks_beyond_the_node(),
+            if !nodes.is_empty() {
+                let mut totals = framework.totals(raw.iter().copied());
+                for row in &mut tracking.rows {
+                    row.tracker.score(&nodes, row.weight, &mut totals);
                 }
-        });
-        if self.queue.is_empty() {
-            return;
-        }
-        let listening: HashMap<&str, Vec<&'static str>> = self
-            .profiles
-            .iter()
-            .map(|(name, framework)| (name.as_str(), framework.helped_by(event)))
-            .collect();
-        // A class that nobody refused was parked for want of nodes.
-        let helped = |class: &Class, diagnosis: &Diagnosis| {
-            (diagnosis.plugins.is_empty() && event == Event::Node)
-                || listening
-                    .get(class.scheduler.as_str())
-                    .is_some_and(|listening| diagnosis.plugins.iter().any(|plugin| listening.contains(plugin)))
-        };
-        for class in self
-            .queue
-            .parked(|class, diagnosis| concerns(class) && helped(class, diagnosis))
-        {
-            let would_take = match (node, self.profiles.get(&class.scheduler)) {
-                (Some(at), Some(framework)) => match self.snapshot.node(at) {
-                    Some(info) => {
-                        matches!(framework.judge(&class, info), Verdict::Fits(_)) || class.looks_beyond_the_node()
-                    }
-                    None => false,
-                },
-                _ => true,
-            };
-            if would_take || node.is_some_and(|at| self.could_preempt(&class, at)) {
-                self.queue.wake(class.id);
+                return Ok(nodes[pick(&totals, random)]);
             }
         }
+        for (filter, refusal, nodes) in memory.refusals() {
+            refusing.insert(framework.filters[filter].name);
+            for reason in &refusal.reasons {
+                *refused.entry(reason.clone()).or_default() += nodes;
+            }
+        }
+        Err(Refused {
+            diagnosis: Diagnosis {
+                message: explain(snapshot.count(), refused),
+                plugins: refusing.into_iter().collect(),
+            },
+            filtered: true,
+        })
     }
+}
+
+/// What is remembered of a class's shape, brought up to date.
+fn remembered<'a>(
+    memories: &'a mut Recent<ClassId, Memory>,
+    framework: &Framework,
+    class: &Arc<Class>,
+    snapshot: &Snapshot,
+) -> &'a mut Memory {
+    if memories.get(class.shape).is_none() {
+        memories.put(class.shape, Memory::new(Arc::clone(class), framework));
+    }
+    let (_, memory) = memories
+        .values
+        .entry(class.shape)
+        .or_insert_with(|| (0, Memory::new(Arc::clone(class), framework)));
+    memory.catch_up(framework, snapshot);
+    memory
+}
+
+/// The cluster plugins' sums for a class, brought up to date.
+fn tracked<'a>(
+    trackings: &'a mut Recent<ClassId, Tracking>,
+    framework: &Framework,
+    class: &Arc<Class>,
+    snapshot: &Snapshot,
+) -> &'a mut Tracking {
+    let fresh = trackings
+        .get(class.id)
+        .is_some_and(|tracking| tracking.catch_up(class, snapshot));
+    if !fresh {
+        trackings.put(class.id, Tracking::new(framework, class, snapshot));
+    }
+    let (_, tracking) = trackings
+        .values
+        .entry(class.id)
+        .or_insert_with(|| (0, Tracking::new(framework, class, snapshot)));
+    tracking
 }
 
 /// The place of the largest total; chance decides between equals.
@@ -620,8 +698,17 @@ fn same_offer(before: &Node, after: &Node) -> bool {
             .as_ref()
             .map(|status| (status.allocatable.clone(), status.images.clone()))
     };
-    let spec = |node: &Node| node.spec.as_ref().map(|spec| (spec.unschedulable, spec.taints.clone()));
-    before.metadata.labels == after.metadata.labels && spec(before) == spec(after) && status(before) == status(after)
+    let cordoned = |node: &Node| node.spec.as_ref().and_then(|spec| spec.unschedulable);
+    same_domains(before, after) && cordoned(before) == cordoned(after) && status(before) == status(after)
+}
+
+/// Whether two states of a node count for the same in affinity and spreads.
+fn same_domains(before: &Node, after: &Node) -> bool {
+    fn taints(node: &Node) -> &[k8s_openapi::api::core::v1::Taint] {
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
+        taints.unwrap_or_default()
+    }
+    before.metadata.labels == after.metadata.labels && taints(before) == taints(after)
 }
 
 #[cfg(test)]

@@ -3,10 +3,7 @@
 //! A nominated Pod is out of the queue: its class goes on without it, and its room counts against Pods of equal or lower
 //! priority. It is tried again, before its equals, when something happens that can help it.
 
-use std::collections::HashSet;
-
 use super::*;
-use crate::preemption::{NOT_HELPFUL, Trial, Victims};
 
 /// Room that a Pod waits for on a node.
 pub(super) struct Nomination {
@@ -14,16 +11,26 @@ pub(super) struct Nomination {
     pub(super) node: Arc<str>,
     /// Those sent away for it that are not gone yet.
     victims: HashSet<Arc<str>>,
+    /// It knows that it waits for them.
+    told: bool,
     order: u64,
 }
 
 #[derive(Default)]
 pub(super) struct Nominations {
     by_pod: HashMap<Arc<str>, Nomination>,
+    by_node: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    by_class: BTreeMap<ClassId, BTreeSet<Arc<str>>>,
+    by_victim: HashMap<Arc<str>, Vec<Arc<str>>>,
     /// Worth trying again, in order of priority, then nomination.
     ready: BTreeSet<(Reverse<i32>, u64, Arc<str>)>,
     /// Pods whose nomination ended without a binding: their status still says otherwise.
     ended: VecDeque<PodInfo>,
+    /// The same, where that could not be written.
+    ended_later: Delayed,
+    /// Nominated Pods whose binding is under way, with their nodes: should it fail, they are nominated still.
+    under_way: HashMap<Arc<str>, Arc<str>>,
+    to_tell: VecDeque<(String, PodInfo)>,
     count: u64,
 }
 
@@ -37,24 +44,80 @@ impl Nominations {
     pub(super) fn contains(&self, uid: &str) -> bool {
         self.by_pod.contains_key(uid)
     }
+    /// Whether the Pod's status is about to say that it is nominated no longer.
+    pub(super) fn is_ending(&self, uid: &str) -> bool {
+        self.ended_later.when.contains_key(uid) || self.ended.iter().any(|ended| *ended.uid == *uid)
+    }
 
-    pub(super) fn add(&mut self, pod: PodInfo, node: Arc<str>, victims: HashSet<Arc<str>>) {
-        self.remove(&pod.uid.clone());
+    fn add(&mut self, pod: PodInfo, node: Arc<str>, victims: HashSet<Arc<str>>) {
+        self.remove(&pod.uid);
         self.ended.retain(|ended| ended.uid != pod.uid);
+        self.ended_later.remove(&pod.uid);
         self.count += 1;
+        let uid = Arc::clone(&pod.uid);
+        self.by_node
+            .entry(Arc::clone(&node))
+            .or_default()
+            .insert(Arc::clone(&uid));
+        self.by_class.entry(pod.class.id).or_default().insert(Arc::clone(&uid));
+        for victim in &victims {
+            self.by_victim
+                .entry(Arc::clone(victim))
+                .or_default()
+                .push(Arc::clone(&uid));
+        }
         let nomination = Nomination {
             node,
             victims,
+            told: false,
             order: self.count,
             pod,
         };
-        self.by_pod.insert(Arc::clone(&nomination.pod.uid), nomination);
+        self.by_pod.insert(uid, nomination);
     }
 
-    pub(super) fn remove(&mut self, uid: &str) -> Option<Nomination> {
+    fn remove(&mut self, uid: &str) -> Option<Nomination> {
         let nomination = self.by_pod.remove(uid)?;
         self.ready.remove(&key(&nomination));
+        if let Some(pods) = self.by_node.get_mut(&nomination.node) {
+            pods.remove(uid);
+            if pods.is_empty() {
+                self.by_node.remove(&nomination.node);
+            }
+        }
+        self.leave_class(nomination.pod.class.id, uid);
+        for victim in &nomination.victims {
+            if let Some(pods) = self.by_victim.get_mut(victim) {
+                pods.retain(|pod| **pod != *uid);
+                if pods.is_empty() {
+                    self.by_victim.remove(victim);
+                }
+            }
+        }
         Some(nomination)
+    }
+
+    fn leave_class(&mut self, class: ClassId, uid: &str) {
+        if let Some(pods) = self.by_class.get_mut(&class) {
+            pods.remove(uid);
+            if pods.is_empty() {
+                self.by_class.remove(&class);
+            }
+        }
+    }
+
+    pub(super) fn reclassify(&mut self, mut class: impl FnMut(&PodInfo) -> Option<Arc<Class>>) {
+        let pods = self.by_pod.values().map(|nomination| &nomination.pod);
+        let changed: Vec<_> = pods
+            .filter_map(|pod| Some((Arc::clone(&pod.uid), class(pod)?)))
+            .collect();
+        for (uid, class) in changed {
+            if let Some(nomination) = self.by_pod.get_mut(&uid) {
+                let before = std::mem::replace(&mut nomination.pod.class, Arc::clone(&class));
+                self.leave_class(before.id, &uid);
+                self.by_class.entry(class.id).or_default().insert(uid);
+            }
+        }
     }
 
     /// The most important one worth trying, if its priority is at least this.
@@ -68,33 +131,60 @@ impl Nominations {
         pod
     }
 
-    pub(super) fn make_ready(&mut self, which: impl Fn(&Nomination) -> bool) {
-        let ready = self.by_pod.values().filter(|nomination| which(nomination)).map(key);
+    pub(super) fn make_ready(&mut self, uid: &str) {
+        self.ready.extend(self.by_pod.get(uid).map(key));
+    }
+
+    /// Makes all ready that are nominated to a node.
+    pub(super) fn make_ready_on(&mut self, node: &str) {
+        let pods = self.by_node.get(node).into_iter().flatten();
+        let ready = pods.filter_map(|uid| self.by_pod.get(uid)).map(key);
         self.ready.extend(ready);
     }
 
+    pub(super) fn make_class_ready(&mut self, class: ClassId) {
+        let pods = self.by_class.get(&class).into_iter().flatten();
+        let ready = pods.filter_map(|uid| self.by_pod.get(uid)).map(key);
+        self.ready.extend(ready);
+    }
+
+    /// One class of each that is nominated somewhere.
+    pub(super) fn classes(&self) -> Vec<Arc<Class>> {
+        let pods = self.by_class.values().filter_map(|pods| self.by_pod.get(pods.first()?));
+        pods.map(|nomination| Arc::clone(&nomination.pod.class)).collect()
+    }
+
     pub(super) fn victim_gone(&mut self, uid: &str) {
-        for nomination in self.by_pod.values_mut() {
-            nomination.victims.remove(uid);
-        }
-    }
-
-    pub(super) fn next_ended(&mut self) -> Option<PodInfo> {
-        self.ended.pop_front()
-    }
-
-    /// What else is to come to nodes and counts against this Pod, by node.
-    pub(super) fn against(&self, pod: &PodInfo, snapshot: &Snapshot) -> BTreeMap<NodeIndex, Vec<PodInfo>> {
-        let mut rivals: BTreeMap<NodeIndex, Vec<PodInfo>> = BTreeMap::new();
-        for other in self.by_pod.values() {
-            if other.pod.class.priority >= pod.class.priority
-                && other.pod.uid != pod.uid
-                && let Some(at) = snapshot.find(&other.node)
-            {
-                rivals.entry(at).or_default().push(other.pod.clone());
+        for pod in self.by_victim.remove(uid).unwrap_or_default() {
+            if let Some(nomination) = self.by_pod.get_mut(&pod) {
+                nomination.victims.remove(uid);
             }
         }
-        rivals
+    }
+
+    /// Notes that the Pod is about to be bound.
+    pub(super) fn reserve(&mut self, uid: &str) {
+        if let Some((uid, nomination)) = self.by_pod.get_key_value(uid) {
+            self.under_way.insert(Arc::clone(uid), Arc::clone(&nomination.node));
+        }
+    }
+
+    /// The node it was nominated to when it was to be bound. It is asked for once.
+    pub(super) fn reserved(&mut self, uid: &str) -> Option<Arc<str>> {
+        self.under_way.remove(uid)
+    }
+
+    pub(super) fn next_ended(&mut self, now: Instant) -> Option<PodInfo> {
+        self.ended_later.next(now).or_else(|| self.ended.pop_front())
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.ended_later.deadline()
+    }
+
+    pub(super) fn next_telling(&mut self) -> Option<(String, Vec<PodInfo>)> {
+        let (message, pod) = self.to_tell.pop_front()?;
+        Some((message, vec![pod]))
     }
 }
 
@@ -106,8 +196,8 @@ fn key(nomination: &Nomination) -> (Reverse<i32>, u64, Arc<str>) {
 /// A class was refused everywhere.
 pub(super) struct Refused {
     pub(super) diagnosis: Diagnosis,
-    /// Nodes where the removal of Pods could help.
-    pub(super) resolvable: Vec<NodeIndex>,
+    /// Node by node, so that other Pods' leaving may help; otherwise for what the Pod is.
+    pub(super) filtered: bool,
 }
 
 /// What is to be done about a refusal.
@@ -131,21 +221,38 @@ impl Engine {
 
     /// The victims could not be sent away: the Pod tries again after a while.
     pub fn preemption_failed(&mut self, pod: &PodInfo, now: Instant) {
-        if let Some(nomination) = self.nominations.remove(&pod.uid) {
+        if let Some(nomination) = self.take_nomination(&pod.uid) {
             self.nominations.ended.push_back(nomination.pod.clone());
             self.delay(nomination.pod, now);
             if let Some(at) = self.snapshot.find(&nomination.node) {
-                self.wake(Event::PodGone, Some(at));
+                self.wake(Event::PodGone, Some(at), None);
             }
         }
     }
 
+    /// It could not be written that the Pod is nominated no longer: that is tried again.
+    pub fn unnominate_failed(&mut self, pod: PodInfo, now: Instant) {
+        if !self.nominations.contains(&pod.uid) && self.snapshot.place_of(&pod.uid).is_none() {
+            self.nominations.ended_later.add(pod, now + self.backoff.longest);
+        }
+    }
+
+    pub(super) fn add_nomination(&mut self, pod: PodInfo, node: Arc<str>, victims: HashSet<Arc<str>>) {
+        self.snapshot.nominate(pod.clone(), &node);
+        self.nominations.add(pod, node, victims);
+    }
+
+    fn take_nomination(&mut self, uid: &str) -> Option<Nomination> {
+        self.snapshot.denominate(uid);
+        self.nominations.remove(uid)
+    }
+
     /// Ends a nomination because the Pod is bound or gone; its room is anybody's again.
     pub(super) fn end_nomination(&mut self, uid: &str) {
-        if let Some(nomination) = self.nominations.remove(uid)
+        if let Some(nomination) = self.take_nomination(uid)
             && let Some(at) = self.snapshot.find(&nomination.node)
         {
-            self.wake(Event::PodGone, Some(at));
+            self.wake(Event::PodGone, Some(at), None);
         }
     }
 
@@ -155,36 +262,54 @@ impl Engine {
             Ok(at) => return Some(at),
             Err(refused) => refused,
         };
-        if self.waits_for_victims(pod, &refused) {
+        if self.waits_for_victims(pod) {
+            if let Some(nomination) = self.nominations.by_pod.get_mut(&pod.uid)
+                && !std::mem::replace(&mut nomination.told, true)
+            {
+                let mut message = refused.diagnosis.message;
+                message.push_str(" preemption: not eligible due to a terminating pod on the nominated node.");
+                self.nominations.to_tell.push_back((message, pod.clone()));
+            }
             return None;
         }
         // Its room was taken or never came to be: it is as any other Pod again.
-        let nomination = self.nominations.remove(&pod.uid)?;
+        let nomination = self.take_nomination(&pod.uid)?;
         self.nominations.ended.push_back(pod.clone());
         self.queue.add(pod.clone());
-        self.queue.wake(pod.class.id);
+        self.queue.wake(pod.class.id, true);
         if let Some(at) = self.snapshot.find(&nomination.node) {
-            self.wake(Event::PodGone, Some(at));
+            self.wake(Event::PodGone, Some(at), None);
         }
         None
     }
 
     /// Whether the Pod is nominated to a node that can still become free for it by Pods that leave already.
-    fn waits_for_victims(&self, pod: &PodInfo, refused: &Refused) -> bool {
+    fn waits_for_victims(&mut self, pod: &PodInfo) -> bool {
         let Some(nomination) = self.nominations.get(&pod.uid) else {
             return false;
         };
-        let Some(at) = self.snapshot.find(&nomination.node) else {
+        let Some((at, info)) = self
+            .snapshot
+            .find(&nomination.node)
+            .and_then(|at| Some((at, self.snapshot.node(at)?)))
+        else {
             return false;
         };
-        refused.resolvable.contains(&at)
-            && self.snapshot.node(at).is_some_and(|info| {
-                let mut pods = info.pods.values();
-                pods.any(|other| {
-                    other.class.priority < pod.class.priority
-                        && (other.preempted || nomination.victims.contains(&other.uid))
-                })
-            })
+        let leaving = |other: &PodInfo| {
+            other.class.priority < pod.class.priority && (other.preempted || nomination.victims.contains(&other.uid))
+        };
+        if !info.pods.values().any(leaving) {
+            return false;
+        }
+        let Some(framework) = self.profiles.get(&pod.class.scheduler) else {
+            return false;
+        };
+        if let Verdict::Refused { refusal, .. } = judge(framework, &pod.class, info, Some(&pod.uid)) {
+            return refusal.resolvable;
+        }
+        let tracking = tracked(&mut self.trackings, framework, &pod.class, &self.snapshot);
+        let answer = tracking.check_nominated(&pod.class, at, Some(&pod.uid), &self.snapshot);
+        answer.err().is_none_or(|(_, refused)| refused.resolvable)
     }
 
     /// Looks for Pods that could make room.
@@ -192,110 +317,134 @@ impl Engine {
         let Engine {
             profiles,
             snapshot,
-            nominations,
+            memories,
+            trackings,
             budgets,
             random,
             ..
         } = self;
+        let (snapshot, class) = (&*snapshot, &pod.class);
         let nodes = snapshot.count();
         let Some((framework, limits)) = profiles
-            .get(&pod.class.scheduler)
+            .get(&class.scheduler)
             .and_then(|framework| Some((framework, framework.preemption.as_ref()?)))
             .filter(|_| nodes > 0)
         else {
             return Remedy::None(None);
         };
-        if pod.class.never_preempts {
+        if class.never_preempts {
             return Remedy::None(Some("not eligible due to preemptionPolicy=Never.".into()));
         }
-        let trial = Trial {
-            framework,
-            class: &pod.class,
-            budgets,
-        };
-        let share = nodes * usize::try_from(limits.min_candidate_nodes_percentage).unwrap_or(0) / 100;
-        let enough = share
-            .max(usize::try_from(limits.min_candidate_nodes_absolute).unwrap_or(0))
-            .min(nodes);
-        let rivals = nominations.against(pod, snapshot);
-        let mut why_not: BTreeMap<String, usize> = BTreeMap::new();
-        let mut best: Option<(NodeIndex, Victims)> = None;
-        let (mut found, mut peaceful, mut examined) = (0, false, 0);
-        let start = match refused.resolvable.len() {
-            0 | 1 => 0,
-            several => random.random_range(0..several),
-        };
-        let (later, first) = refused.resolvable.split_at(start);
-        for &at in first.iter().chain(later) {
-            if found >= enough && peaceful {
-                break;
-            }
-            examined += 1;
-            match trial.victims(snapshot, at, rivals.get(&at).map_or(&[], Vec::as_slice)) {
-                Ok(victims) => {
-                    found += 1;
-                    peaceful |= victims.violations == 0;
-                    if best.as_ref().is_none_or(|(_, best)| victims.cost() < best.cost()) {
-                        best = Some((at, victims));
+        let mut candidates = Candidates::default();
+        if refused.filtered {
+            let memory = remembered(memories, framework, class, snapshot);
+            let tracking = tracked(trackings, framework, class, snapshot);
+            let alone = !tracking.may_refuse() && !tracking.concerned_by_nominated(class, snapshot);
+            // Of nodes that node plugins let pass, cluster plugins refused each.
+            let passed: Vec<NodeIndex> = if alone {
+                Vec::new()
+            } else {
+                memory.fitting().map(|(at, _)| at).collect()
+            };
+            let passed = passed.into_iter().filter(|&at| {
+                let answer = tracking.check_nominated(class, at, Some(&pod.uid), snapshot);
+                answer.is_err_and(|(_, refused)| refused.resolvable)
+            });
+            let passed: Vec<NodeIndex> = passed.collect();
+            if snapshot.any_below(class.priority) {
+                let resolvable = |at: &NodeIndex| memory.refusal(*at).is_some_and(|(_, refusal)| refusal.resolvable);
+                let mut resolvable: Vec<NodeIndex> = (0..snapshot.places()).filter(resolvable).collect();
+                resolvable.extend(passed);
+                let share = nodes * usize::try_from(limits.min_candidate_nodes_percentage).unwrap_or(0) / 100;
+                let enough = share
+                    .max(usize::try_from(limits.min_candidate_nodes_absolute).unwrap_or(0))
+                    .min(nodes);
+                let start = match resolvable.len() {
+                    0 | 1 => 0,
+                    several => random.random_range(0..several),
+                };
+                let trial = Trial {
+                    framework,
+                    class,
+                    snapshot,
+                    budgets,
+                    asking: None,
+                };
+                let (later, first) = resolvable.split_at(start);
+                for &at in first.iter().chain(later) {
+                    if candidates.suffice(enough) {
+                        break;
+                    }
+                    if alone {
+                        candidates.add(at, memory.outcome(at, &trial));
+                    } else {
+                        candidates.add(at, &Arc::new(trial.victims(at, Some(tracking))));
                     }
                 }
-                Err(reasons) => {
-                    for reason in reasons {
-                        *why_not.entry(reason).or_default() += 1;
-                    }
-                }
+            } else {
+                let resolvable = memory.refusals().filter(|(_, refusal, _)| refusal.resolvable);
+                let resolvable: usize = resolvable.map(|(_, _, nodes)| nodes).sum();
+                candidates.add_without_victims(resolvable + passed.len());
             }
         }
-        let best = best.and_then(|(at, victims)| Some((Arc::clone(&snapshot.node(at)?.name), victims)));
-        match best {
-            Some((node, victims)) => Remedy::Preempt {
-                node,
-                victims: victims.pods,
+        match candidates.into_best(nodes) {
+            Ok((at, outcome)) => match &*outcome {
+                Outcome::Victims(victims) => Remedy::Preempt {
+                    node: snapshot.name(at).into(),
+                    victims: victims.pods.clone(),
+                },
+                Outcome::Refused(_) => Remedy::None(None),
             },
-            None => {
-                if nodes > examined {
-                    *why_not.entry(NOT_HELPFUL.to_owned()).or_default() += nodes - examined;
-                }
-                Remedy::None(Some(explain(nodes, why_not)))
-            }
+            Err(why_not) => Remedy::None(Some(explain(nodes, why_not))),
         }
     }
 
     /// Nominates a Pod; those of lower priority that were to come to the node look elsewhere.
     pub(super) fn nominate(&mut self, pod: &PodInfo, node: &Arc<str>, victims: &[PodInfo]) {
-        self.queue.remove(&pod.uid);
-        let nominations = &mut self.nominations;
-        let displaced: Vec<PodInfo> = nominations
-            .by_pod
-            .values()
-            .filter(|other| other.node == *node && other.pod.class.priority < pod.class.priority)
+        self.queue.placed(&pod.uid);
+        let others = self.nominations.by_node.get(node).into_iter().flatten();
+        let others = others.filter_map(|uid| self.nominations.get(uid));
+        let displaced: Vec<PodInfo> = others
+            .filter(|other| other.pod.class.priority < pod.class.priority)
             .map(|other| other.pod.clone())
             .collect();
         let victims = victims.iter().map(|victim| Arc::clone(&victim.uid)).collect();
-        nominations.add(pod.clone(), Arc::clone(node), victims);
+        self.add_nomination(pod.clone(), Arc::clone(node), victims);
         for other in displaced {
-            nominations.remove(&other.uid);
-            nominations.ended.push_back(other.clone());
+            self.take_nomination(&other.uid);
+            self.nominations.ended.push_back(other.clone());
             let class = other.class.id;
             self.queue.add(other);
-            self.queue.wake(class);
+            self.queue.wake(class, true);
         }
     }
 
     /// Whether a class that waits could now make room for itself on the node.
-    pub(super) fn could_preempt(&mut self, class: &Class, at: NodeIndex) -> bool {
+    pub(super) fn could_preempt(&mut self, class: &Arc<Class>, at: NodeIndex) -> bool {
+        let has_lower = |info: &NodeInfo| {
+            let mut groups = info.groups.values();
+            groups.any(|group| group.class.priority < class.priority)
+        };
         let Some(framework) = self.profiles.get(&class.scheduler) else {
             return false;
         };
-        let has_lower = |info: &NodeInfo| info.pods.values().any(|pod| pod.class.priority < class.priority);
         if framework.preemption.is_none() || class.never_preempts || !self.snapshot.node(at).is_some_and(has_lower) {
             return false;
         }
         let trial = Trial {
             framework,
             class,
+            snapshot: &self.snapshot,
             budgets: &self.budgets,
+            asking: None,
         };
-        trial.victims(&mut self.snapshot, at, &[]).is_ok()
+        let mut tracking = self.trackings.get(class.id);
+        if tracking
+            .as_mut()
+            .is_some_and(|tracking| !tracking.catch_up(class, &self.snapshot))
+        {
+            tracking = None;
+        }
+        matches!(trial.victims(at, tracking), Outcome::Victims(_))
     }
 }

@@ -226,7 +226,11 @@ fn a_nominated_pod_waits_for_its_victims_unless_it_fits_elsewhere() {
     engine.pod_changed(&waiting("p", spec(100, "4")));
     assert_eq!(settle(&mut engine), ["p⇒n1 without a b"]);
     engine.pod_gone("a");
-    assert!(settle(&mut engine).is_empty(), "one victim is left");
+    let waits = "p: 0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to a terminating pod on the \
+                 nominated node.";
+    assert_eq!(settle(&mut engine), [waits], "one victim is left");
+    engine.pod_changed(&running("b", "n1", 1, "2", 1));
+    assert!(settle(&mut engine).is_empty(), "it knows that already");
     assert!(engine.is_waiting("p"));
     engine.node_changed(node("n2", json!({"cpu": "8", "memory": "8Gi", "pods": "110"})));
     assert_eq!(settle(&mut engine), ["p→n2"]);
@@ -271,7 +275,11 @@ fn a_nomination_survives_the_scheduler() {
     let mut nominated = serde_json::to_value(waiting("p", spec(100, "4"))).unwrap();
     nominated["status"] = json!({"nominatedNodeName": "n1"});
     engine.pod_changed(&serde_json::from_value(nominated).unwrap());
-    assert!(settle(&mut engine).is_empty(), "its victim is on its way out");
+    let decisions = settle(&mut engine);
+    assert!(
+        decisions[0].ends_with("not eligible due to a terminating pod on the nominated node."),
+        "its victim is on its way out: {decisions:?}"
+    );
     engine.pod_gone("a");
     assert_eq!(settle(&mut engine), ["p→n1"]);
 }
@@ -291,4 +299,50 @@ fn victims_may_be_those_that_keep_others_away() {
     assert_eq!(settle(&mut engine), ["p⇒n1 without a"]);
     engine.pod_gone("a");
     assert_eq!(settle(&mut engine), ["p→n1"]);
+}
+
+#[test]
+fn a_nomination_survives_a_failed_binding() {
+    let mut engine = engine(&["n1"], "4");
+    engine.pod_changed(&running("a", "n1", 1, "4", 0));
+    engine.pod_changed(&waiting("p", spec(100, "4")));
+    assert_eq!(settle(&mut engine), ["p⇒n1 without a"]);
+    engine.pod_gone("a");
+    let now = Instant::now();
+    let Some(Decision::Bind { pod, .. }) = engine.next(now) else {
+        panic!("no binding")
+    };
+    engine.bind_failed(pod, now);
+    // While it rests nobody of less importance takes its room.
+    engine.pod_changed(&waiting("low", spec(0, "4")));
+    let decisions = settle(&mut engine);
+    assert!(
+        decisions.iter().all(|text| text.starts_with("low: 0/1")),
+        "{decisions:?}"
+    );
+    let due = engine.next_deadline().unwrap();
+    assert!(matches!(engine.next(due), Some(Decision::Bind { pod, .. }) if &*pod.name == "p"));
+    engine.pod_changed(&running("p", "n1", 100, "4", 1));
+    engine.pod_gone("p");
+    assert_eq!(settle(&mut engine), ["low→n1"]);
+}
+
+#[test]
+fn the_end_of_a_nomination_is_written_until_it_is() {
+    let mut engine = engine(&["n1"], "4");
+    engine.pod_changed(&running("a", "n1", 1, "4", 0));
+    engine.pod_changed(&waiting("p", spec(100, "4")));
+    settle(&mut engine);
+    engine.pod_changed(&waiting("q", spec(200, "4")));
+    let mut ended = None;
+    let now = Instant::now();
+    while let Some(decision) = engine.next(now) {
+        if let Decision::Unnominate { pod } = decision {
+            ended = Some(pod);
+        }
+    }
+    engine.unnominate_failed(ended.unwrap(), now);
+    assert!(engine.next(now).is_none());
+    let later = engine.next_deadline().unwrap();
+    assert!(matches!(engine.next(later), Some(Decision::Unnominate { pod }) if &*pod.name == "p"));
 }

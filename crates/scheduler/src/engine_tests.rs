@@ -349,7 +349,7 @@ fn accounts_never_go_wrong_under_random_events() {
         assert_eq!(active, 0, "the engine ran dry");
         // Every parked Pod really fits nowhere.
         if step % 50 == 0 && parked > 0 {
-            for class in engine.queue.parked(|_, _| true) {
+            for class in engine.queue.all_parked() {
                 let fits = engine.snapshot.nodes().any(|(_, info)| {
                     matches!(
                         engine.profiles["default-scheduler"].judge(&class, info),
@@ -360,4 +360,84 @@ fn accounts_never_go_wrong_under_random_events() {
             }
         }
     }
+}
+
+#[test]
+fn pods_that_differ_in_labels_nobody_reads_are_examined_once() {
+    let mut engine = engine();
+    engine.node_changed(node("n1", room("1")));
+    let indexed = |index: usize| {
+        let labels = json!({"batch.kubernetes.io/job-completion-index": index.to_string()});
+        labelled_pod(&format!("p{index}"), labels, asks("4"))
+    };
+    for index in 0..300 {
+        engine.pod_changed(&indexed(index));
+    }
+    assert_eq!(settle(&mut engine).1.len(), 300);
+    assert_eq!(engine.queue.all_parked().len(), 1);
+    // Now somebody reads the label, and they are no longer equal.
+    let shy = json!({"containers": [], "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "host", "labelSelector": {"matchLabels": {"batch.kubernetes.io/job-completion-index": "7"}}}]}}});
+    engine.pod_changed(&pod("shy", shy));
+    settle(&mut engine);
+    assert_eq!(engine.queue.all_parked().len(), 300);
+}
+
+#[test]
+fn services_spread_pods_without_constraints() {
+    let mut engine = engine();
+    for (name, zone) in [("n1", "x"), ("n2", "x"), ("n3", "y")] {
+        let labels = json!({"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone});
+        let cpu = if name == "n1" { "800" } else { "32" };
+        engine.node_changed(node_with(name, labels, json!({}), room(cpu)));
+    }
+    engine.pod_changed(&labelled_pod("alone", json!({}), asks("1")));
+    engine.pod_changed(&labelled_pod("alone-too", json!({}), asks("1")));
+    assert_eq!(settle(&mut engine).0, ["alone→n1", "alone-too→n1"]);
+    let selector = json!({"matchLabels": {"app": "web"}});
+    let selector = serde_json::from_value(selector).unwrap();
+    engine.owner_changed(OwnerKind::Service, "default", "web", Some(selector));
+    for index in 0..8 {
+        engine.pod_changed(&labelled_pod(&format!("p{index}"), json!({"app": "web"}), asks("1")));
+    }
+    let (bound, _) = settle(&mut engine);
+    let on = |node: &str| bound.iter().filter(|text| text.ends_with(node)).count();
+    assert!(["n1", "n2", "n3"].into_iter().all(|node| on(node) >= 2), "{bound:?}");
+}
+
+#[test]
+fn those_who_leave_are_not_counted_in_a_spread() {
+    let mut engine = engine();
+    for name in ["n1", "n2"] {
+        engine.node_changed(node_with(name, json!({"zone": name}), json!({}), room("8")));
+    }
+    let placed =
+        |name: &str, node: &str| labelled_pod(name, json!({"app": "web"}), json!({"nodeName": node, "containers": []}));
+    engine.node_changed(node_with(
+        "n2",
+        json!({"zone": "n2"}),
+        json!({"unschedulable": true}),
+        room("8"),
+    ));
+    engine.pod_changed(&placed("a", "n1"));
+    let spread = json!({"containers": [], "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone",
+        "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]});
+    engine.pod_changed(&labelled_pod("p", json!({"app": "web"}), spread));
+    assert_eq!(settle(&mut engine).0, [] as [&str; 0]);
+    let mut leaving = placed("a", "n1");
+    leaving.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    engine.pod_changed(&leaving);
+    assert_eq!(settle(&mut engine).0, ["p→n1"]);
+}
+
+#[test]
+fn a_node_that_goes_wakes_only_whom_it_helps() {
+    let mut engine = engine();
+    for name in ["n1", "n2"] {
+        engine.node_changed(node(name, room("1")));
+    }
+    engine.pod_changed(&pod("big", asks("4")));
+    settle(&mut engine);
+    engine.node_gone("n2");
+    assert_eq!(engine.counts(), (0, 1, 0));
 }

@@ -3,7 +3,8 @@
 //!
 //! There are two sorts of plugins. A **node plugin** looks at one class of Pods and one node's account and nothing else,
 //! so its answer holds until that account changes and is remembered. A **cluster plugin** (pod affinity, topology
-//! spread) looks at Pods everywhere; it prepares once per decision. Both are rows of a table, in upstream's order.
+//! spread) looks at Pods everywhere; per class it keeps sums that follow every change of a node ([`Tracker`]). Both are rows
+//! of a table, in upstream's order.
 //!
 //! A plugin that also looks at objects the snapshot does not hold (claims, volumes, classes) closes over its own view of
 //! them, concerns itself only with classes that name such objects, and has the engine told when that view changed
@@ -19,7 +20,7 @@ use crate::config::Profile;
 use crate::config::args::Arguments;
 use crate::plugins;
 use crate::pod::{Class, PodInfo};
-use crate::snapshot::{NodeInfo, Snapshot};
+use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
 
 /// Scores run from 0 to this.
 pub const MAX_SCORE: i64 = 100;
@@ -132,15 +133,50 @@ pub trait ClusterPlugin: Send + Sync {
     fn name(&self) -> &'static str;
     fn helped_by(&self) -> &'static [Event];
     fn weight(&self) -> i64;
-    /// Looks at the cluster once. `None`: this class does not concern the plugin.
-    fn prepare<'a>(&self, class: &'a Class, snapshot: &'a Snapshot) -> Option<Box<dyn Prepared + 'a>>;
+    /// Whether it refuses nodes, not only ranks them.
+    fn filters(&self) -> bool {
+        true
+    }
+    /// Topology keys it may ask for beyond those that Pods' terms name.
+    fn topology_keys(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Whether it could have anything to say of the class as the cluster is.
+    fn concerns(&self, class: &Class, snapshot: &Snapshot) -> bool;
+    /// Sums for the class. It is then given every node once.
+    fn track(&self, class: &Arc<Class>, snapshot: &Snapshot) -> Box<dyn Tracker>;
+    /// Whether the event could end a refusal of a node that the event is not about. `pod`: what came or went.
+    fn helped(&self, class: &Class, event: Event, pod: Option<&Class>, snapshot: &Snapshot) -> bool;
 }
 
-/// A cluster plugin's view for one decision.
-pub trait Prepared {
-    fn check(&self, node: &NodeInfo) -> Result<(), Refusal>;
-    /// Raw scores of the nodes that passed, to be normalized by the plugin: one per node, in order.
-    fn scores(&self, nodes: &[&NodeInfo]) -> Vec<i64>;
+/// A cluster plugin's sums for one class.
+pub trait Tracker: Send {
+    /// Replaces what it holds of a node by the node's present account.
+    fn set(&mut self, at: NodeIndex, node: Option<&NodeInfo>, snapshot: &Snapshot);
+    /// Whether it refuses no node and ranks all alike, as long as nobody is nominated anywhere.
+    fn is_idle(&self) -> bool;
+    /// Whether it could refuse a node.
+    fn may_refuse(&self) -> bool;
+    fn check(&self, at: NodeIndex) -> Result<(), Refused>;
+    /// Adds `weight` times its scores (from 0 to 100) of the nodes that passed all checks to their totals, in order.
+    fn score(&mut self, nodes: &[NodeIndex], weight: i64, totals: &mut [i64]);
+}
+
+/// A refusal that costs nothing to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub reason: &'static str,
+    /// See [`Refusal::resolvable`].
+    pub resolvable: bool,
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        Refusal {
+            reasons: vec![refused.reason.to_owned()],
+            resolvable: refused.resolvable,
+        }
+    }
 }
 
 /// The set of plugins in force for Pods that name one scheduler (a profile).
@@ -230,7 +266,8 @@ fn cluster_plugin(name: &str, weight: i64, arguments: &Arguments) -> Option<Box<
             weight,
         }),
         "PodTopologySpread" => Box::new(plugins::topology_spread::PodTopologySpread {
-            default_constraints: (!arguments.spread.system).then(|| arguments.spread.defaults.clone()),
+            defaults: arguments.spread.defaults.clone(),
+            system: arguments.spread.system,
             weight,
         }),
         _ => return None,
@@ -240,7 +277,6 @@ fn cluster_plugin(name: &str, weight: i64, arguments: &Arguments) -> Option<Box<
 
 /// A cluster plugin that ranks nodes and refuses none.
 struct RanksOnly(Box<dyn ClusterPlugin>);
-struct RanksOnlyView<'a>(Box<dyn Prepared + 'a>);
 
 impl ClusterPlugin for RanksOnly {
     fn name(&self) -> &'static str {
@@ -252,18 +288,20 @@ impl ClusterPlugin for RanksOnly {
     fn weight(&self) -> i64 {
         self.0.weight()
     }
-    fn prepare<'a>(&self, class: &'a Class, snapshot: &'a Snapshot) -> Option<Box<dyn Prepared + 'a>> {
-        let view = self.0.prepare(class, snapshot)?;
-        Some(Box::new(RanksOnlyView(view)))
+    fn filters(&self) -> bool {
+        false
     }
-}
-
-impl Prepared for RanksOnlyView<'_> {
-    fn check(&self, _node: &NodeInfo) -> Result<(), Refusal> {
-        Ok(())
+    fn topology_keys(&self) -> Vec<String> {
+        self.0.topology_keys()
     }
-    fn scores(&self, nodes: &[&NodeInfo]) -> Vec<i64> {
-        self.0.scores(nodes)
+    fn concerns(&self, class: &Class, snapshot: &Snapshot) -> bool {
+        self.0.concerns(class, snapshot)
+    }
+    fn track(&self, class: &Arc<Class>, snapshot: &Snapshot) -> Box<dyn Tracker> {
+        self.0.track(class, snapshot)
+    }
+    fn helped(&self, _: &Class, _: Event, _: Option<&Class>, _: &Snapshot) -> bool {
+        false
     }
 }
 
@@ -325,6 +363,12 @@ pub enum Verdict {
     Refused { filter: usize, refusal: Refusal },
 }
 
+impl Verdict {
+    pub fn is_fit(&self) -> bool {
+        matches!(self, Verdict::Fits(_))
+    }
+}
+
 impl Framework {
     /// The plugins whose refusal `event` can end.
     pub fn helped_by(&self, event: Event) -> Vec<&'static str> {
@@ -347,6 +391,19 @@ impl Framework {
         Verdict::Fits(self.scores.iter().map(|row| (row.score)(class, node)).collect())
     }
 
+    /// The first refusal, without scores: (filter, refusal).
+    pub fn refusal(&self, class: &Class, node: &NodeInfo) -> Option<(usize, Refusal)> {
+        let mut checks = self.filters.iter().enumerate();
+        checks.find_map(|(filter, row)| Some((filter, (row.check)(class, node).err()?)))
+    }
+
+    /// The weighted total of a node with these raw scores, where these are the largest among all nodes.
+    pub fn total(&self, raw: &[i64], largest: &[i64]) -> i64 {
+        let rows = self.scores.iter().zip(raw).zip(largest);
+        rows.map(|((row, &score), &largest)| row.weight * normalized(row.normalize, score, largest))
+            .sum()
+    }
+
     /// Weighted totals of nodes with the given raw scores.
     pub fn totals<'a>(&self, raw: impl Iterator<Item = &'a [i64]> + Clone) -> Vec<i64> {
         let largest: Vec<i64> = (0..self.scores.len())
@@ -360,12 +417,7 @@ impl Framework {
                     .unwrap_or(0),
             })
             .collect();
-        raw.map(|scores| {
-            let rows = self.scores.iter().zip(scores).zip(&largest);
-            rows.map(|((row, &score), &largest)| row.weight * normalized(row.normalize, score, largest))
-                .sum()
-        })
-        .collect()
+        raw.map(|scores| self.total(scores, &largest)).collect()
     }
 }
 

@@ -48,6 +48,13 @@ pub fn selects(selector: Option<&LabelSelector>, labels: &Labels) -> bool {
         })
 }
 
+/// The keys that a selector reads.
+pub fn keys(selector: &LabelSelector) -> impl Iterator<Item = &str> {
+    let exact = selector.match_labels.iter().flatten().map(|(key, _)| key.as_str());
+    let asked = selector.match_expressions.iter().flatten();
+    exact.chain(asked.map(|requirement| requirement.key.as_str()))
+}
+
 fn node_requirement(requirement: &NodeSelectorRequirement, value: Option<&String>) -> bool {
     holds(
         &requirement.operator,

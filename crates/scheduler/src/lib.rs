@@ -9,10 +9,13 @@
 //! Where it differs from upstream: all nodes are scored rather than a sample (remembered verdicts make that cheap), and
 //! there is no volume binding and no extender yet.
 
+pub mod classes;
 pub mod config;
 pub mod engine;
 pub mod framework;
 pub mod labels;
+pub mod memory;
+pub mod owners;
 pub mod plugins;
 pub mod pod;
 pub mod preemption;
@@ -23,6 +26,7 @@ mod run;
 pub mod snapshot;
 #[cfg(test)]
 mod testing;
+pub mod topology;
 
 pub use config::{Configuration, ConfigurationError};
 pub use run::{Config, run};

@@ -1,9 +1,11 @@
 //! A Pod as the scheduler sees it, and its class.
 //!
 //! Pods that ask for the same things are one [`Class`]: whatever is learned about one holds for all of them, so a
-//! thousand equal Pods are examined once per change of the cluster, not once each.
+//! thousand equal Pods are examined once per change of the cluster, not once each. Of their labels only those count that
+//! some selector reads ([`crate::classes`]).
 
 use std::collections::BTreeSet;
+use std::fmt::{self, Write};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use k8s_openapi::api::core::v1::{
 use sha2::{Digest, Sha256};
 
 use crate::labels::Labels;
+use crate::owners::OwnerKind;
 use crate::plugins::images::normalized;
 use crate::plugins::node::named_nodes;
 use crate::resources::{Resources, pod_requests};
@@ -59,15 +62,16 @@ impl AffinityTerm {
 
     /// Whether the term speaks of a Pod with these labels in this namespace.
     /// An empty namespace selector means all namespaces; others are decided by `namespace_labels`.
-    pub fn speaks_of(
+    pub fn speaks_of<'a>(
         &self,
         namespace: &str,
         labels: &Labels,
-        namespace_labels: impl Fn(&str) -> Option<Labels>,
+        namespace_labels: impl Fn(&str) -> Option<&'a Labels>,
     ) -> bool {
         let here = self.namespaces.iter().any(|name| name == namespace)
             || self.term.namespace_selector.as_ref().is_some_and(|selector| {
-                crate::labels::selects(Some(selector), &namespace_labels(namespace).unwrap_or_default())
+                let none = Labels::new();
+                crate::labels::selects(Some(selector), namespace_labels(namespace).unwrap_or(&none))
             });
         here && crate::labels::selects(self.term.label_selector.as_ref(), labels)
     }
@@ -77,7 +81,13 @@ impl AffinityTerm {
 #[derive(Clone, Debug)]
 pub struct Class {
     pub id: ClassId,
+    /// Equal for classes that differ in nothing node plugins look at, which is all but labels, namespace and wishes about
+    /// other Pods. (The namespace counts where volumes are named.)
+    pub shape: ClassId,
+    /// Equal for classes that differ in labels alone.
+    base: ClassId,
     pub namespace: String,
+    /// Those that may matter; see [`crate::classes`].
     pub labels: Labels,
     pub priority: i32,
     pub requests: Resources,
@@ -104,6 +114,8 @@ pub struct Class {
     pub never_preempts: bool,
     /// The only nodes its required affinity can mean; see [`crate::plugins::node::named_nodes`].
     pub only_nodes: Option<BTreeSet<String>>,
+    /// The workload that controls it, if spreading by default may concern it.
+    pub owner: Option<(OwnerKind, String)>,
     /// The volumes that plugins may have to find a place for.
     pub volumes: Vec<Volume>,
     /// Its name, where that decides which claims are meant (volumes made for the Pod alone).
@@ -111,8 +123,26 @@ pub struct Class {
 }
 
 /// Equal for Pods that the scheduler cannot tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClassId([u8; 16]);
+
+impl From<Sha256> for ClassId {
+    fn from(digest: Sha256) -> Self {
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest.finalize()[..16]);
+        ClassId(id)
+    }
+}
+
+/// Digests what is written to it.
+struct Digester(Sha256);
+
+impl fmt::Write for Digester {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.update(text.as_bytes());
+        Ok(())
+    }
+}
 
 /// One Pod, with its class.
 #[derive(Clone, Debug)]
@@ -121,6 +151,12 @@ pub struct PodInfo {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub class: Arc<Class>,
+    /// All its labels.
+    pub labels: Arc<Labels>,
+    /// Of its specification.
+    pub generation: i64,
+    /// Its condition says already that it waits.
+    pub told: bool,
     /// When its node took it on, in seconds.
     pub started: Option<i64>,
     /// Its deletion has begun.
@@ -159,12 +195,54 @@ impl Class {
             && self.preferred_anti_affinity.is_empty())
     }
 
-    /// The class of a Pod. Everything that any plugin reads takes part in the identity.
+    /// The topology keys its terms and constraints name.
+    pub fn topology_keys(&self) -> impl Iterator<Item = &str> {
+        let terms = self.terms().map(|term| term.term.topology_key.as_str());
+        terms.chain(self.spread.iter().map(|constraint| constraint.topology_key.as_str()))
+    }
+
+    fn terms(&self) -> impl Iterator<Item = &AffinityTerm> {
+        let required = self.affinity.iter().chain(&self.anti_affinity);
+        let preferred = self.preferred_affinity.iter().chain(&self.preferred_anti_affinity);
+        required.chain(preferred.map(|(_, term)| term))
+    }
+
+    /// The keys of Pods' labels that its terms and constraints read.
+    pub fn label_keys(&self) -> impl Iterator<Item = &str> {
+        let of_terms = self.terms().filter_map(|term| term.term.label_selector.as_ref());
+        let of_spreads = self.spread.iter().filter_map(|spread| spread.label_selector.as_ref());
+        let matched = self.spread.iter().filter_map(|spread| spread.match_label_keys.as_ref());
+        let selected = of_terms.chain(of_spreads).flat_map(crate::labels::keys);
+        selected.chain(matched.flatten().map(String::as_str))
+    }
+
+    /// The class of a Pod. Everything that any plugin reads takes part in the identity; of the labels, all.
     pub fn of(pod: &Pod) -> Class {
+        Class::without_labels(pod).labelled(pod.metadata.labels.clone().unwrap_or_default())
+    }
+
+    /// The class of Pods that ask for the same and have these labels.
+    pub fn labelled(self, labels: Labels) -> Class {
+        Class {
+            id: self.id_with(&labels),
+            labels,
+            ..self
+        }
+    }
+
+    /// The identity of [`Class::labelled`].
+    pub fn id_with(&self, labels: &Labels) -> ClassId {
+        let mut digest = Digester(Sha256::new_with_prefix(self.base.0));
+        // Writing into a digest cannot fail.
+        let _ = write!(digest, "{labels:?}");
+        ClassId::from(digest.0)
+    }
+
+    /// What a Pod asks for, whatever its labels.
+    pub fn without_labels(pod: &Pod) -> Class {
         let default = Default::default();
         let spec = pod.spec.as_ref().unwrap_or(&default);
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        let labels = pod.metadata.labels.clone().unwrap_or_default();
         let (requests, assumed) = pod_requests(pod);
         let affinity = spec.affinity.as_ref();
         let node_affinity = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
@@ -211,7 +289,9 @@ impl Class {
             .map(normalized)
             .collect();
         let mut class = Class {
-            id: ClassId([0; 16]),
+            id: ClassId::default(),
+            shape: ClassId::default(),
+            base: ClassId::default(),
             priority: spec.priority.unwrap_or(0),
             requests,
             assumed,
@@ -261,21 +341,68 @@ impl Class {
                 .filter(|volume| needs_a_place(volume))
                 .cloned()
                 .collect(),
+            owner: owner(pod),
             namespace,
-            labels,
+            labels: Labels::new(),
         };
-        class.id = class.identity();
+        class.identify();
         // Where a Pod is is not what it asks for: it stays of the same class when it is bound.
         class.node_name = spec.node_name.clone().filter(|name| !name.is_empty());
         class
     }
 
-    fn identity(&self) -> ClassId {
-        // Debug output covers every field, is deterministic (all maps are ordered) and cannot fall behind the struct.
-        let digest = Sha256::digest(format!("{self:?}"));
-        let mut id = [0; 16];
-        id.copy_from_slice(&digest[..16]);
-        ClassId(id)
+    /// Debug output is deterministic (all maps are ordered), and naming every field here keeps it from falling behind.
+    fn identify(&mut self) {
+        let Class {
+            id: _,
+            shape: _,
+            base: _,
+            labels: _,
+            node_name: _,
+            namespace,
+            priority,
+            requests,
+            assumed,
+            node_selector,
+            required_nodes,
+            preferred_nodes,
+            tolerations,
+            host_ports,
+            images,
+            containers,
+            affinity,
+            anti_affinity,
+            preferred_affinity,
+            preferred_anti_affinity,
+            spread,
+            scheduler,
+            never_preempts,
+            only_nodes,
+            volumes,
+            owner,
+            pod_name,
+        } = &*self;
+        let mut digest = Digester(Sha256::new());
+        let asked = (
+            priority,
+            requests,
+            assumed,
+            node_selector,
+            required_nodes,
+            preferred_nodes,
+        );
+        let more = (tolerations, host_ports, images, containers, scheduler, never_preempts);
+        let named = (only_nodes, volumes, pod_name);
+        // Writing into a digest cannot fail.
+        let _ = write!(digest, "{asked:?}{more:?}{named:?}");
+        if !volumes.is_empty() {
+            let _ = write!(digest, "{namespace}");
+        }
+        let shape = ClassId::from(digest.0.clone());
+        let terms = (affinity, anti_affinity, preferred_affinity, preferred_anti_affinity);
+        let _ = write!(digest, "{:?}{terms:?}", (namespace, spread, owner));
+        (self.shape, self.base) = (shape, ClassId::from(digest.0));
+        self.id = self.id_with(&self.labels);
     }
 }
 
@@ -317,6 +444,13 @@ impl PodInfo {
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default().into(),
             name: pod.metadata.name.as_deref()?.into(),
             class,
+            labels: Arc::new(pod.metadata.labels.clone().unwrap_or_default()),
+            generation: pod.metadata.generation.unwrap_or(0),
+            told: status
+                .and_then(|status| status.conditions.as_ref())
+                .into_iter()
+                .flatten()
+                .any(|condition| condition.type_ == "PodScheduled" && condition.status == "False"),
             started: status
                 .and_then(|status| status.start_time.as_ref())
                 .map(|time| time.0.as_second()),
@@ -324,6 +458,17 @@ impl PodInfo {
             preempted: preempted && pod.metadata.deletion_timestamp.is_some(),
         })
     }
+}
+
+/// The controller of a Pod without constraints of its own, if it is of a kind that spreading by default looks at.
+fn owner(pod: &Pod) -> Option<(OwnerKind, String)> {
+    let spread = pod.spec.as_ref()?.topology_spread_constraints.iter().flatten().next();
+    if spread.is_some() {
+        return None;
+    }
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.controller == Some(true))?;
+    Some((OwnerKind::of(&owner.api_version, &owner.kind)?, owner.name.clone()))
 }
 
 /// Whether a Pod no longer uses its node's resources.

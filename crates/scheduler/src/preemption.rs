@@ -2,16 +2,19 @@
 //!
 //! Per node the fewest victims are found as upstream finds them: all Pods of lower priority leave, then, those that
 //! disruption budgets protect first and from the most important on, each that can stay does. Everything here is a dry
-//! run: the snapshot is as it was afterwards.
+//! run: the snapshot is as it was afterwards. What was found for a node holds for all equal Pods until the node or the
+//! budgets change.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use crate::framework::{Framework, Refusal};
+use crate::framework::Framework;
 use crate::labels::selects;
+use crate::memory::Tracking;
 use crate::pod::{Class, PodInfo};
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
 
@@ -28,7 +31,11 @@ struct Budget {
 
 /// Disruption budgets by namespace and name, as far as preemption looks at them.
 #[derive(Debug, Default)]
-pub struct Budgets(BTreeMap<String, BTreeMap<String, Budget>>);
+pub struct Budgets {
+    by_namespace: BTreeMap<String, BTreeMap<String, Budget>>,
+    /// Changes whenever they do.
+    pub generation: u64,
+}
 
 impl Budgets {
     pub fn set(&mut self, object: &PodDisruptionBudget) {
@@ -46,11 +53,16 @@ impl Budgets {
         };
         let namespace = object.metadata.namespace.clone().unwrap_or_default();
         let name = object.metadata.name.clone().unwrap_or_default();
-        self.0.entry(namespace).or_default().insert(name, budget);
+        let budgets = self.by_namespace.entry(namespace).or_default();
+        if budgets.get(&name) != Some(&budget) {
+            budgets.insert(name, budget);
+            self.generation += 1;
+        }
     }
 
     pub fn remove(&mut self, namespace: &str, name: &str) {
-        if let Some(budgets) = self.0.get_mut(namespace) {
+        self.generation += 1;
+        if let Some(budgets) = self.by_namespace.get_mut(namespace) {
             budgets.remove(name);
         }
     }
@@ -62,9 +74,12 @@ impl Budgets {
         pods.into_iter().partition(|pod| {
             let mut forbidden = false;
             // Without labels nothing selects it.
-            let budgets = self.0.get(&*pod.namespace).filter(|_| !pod.class.labels.is_empty());
+            let budgets = self
+                .by_namespace
+                .get(&*pod.namespace)
+                .filter(|_| !pod.labels.is_empty());
             for (name, budget) in budgets.into_iter().flatten() {
-                if !selects(budget.selector.as_ref(), &pod.class.labels) || budget.disrupted.contains(&*pod.name) {
+                if !selects(budget.selector.as_ref(), &pod.labels) || budget.disrupted.contains(&*pod.name) {
                     continue;
                 }
                 let left = left
@@ -116,79 +131,57 @@ impl Victims {
     }
 }
 
+/// What preemption would mean for one node.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    Victims(Victims),
+    /// Even that would not help: why.
+    Refused(Vec<String>),
+}
+
 /// What has to be known to try things out on a node.
 pub struct Trial<'a> {
     pub framework: &'a Framework,
     pub class: &'a Class,
+    pub snapshot: &'a Snapshot,
     pub budgets: &'a Budgets,
+    /// The Pod that asks, if it is nominated somewhere: it does not yield to itself.
+    pub asking: Option<&'a str>,
 }
 
 impl Trial<'_> {
-    /// Whether the class fits a node whose account were this one: `(plugin, why not)`.
-    fn fits_alone(
-        &self,
-        snapshot: &mut Snapshot,
-        at: NodeIndex,
-        info: &NodeInfo,
-    ) -> Result<(), (&'static str, Refusal)> {
-        for row in &self.framework.filters {
-            (row.check)(self.class, info).map_err(|refusal| (row.name, refusal))?;
-        }
-        if self.framework.cluster.is_empty() || (!self.class.looks_beyond_the_node() && !snapshot.any_terms()) {
-            return Ok(());
-        }
-        // Cluster plugins see the whole snapshot: the account takes the node's place while they look.
-        let Some(before) = snapshot.exchange(at, info.clone()) else {
-            return Ok(());
-        };
-        let answer = self.framework.cluster.iter().try_for_each(|plugin| {
-            let Some(view) = plugin.prepare(self.class, snapshot) else {
-                return Ok(());
-            };
-            view.check(info).map_err(|refusal| (plugin.name(), refusal))
-        });
-        snapshot.exchange(at, before);
-        answer
-    }
-
-    /// Whether it fits with the Pods that are to come there as well as without them.
-    pub fn fits(
-        &self,
-        snapshot: &mut Snapshot,
-        at: NodeIndex,
-        info: &NodeInfo,
-        nominated: &[PodInfo],
-    ) -> Result<(), (&'static str, Refusal)> {
-        if !nominated.is_empty() {
-            let mut fuller = info.clone();
-            for pod in nominated {
-                fuller.add_pod(pod.clone());
+    /// Whether the class fits a node whose account is this, nominated Pods taken into account.
+    fn fits(&self, at: NodeIndex, node: &NodeInfo, tracking: &mut Option<&mut Tracking>) -> Result<(), Vec<String>> {
+        let fuller = node.with_nominated(self.class.priority, self.asking);
+        for node in fuller.iter().chain([node]) {
+            if let Some((_, refusal)) = self.framework.refusal(self.class, node) {
+                return Err(refusal.reasons);
             }
-            self.fits_alone(snapshot, at, &fuller)?;
+            if let Some(tracking) = tracking {
+                let answer = tracking.check_if(at, node, self.snapshot);
+                answer.map_err(|(_, refused)| vec![refused.reason.to_owned()])?;
+            }
         }
-        self.fits_alone(snapshot, at, info)
+        Ok(())
     }
 
-    /// Who would have to leave the node; otherwise why even that would not help.
-    pub fn victims(
-        &self,
-        snapshot: &mut Snapshot,
-        at: NodeIndex,
-        nominated: &[PodInfo],
-    ) -> Result<Victims, Vec<String>> {
-        let Some(mut copy) = snapshot.node(at).cloned() else {
-            return Err(vec![NOT_HELPFUL.to_owned()]);
+    /// Who would have to leave the node.
+    pub fn victims(&self, at: NodeIndex, mut tracking: Option<&mut Tracking>) -> Outcome {
+        let Some(node) = self.snapshot.node(at) else {
+            return Outcome::Refused(vec![NOT_HELPFUL.to_owned()]);
         };
         let less_important = |pod: &&PodInfo| pod.class.priority < self.class.priority;
-        let mut leaving: Vec<PodInfo> = copy.pods.values().filter(less_important).cloned().collect();
+        let mut leaving: Vec<PodInfo> = node.pods.values().filter(less_important).cloned().collect();
         if leaving.is_empty() {
-            return Err(vec![NO_VICTIMS.to_owned()]);
+            return Outcome::Refused(vec![NO_VICTIMS.to_owned()]);
         }
+        let mut copy = node.clone();
         for pod in &leaving {
             copy.remove_pod(&pod.uid);
         }
-        self.fits(snapshot, at, &copy, nominated)
-            .map_err(|(_, refusal)| refusal.reasons)?;
+        if let Err(reasons) = self.fits(at, &copy, &mut tracking) {
+            return Outcome::Refused(reasons);
+        }
         by_importance(&mut leaving);
         let (protected, others) = self.budgets.split(leaving);
         let protected = protected.into_iter().map(|pod| (pod, 1));
@@ -198,7 +191,7 @@ impl Trial<'_> {
         };
         for (pod, violation) in protected.chain(others.into_iter().map(|pod| (pod, 0))) {
             copy.add_pod(pod.clone());
-            if self.fits(snapshot, at, &copy, nominated).is_err() {
+            if self.fits(at, &copy, &mut tracking).is_err() {
                 copy.remove_pod(&pod.uid);
                 victims.violations += violation;
                 victims.pods.push(pod);
@@ -206,9 +199,74 @@ impl Trial<'_> {
         }
         if victims.pods.is_empty() {
             // It fits as it is: the next try finds that out.
-            return Err(vec![NOT_HELPFUL.to_owned()]);
+            return Outcome::Refused(vec![NOT_HELPFUL.to_owned()]);
         }
         by_importance(&mut victims.pods);
-        Ok(victims)
+        Outcome::Victims(victims)
+    }
+}
+
+/// Candidates as they are found.
+#[derive(Default)]
+pub struct Candidates {
+    best: Option<(NodeIndex, Arc<Outcome>)>,
+    found: usize,
+    peaceful: bool,
+    examined: usize,
+    why_not: BTreeMap<String, usize>,
+}
+
+impl Candidates {
+    pub fn add(&mut self, at: NodeIndex, outcome: &Arc<Outcome>) {
+        self.examined += 1;
+        match &**outcome {
+            Outcome::Refused(reasons) => self.refuse(reasons, 1),
+            Outcome::Victims(victims) => {
+                self.found += 1;
+                self.peaceful |= victims.violations == 0;
+                let cheaper = match self.best.as_ref().map(|(_, best)| &**best) {
+                    Some(Outcome::Victims(best)) => victims.cost() < best.cost(),
+                    _ => true,
+                };
+                if cheaper {
+                    self.best = Some((at, Arc::clone(outcome)));
+                }
+            }
+        }
+    }
+
+    /// Nodes that need not be looked at: nobody on them could leave.
+    pub fn add_without_victims(&mut self, nodes: usize) {
+        self.examined += nodes;
+        if nodes > 0 {
+            self.refuse(&[NO_VICTIMS.to_owned()], nodes);
+        }
+    }
+
+    fn refuse(&mut self, reasons: &[String], nodes: usize) {
+        for reason in reasons {
+            match self.why_not.get_mut(reason) {
+                Some(count) => *count += nodes,
+                None => {
+                    self.why_not.insert(reason.clone(), nodes);
+                }
+            }
+        }
+    }
+
+    /// Whether `enough` candidates were found, one of them without breaking a budget.
+    pub fn suffice(&self, enough: usize) -> bool {
+        self.peaceful && self.found >= enough
+    }
+
+    /// The best of them, or how many of `nodes` nodes will not do and why.
+    pub fn into_best(mut self, nodes: usize) -> Result<(NodeIndex, Arc<Outcome>), BTreeMap<String, usize>> {
+        if let Some(best) = self.best {
+            return Ok(best);
+        }
+        if nodes > self.examined {
+            self.refuse(&[NOT_HELPFUL.to_owned()], nodes - self.examined);
+        }
+        Err(self.why_not)
     }
 }

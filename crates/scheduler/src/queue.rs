@@ -1,12 +1,14 @@
 //! The queue: classes of equal Pods, in the order of their first Pod.
 //!
-//! A class is *active* (worth trying) or *parked* (the cluster as it stands has no place for it). Parking and waking a
-//! class costs the same whether it holds one Pod or thirty thousand. Within and between classes the order is priority,
-//! then arrival.
+//! A class is *active* (worth trying), *parked* (the cluster as it stands has no place for it) or *resting* (worth trying,
+//! but it was so in vain so often that it waits a little). Parking and waking a class costs the same whether it holds one
+//! Pod or thirty thousand, and a parked class is found by the plugins that refused it, so that an event which helps none
+//! of them costs it nothing. Within and between classes the order is priority, then arrival.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::pod::{Class, ClassId, PodInfo};
 
@@ -22,103 +24,228 @@ pub struct Diagnosis {
     pub plugins: Vec<&'static str>,
 }
 
+/// How long what failed rests: doubling from the first to the longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    pub first: Duration,
+    pub longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff {
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Backoff {
+    /// The rest after so many failures.
+    pub fn after(&self, failures: u32) -> Duration {
+        let doubled = 2u32.checked_pow(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.first.saturating_mul(doubled).min(self.longest)
+    }
+}
+
+/// Tries in vain that cost no rest: an event says that they are worth it.
+const FREE_TRIES: u32 = 2;
+/// A class parked for so long is tried once more, should an event have been judged wrongly.
+const LONGEST_PARKED: Duration = Duration::from_secs(300);
+/// Where classes are listed that nobody refused: there was no node.
+pub const NOBODY: &str = "";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Active,
+    Parked(Instant),
+    /// To be tried, at once or after a rest: [`Queue::advance`] says which.
+    Woken,
+    Resting(Instant),
+}
+
 struct Queued {
     class: Arc<Class>,
     pods: BTreeMap<Order, PodInfo>,
-    parked: Option<Diagnosis>,
+    state: State,
+    /// Why it was parked last.
+    diagnosis: Option<Diagnosis>,
     /// Pods not yet told why they wait, or told something else.
     untold: BTreeSet<Order>,
     /// The plugins they were last told of.
     told: Vec<&'static str>,
+    /// Tries in vain since one of its Pods last found a node, and the last of them.
+    vain: u32,
+    tried: Option<Instant>,
+}
+
+impl Queued {
+    fn first(&self) -> Option<Order> {
+        self.pods.first_key_value().map(|(order, _)| *order)
+    }
+    fn is_parked(&self) -> bool {
+        matches!(self.state, State::Parked(_))
+    }
+}
+
+/// The plugins a parked class is listed under.
+fn refusing(diagnosis: Option<&Diagnosis>) -> Vec<&'static str> {
+    match diagnosis {
+        Some(diagnosis) if !diagnosis.plugins.is_empty() => diagnosis.plugins.clone(),
+        _ => vec![NOBODY],
+    }
 }
 
 #[derive(Default)]
 pub struct Queue {
     classes: HashMap<ClassId, Queued>,
     active: BTreeSet<(Order, ClassId)>,
+    woken: BTreeSet<ClassId>,
+    resting: BTreeSet<(Instant, ClassId)>,
+    parked: BTreeSet<(Instant, ClassId)>,
+    /// Parked classes by the plugins that refused.
+    refused_by: HashMap<&'static str, BTreeSet<ClassId>>,
     place: HashMap<Arc<str>, (ClassId, Order)>,
     /// Parked classes with Pods that wait for an explanation.
     to_tell: BTreeSet<ClassId>,
     arrivals: u64,
+    backoff: Backoff,
 }
 
 impl Queue {
+    pub fn new(backoff: Backoff) -> Self {
+        Queue {
+            backoff,
+            ..Queue::default()
+        }
+    }
     pub fn len(&self) -> usize {
         self.place.len()
     }
     pub fn is_empty(&self) -> bool {
         self.place.is_empty()
     }
-    /// (active, parked) Pods.
+    /// (active, parked) Pods; those that rest are active.
     pub fn counts(&self) -> (usize, usize) {
-        let parked = self
-            .classes
-            .values()
-            .filter(|queued| queued.parked.is_some())
-            .map(|queued| queued.pods.len())
-            .sum();
+        let parked = self.classes.values().filter(|queued| queued.is_parked());
+        let parked = parked.map(|queued| queued.pods.len()).sum();
         (self.len() - parked, parked)
+    }
+    #[cfg(test)]
+    pub(crate) fn all_parked(&self) -> Vec<Arc<Class>> {
+        let parked = self.classes.values().filter(|queued| queued.is_parked());
+        parked.map(|queued| Arc::clone(&queued.class)).collect()
+    }
+    pub fn any_parked(&self) -> bool {
+        !self.parked.is_empty()
     }
     pub fn contains(&self, uid: &str) -> bool {
         self.place.contains_key(uid)
     }
-    /// The class a queued Pod is in.
-    pub fn class_of(&self, uid: &str) -> Option<ClassId> {
-        self.place.get(uid).map(|(class, _)| *class)
+    pub fn get(&self, uid: &str) -> Option<&PodInfo> {
+        let (class, order) = self.place.get(uid)?;
+        self.classes.get(class)?.pods.get(order)
     }
 
     /// Queues a Pod. One that is already queued in the same class stays where it is; one whose class changed moves.
     pub fn add(&mut self, pod: PodInfo) {
-        if let Some((class, _)) = self.place.get(&pod.uid) {
+        if let Some((class, order)) = self.place.get(&pod.uid) {
             if *class == pod.class.id {
+                let known = self
+                    .classes
+                    .get_mut(class)
+                    .and_then(|queued| queued.pods.get_mut(order));
+                if let Some(known) = known {
+                    let told = known.told || pod.told;
+                    *known = PodInfo { told, ..pod };
+                }
                 return;
             }
-            self.remove(&pod.uid.clone());
+            self.remove(&pod.uid);
         }
         self.arrivals += 1;
-        let (class, order) = (pod.class.id, (Reverse(pod.class.priority), self.arrivals));
+        let order = (Reverse(pod.class.priority), self.arrivals);
+        self.insert(order, pod);
+    }
+
+    fn insert(&mut self, order: Order, pod: PodInfo) {
+        let class = pod.class.id;
         self.place.insert(Arc::clone(&pod.uid), (class, order));
         let queued = self.classes.entry(class).or_insert_with(|| Queued {
             class: Arc::clone(&pod.class),
             pods: BTreeMap::new(),
-            parked: None,
+            state: State::Active,
+            diagnosis: None,
             untold: BTreeSet::new(),
             told: Vec::new(),
+            vain: 0,
+            tried: None,
         });
-        let first_before = queued.pods.first_key_value().map(|(order, _)| *order);
+        let before = queued.first();
         queued.pods.insert(order, pod);
         queued.untold.insert(order);
-        if queued.parked.is_some() {
-            self.to_tell.insert(class);
-        } else if first_before.is_none_or(|before| order < before) {
-            if let Some(before) = first_before {
-                self.active.remove(&(before, class));
+        match queued.state {
+            State::Parked(_) => {
+                self.to_tell.insert(class);
             }
-            self.active.insert((order, class));
+            State::Active if before.is_none_or(|before| order < before) => {
+                if let Some(before) = before {
+                    self.active.remove(&(before, class));
+                }
+                self.active.insert((order, class));
+            }
+            State::Active | State::Woken | State::Resting(_) => {}
         }
     }
 
     /// Takes a Pod out, wherever it is.
     pub fn remove(&mut self, uid: &str) -> Option<PodInfo> {
+        self.take(uid).map(|(_, pod)| pod)
+    }
+
+    fn take(&mut self, uid: &str) -> Option<(Order, PodInfo)> {
         let (class, order) = self.place.remove(uid)?;
         let queued = self.classes.get_mut(&class)?;
-        let was_first = queued.pods.first_key_value().is_some_and(|(first, _)| *first == order);
-        let pod = queued.pods.remove(&order);
+        let was_first = queued.first() == Some(order);
+        let pod = queued.pods.remove(&order)?;
         queued.untold.remove(&order);
         if queued.untold.is_empty() {
             self.to_tell.remove(&class);
         }
-        if queued.parked.is_none() && was_first {
+        if queued.state == State::Active && was_first {
             self.active.remove(&(order, class));
-            if let Some((&next, _)) = queued.pods.first_key_value() {
+            if let Some(next) = queued.first() {
                 self.active.insert((next, class));
             }
         }
         if queued.pods.is_empty() {
+            self.leave(class);
             self.classes.remove(&class);
-            self.to_tell.remove(&class);
         }
-        pod
+        Some((order, pod))
+    }
+
+    /// Takes a Pod out because it has a place: its class is getting somewhere.
+    pub fn placed(&mut self, uid: &str) -> Option<PodInfo> {
+        if let Some((class, _)) = self.place.get(uid)
+            && let Some(queued) = self.classes.get_mut(class)
+        {
+            queued.vain = 0;
+        }
+        self.remove(uid)
+    }
+
+    /// Gives Pods another class, where the function has one for them. They keep their place in the order.
+    pub fn reclassify(&mut self, mut class: impl FnMut(&PodInfo) -> Option<Arc<Class>>) {
+        let pods = self.classes.values().flat_map(|queued| queued.pods.values());
+        let changed: Vec<_> = pods
+            .filter_map(|pod| Some((Arc::clone(&pod.uid), class(pod)?)))
+            .collect();
+        for (uid, class) in changed {
+            if let Some((order, pod)) = self.take(&uid) {
+                self.insert(order, PodInfo { class, ..pod });
+            }
+        }
     }
 
     /// The next Pod worth trying, left in its place.
@@ -127,43 +254,141 @@ impl Queue {
         self.classes.get(class)?.pods.first_key_value().map(|(_, pod)| pod)
     }
 
-    /// Sets a class aside. Its Pods are told again only if other plugins refuse than last time.
-    pub fn park(&mut self, class: ClassId, diagnosis: Diagnosis) {
+    /// Takes a class off whatever list its state has it on.
+    fn leave(&mut self, class: ClassId) {
+        let Some(queued) = self.classes.get(&class) else {
+            return;
+        };
+        match queued.state {
+            State::Active => {
+                if let Some(first) = queued.first() {
+                    self.active.remove(&(first, class));
+                }
+            }
+            State::Parked(since) => {
+                self.parked.remove(&(since, class));
+                for plugin in refusing(queued.diagnosis.as_ref()) {
+                    if let Some(classes) = self.refused_by.get_mut(plugin) {
+                        classes.remove(&class);
+                    }
+                }
+            }
+            State::Woken => {
+                self.woken.remove(&class);
+            }
+            State::Resting(until) => {
+                self.resting.remove(&(until, class));
+            }
+        }
+    }
+
+    fn enter(&mut self, class: ClassId, state: State) {
+        self.leave(class);
         let Some(queued) = self.classes.get_mut(&class) else {
             return;
         };
-        if let Some((&first, _)) = queued.pods.first_key_value() {
-            self.active.remove(&(first, class));
+        queued.state = state;
+        match state {
+            State::Active => {
+                if let Some(first) = queued.first() {
+                    self.active.insert((first, class));
+                }
+            }
+            State::Parked(since) => {
+                self.parked.insert((since, class));
+                for plugin in refusing(queued.diagnosis.as_ref()) {
+                    self.refused_by.entry(plugin).or_default().insert(class);
+                }
+            }
+            State::Woken => {
+                self.woken.insert(class);
+            }
+            State::Resting(until) => {
+                self.resting.insert((until, class));
+            }
         }
+    }
+
+    /// Sets a class aside. Its Pods are told again only if other plugins refuse than last time.
+    pub fn park(&mut self, class: ClassId, diagnosis: Diagnosis, now: Instant) {
+        // Under its old diagnosis it is listed elsewhere.
+        self.leave(class);
+        let Some(queued) = self.classes.get_mut(&class) else {
+            return;
+        };
+        queued.state = State::Woken;
+        queued.vain = queued.vain.saturating_add(1);
+        queued.tried = Some(now);
         if queued.told != diagnosis.plugins {
             queued.untold = queued.pods.keys().copied().collect();
-            queued.told = diagnosis.plugins.clone();
+            queued.told.clone_from(&diagnosis.plugins);
         }
         if !queued.untold.is_empty() {
             self.to_tell.insert(class);
         }
-        queued.parked = Some(diagnosis);
+        queued.diagnosis = Some(diagnosis);
+        self.enter(class, State::Parked(now));
     }
 
-    /// Parked classes whose refusal `helped` accepts.
-    pub fn parked(&self, helped: impl Fn(&Class, &Diagnosis) -> bool) -> Vec<Arc<Class>> {
-        let parked = self.classes.values().filter(|queued| {
-            let parked = queued.parked.as_ref();
-            parked.is_some_and(|diagnosis| helped(&queued.class, diagnosis))
-        });
-        parked.map(|queued| Arc::clone(&queued.class)).collect()
+    /// Classes parked because one of these plugins refused.
+    pub fn parked_for<'a>(&self, plugins: impl IntoIterator<Item = &'a str>) -> Vec<(Arc<Class>, Vec<&'static str>)> {
+        let ids = plugins
+            .into_iter()
+            .filter_map(|plugin| self.refused_by.get(plugin))
+            .flatten();
+        let ids: BTreeSet<&ClassId> = ids.collect();
+        let queued = ids.into_iter().filter_map(|id| self.classes.get(id));
+        queued
+            .map(|queued| (Arc::clone(&queued.class), refusing(queued.diagnosis.as_ref())))
+            .collect()
     }
 
-    /// Makes a class worth trying again.
-    pub fn wake(&mut self, class: ClassId) {
-        let Some(queued) = self.classes.get_mut(&class) else {
+    /// Makes a parked class worth trying again. `sure`: it was seen that it will find a place, so that it need not rest.
+    pub fn wake(&mut self, class: ClassId, sure: bool) {
+        let Some(queued) = self.classes.get(&class) else {
             return;
         };
-        if queued.parked.take().is_some()
-            && let Some((&first, _)) = queued.pods.first_key_value()
-        {
-            self.active.insert((first, class));
+        match queued.state {
+            State::Parked(_) | State::Woken | State::Resting(_) if sure => self.enter(class, State::Active),
+            State::Parked(_) => self.enter(class, State::Woken),
+            _ => {}
         }
+    }
+
+    /// Lets those try whose time has come.
+    pub fn advance(&mut self, now: Instant) {
+        while let Some(&class) = self.woken.first() {
+            let queued = self.classes.get(&class);
+            let rest = queued.and_then(|queued| {
+                let failures = queued.vain.checked_sub(FREE_TRIES).filter(|failures| *failures > 0)?;
+                Some(queued.tried? + self.backoff.after(failures))
+            });
+            self.enter(
+                class,
+                rest.filter(|until| *until > now).map_or(State::Active, State::Resting),
+            );
+            // Were the class unknown, entering would have left it there.
+            self.woken.remove(&class);
+        }
+        while let Some(&(until, class)) = self.resting.first()
+            && until <= now
+        {
+            self.enter(class, State::Active);
+            self.resting.remove(&(until, class));
+        }
+        while let Some(&(since, class)) = self.parked.first()
+            && since + LONGEST_PARKED <= now
+        {
+            self.enter(class, State::Active);
+            self.parked.remove(&(since, class));
+        }
+    }
+
+    /// When [`Queue::advance`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let rested = self.resting.first().map(|(until, _)| *until);
+        let parked = self.parked.first().map(|(since, _)| *since + LONGEST_PARKED);
+        rested.into_iter().chain(parked).min()
     }
 
     /// At most `limit` Pods of one parked class that were not yet told why they wait, with the explanation.
@@ -174,7 +399,7 @@ impl Queue {
                 self.to_tell.remove(&class);
                 continue;
             };
-            let Some(diagnosis) = &queued.parked else {
+            let (true, Some(diagnosis)) = (queued.is_parked(), &queued.diagnosis) else {
                 // Awake again: whatever comes of the next try will be told then.
                 self.to_tell.remove(&class);
                 continue;
@@ -183,7 +408,10 @@ impl Queue {
             while pods.len() < limit
                 && let Some(order) = queued.untold.pop_first()
             {
-                pods.extend(queued.pods.get(&order).cloned());
+                if let Some(pod) = queued.pods.get_mut(&order) {
+                    pods.push(pod.clone());
+                    pod.told = true;
+                }
             }
             if queued.untold.is_empty() {
                 self.to_tell.remove(&class);
@@ -234,7 +462,7 @@ mod tests {
             queue.add(pod_info(name, spec(0, "1")));
         }
         let class = queue.first().unwrap().class.id;
-        queue.park(class, diagnosis("Fit"));
+        queue.park(class, diagnosis("Fit"), Instant::now());
         assert!(queue.first().is_none());
         assert_eq!(queue.tell(2).unwrap().1.len(), 2);
         assert_eq!(queue.tell(2).unwrap().1.len(), 1);
@@ -242,12 +470,12 @@ mod tests {
         queue.add(pod_info("p4", spec(0, "1")));
         assert!(queue.first().is_none(), "joins the parked class");
         assert_eq!(&*queue.tell(9).unwrap().1[0].name, "p4");
-        queue.wake(class);
+        queue.wake(class, true);
         assert_eq!(take(&mut queue), "p1");
-        queue.park(class, diagnosis("Fit"));
+        queue.park(class, diagnosis("Fit"), Instant::now());
         assert!(queue.tell(9).is_none(), "nothing new to say");
-        queue.wake(class);
-        queue.park(class, diagnosis("Taints"));
+        queue.wake(class, true);
+        queue.park(class, diagnosis("Taints"), Instant::now());
         assert_eq!(queue.tell(9).unwrap().1.len(), 3);
     }
 
@@ -256,10 +484,59 @@ mod tests {
         let mut queue = Queue::default();
         queue.add(pod_info("p1", spec(0, "1")));
         let parked = queue.first().unwrap().class.id;
-        queue.park(parked, diagnosis("Fit"));
+        queue.park(parked, diagnosis("Fit"), Instant::now());
         queue.add(pod_info("p1", spec(0, "2")));
         assert_eq!(queue.len(), 1);
         assert_eq!(&*queue.first().unwrap().name, "p1");
         assert!(queue.tell(9).is_none());
+    }
+
+    #[test]
+    fn who_woke_in_vain_too_often_rests() {
+        let mut queue = Queue::default();
+        let start = Instant::now();
+        queue.add(pod_info("p1", spec(0, "1")));
+        let class = queue.first().unwrap().class.id;
+        let mut rests = Vec::new();
+        let mut now = start;
+        for _ in 0..8 {
+            queue.park(class, diagnosis("Fit"), now);
+            queue.wake(class, false);
+            queue.advance(now);
+            if queue.first().is_none() {
+                let due = queue.next_deadline().unwrap();
+                rests.push((due - now).as_secs());
+                queue.advance(due);
+                now = due;
+            }
+            assert!(queue.first().is_some());
+        }
+        assert_eq!(rests, [1, 2, 4, 8, 10, 10]);
+        queue.park(class, diagnosis("Fit"), now);
+        queue.wake(class, true);
+        assert!(queue.first().is_some(), "what is known to fit need not rest");
+        queue.add(pod_info("p2", spec(0, "1")));
+        queue.placed("p1");
+        queue.park(class, diagnosis("Fit"), now);
+        queue.wake(class, false);
+        queue.advance(now);
+        assert!(queue.first().is_some(), "a class that gets somewhere starts over");
+    }
+
+    #[test]
+    fn a_parked_class_is_found_by_who_refused_it_and_tried_after_a_long_time() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        queue.add(pod_info("p1", spec(0, "1")));
+        let class = queue.first().unwrap().class.id;
+        queue.park(class, diagnosis("Fit"), now);
+        assert_eq!(queue.parked_for(["Fit", "Taints"]).len(), 1);
+        assert!(queue.parked_for(["Taints"]).is_empty());
+        let due = queue.next_deadline().unwrap();
+        assert_eq!(due - now, LONGEST_PARKED);
+        queue.advance(due);
+        assert!(queue.first().is_some() && queue.parked_for(["Fit"]).is_empty());
+        queue.remove("p1");
+        assert_eq!((queue.next_deadline(), queue.len()), (None, 0));
     }
 }

@@ -2,26 +2,31 @@
 //!
 //! One task owns everything. Informer handlers only change the engine and ring a bell; the task then takes decisions
 //! until its bounded sets of bindings and explanations in flight are full. Nothing here repeats on a timer: the only
-//! deadline is that of a Pod whose binding failed.
+//! deadlines are those of Pods that rest after a failure, and of classes that wait for very long.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
+use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, ReplicationController, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use sampan_client::{Change, EventType, Informers, Recorder, is_conflict, is_not_found};
+use sampan_client::{Change, EventType, Informer, Informers, Recorder, is_conflict, is_not_found};
 use sampan_tasks::Drain;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::config::Configuration;
 use crate::engine::{Decision, Engine};
 use crate::framework::BindingPlugin;
+use crate::owners::OwnerKind;
 use crate::pod::PodInfo;
+use crate::queue::Backoff;
 use crate::resources::pod_requests;
 
 /// How the scheduler runs.
@@ -71,7 +76,11 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
     }
     let profiles = config.configuration.profiles.iter();
     let profiles = profiles.map(|profile| (profile.name.clone(), profile.framework()));
-    let engine = Engine::new(profiles, config.seed);
+    let backoff = Backoff {
+        first: config.configuration.initial_backoff,
+        longest: config.configuration.max_backoff,
+    };
+    let engine = Engine::with_backoff(profiles, config.seed, backoff);
     let shared = Shared {
         engine: Arc::new(Mutex::new(engine)),
         bell: Arc::new(Notify::new()),
@@ -85,7 +94,7 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
 
     let hands = Hands { client, recorder };
     let mut bindings: FuturesUnordered<BoxFuture<'_, Result<(), PodInfo>>> = FuturesUnordered::new();
-    let mut preemptions: FuturesUnordered<BoxFuture<'_, Result<(), PodInfo>>> = FuturesUnordered::new();
+    let mut preemptions: FuturesUnordered<BoxFuture<'_, Result<(), Failed>>> = FuturesUnordered::new();
     let mut explanations: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
     let mut to_explain: VecDeque<(Arc<str>, PodInfo)> = VecDeque::new();
     loop {
@@ -129,8 +138,10 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
             Some(outcome) = bindings.next() => if let Err(pod) = outcome {
                 shared.engine().bind_failed(pod, Instant::now());
             },
-            Some(outcome) = preemptions.next() => if let Err(pod) = outcome {
-                shared.engine().preemption_failed(&pod, Instant::now());
+            Some(outcome) = preemptions.next() => match outcome {
+                Ok(()) => {}
+                Err(Failed::Preemption(pod)) => shared.engine().preemption_failed(&pod, Instant::now()),
+                Err(Failed::Unnomination(pod)) => shared.engine().unnominate_failed(pod, Instant::now()),
             },
             Some(()) = explanations.next() => {}
             () = sleep_until(deadline), if deadline.is_some() => {}
@@ -138,6 +149,12 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
     }
     // A binding in flight may already be committed: let it be answered rather than guess.
     while bindings.next().await.is_some() {}
+}
+
+/// What could not be written.
+enum Failed {
+    Preemption(PodInfo),
+    Unnomination(PodInfo),
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -168,6 +185,22 @@ async fn subscribe(shared: &Shared, informers: &Informers) {
             other => engine.node_changed(Arc::clone(other.object())),
         });
     });
+    let budgets = informers.of::<PodDisruptionBudget>();
+    let to = shared.clone();
+    budgets.on_change(move |change: &Change<PodDisruptionBudget>| {
+        let metadata = &change.object().metadata;
+        to.change(|engine| match change {
+            Change::Deleted(_) => engine.budget_gone(
+                metadata.namespace.as_deref().unwrap_or_default(),
+                metadata.name.as_deref().unwrap_or_default(),
+            ),
+            other => engine.budget_changed(other.object()),
+        });
+    });
+    // Before the Pods: what their owners select decides which of their labels matter.
+    if shared.engine().spreads_by_default() {
+        subscribe_owners(shared, informers).await;
+    }
     let to = shared.clone();
     pods.on_change(move |change: &Change<Pod>| {
         if let Change::Modified { old, new } = change
@@ -193,22 +226,68 @@ async fn subscribe(shared: &Shared, informers: &Informers) {
             }
         });
     });
-    let budgets = informers.of::<PodDisruptionBudget>();
-    let to = shared.clone();
-    budgets.on_change(move |change: &Change<PodDisruptionBudget>| {
-        let metadata = &change.object().metadata;
-        to.change(|engine| match change {
-            Change::Deleted(_) => engine.budget_gone(
-                metadata.namespace.as_deref().unwrap_or_default(),
-                metadata.name.as_deref().unwrap_or_default(),
-            ),
-            other => engine.budget_changed(other.object()),
-        });
-    });
     budgets.synced().await;
     namespaces.synced().await;
     nodes.synced().await;
     pods.synced().await;
+}
+
+/// Follows what spreading by default looks at: Services and workloads.
+async fn subscribe_owners(shared: &Shared, informers: &Informers) {
+    let exactly = |labels: Option<BTreeMap<String, String>>| {
+        labels.map(|labels| LabelSelector {
+            match_labels: Some(labels),
+            ..LabelSelector::default()
+        })
+    };
+    let services = subscribe_owner(shared, informers, OwnerKind::Service, move |service: &Service| {
+        exactly(service.spec.as_ref()?.selector.clone())
+    });
+    let controllers = subscribe_owner(
+        shared,
+        informers,
+        OwnerKind::ReplicationController,
+        move |controller: &ReplicationController| exactly(controller.spec.as_ref()?.selector.clone()),
+    );
+    let replica_sets = subscribe_owner(shared, informers, OwnerKind::ReplicaSet, |set: &ReplicaSet| {
+        set.spec.as_ref().map(|spec| spec.selector.clone())
+    });
+    let stateful_sets = subscribe_owner(shared, informers, OwnerKind::StatefulSet, |set: &StatefulSet| {
+        set.spec.as_ref().map(|spec| spec.selector.clone())
+    });
+    services.synced().await;
+    controllers.synced().await;
+    replica_sets.synced().await;
+    stateful_sets.synced().await;
+}
+
+fn subscribe_owner<K>(
+    shared: &Shared,
+    informers: &Informers,
+    kind: OwnerKind,
+    selector: impl Fn(&K) -> Option<LabelSelector> + Send + 'static,
+) -> Informer<K>
+where
+    K: kube::Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static,
+{
+    let informer = informers.of::<K>();
+    let to = shared.clone();
+    informer.on_change(move |change: &Change<K>| {
+        let object = change.object();
+        let selector = match change {
+            Change::Deleted(_) => None,
+            _ => selector(object),
+        };
+        // Their status changes often, and wakes nobody.
+        let metadata = object.meta();
+        to.engine().owner_changed(
+            kind,
+            metadata.namespace.as_deref().unwrap_or_default(),
+            metadata.name.as_deref().unwrap_or_default(),
+            selector,
+        );
+    });
+    informer
 }
 
 /// What of a Pod's status preemption looks at, besides what comes with its deletion.
@@ -222,6 +301,22 @@ fn preemption_facts(pod: &Pod) -> (bool, Option<&str>) {
 
 fn phase(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.phase.as_deref()
+}
+
+/// The most that an event may say, in bytes.
+const LONGEST_NOTE: usize = 1024;
+
+/// A message cut to what an event takes.
+fn shortened(message: &str) -> String {
+    if message.len() <= LONGEST_NOTE {
+        return message.to_owned();
+    }
+    const MORE: &str = " ...";
+    let mut end = LONGEST_NOTE - MORE.len();
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{MORE}", &message[..end])
 }
 
 struct Hands {
@@ -257,7 +352,7 @@ impl Hands {
             if let Err(error) = outcome {
                 let name = plugin.name();
                 tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %node, plugin = name, %error, "cannot bind yet");
-                let message = format!("running PreBind plugin \"{name}\": {error}");
+                let message = shortened(&format!("running PreBind plugin \"{name}\": {error}"));
                 self.recorder
                     .event_about(reference(&pod), EventType::Warning, "FailedScheduling", message);
                 return Err(pod);
@@ -302,9 +397,9 @@ impl Hands {
         node: Arc<str>,
         victims: Vec<PodInfo>,
         message: String,
-    ) -> Result<(), PodInfo> {
+    ) -> Result<(), Failed> {
         if !self.explain(&pod, &message, Some(&node)).await {
-            return Err(pod);
+            return Err(Failed::Preemption(pod));
         }
         let evictions = victims.iter().filter(|victim| !victim.leaving);
         let evictions: FuturesUnordered<_> = evictions.map(|victim| self.evict(victim, &pod, &node)).collect();
@@ -312,7 +407,7 @@ impl Hands {
         if outcomes.into_iter().all(|gone| gone) {
             Ok(())
         } else {
-            Err(pod)
+            Err(Failed::Preemption(pod))
         }
     }
 
@@ -362,7 +457,7 @@ impl Hands {
     }
 
     /// Takes a nomination out of a Pod's status.
-    async fn unnominate(&self, pod: PodInfo) -> Result<(), PodInfo> {
+    async fn unnominate(&self, pod: PodInfo) -> Result<(), Failed> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let patch = json!({"metadata": {"uid": &*pod.uid}, "status": {"nominatedNodeName": null}});
         if let Err(error) = api
@@ -372,6 +467,7 @@ impl Hands {
             && !is_conflict(&error)
         {
             tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %error, "could not end a nomination");
+            return Err(Failed::Unnomination(pod));
         }
         Ok(())
     }
@@ -380,13 +476,18 @@ impl Hands {
     /// it was written: the Pod may be gone.
     async fn explain(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) -> bool {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let mut patch = json!({
-            "metadata": {"uid": &*pod.uid},
-            "status": {"conditions": [{
-                "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
-                "lastProbeTime": null, "lastTransitionTime": now(),
-            }]},
+        let mut condition = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            "lastProbeTime": null,
         });
+        // It waited before: what is new is why.
+        if !pod.told {
+            condition["lastTransitionTime"] = now().into();
+        }
+        if pod.generation > 0 {
+            condition["observedGeneration"] = pod.generation.into();
+        }
+        let mut patch = json!({"metadata": {"uid": &*pod.uid}, "status": {"conditions": [condition]}});
         if let Some(node) = nominated {
             patch["status"]["nominatedNodeName"] = node.into();
         }
@@ -399,8 +500,12 @@ impl Hands {
         {
             tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %error, "could not say why a Pod waits");
         }
-        self.recorder
-            .event_about(reference(pod), EventType::Warning, "FailedScheduling", message);
+        self.recorder.event_about(
+            reference(pod),
+            EventType::Warning,
+            "FailedScheduling",
+            shortened(message),
+        );
         written.is_ok()
     }
 }

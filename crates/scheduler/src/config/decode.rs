@@ -167,9 +167,6 @@ fn whole(mut fields: Fields, unknown: &mut Vec<String>) -> Result<Said, String> 
     {
         idle.push("percentageOfNodesToScore: all nodes are scored, what is learned of them is remembered".into());
     }
-    if (said.initial_backoff, said.max_backoff) != (1, 10) {
-        idle.push("podInitialBackoffSeconds and podMaxBackoffSeconds: a binding that failed is tried again after 1, 2, 4, 8 s".into());
-    }
     if parallelism.is_some() && said.extenders.is_empty() {
         idle.push("parallelism: it says how many Pods extenders are asked about at a time, and there are none".into());
     }
@@ -323,12 +320,6 @@ fn plugin_args(
         "PodTopologySpread" => {
             let constraints: Option<Vec<TopologySpreadConstraint>> = fields.typed("defaultConstraints", unknown)?;
             args.default_constraints = constraints.unwrap_or_default();
-            if !args.default_constraints.is_empty() {
-                idle.push(format!(
-                    "{}.defaultConstraints: Pods spread by their own constraints only",
-                    fields.path
-                ));
-            }
             let defaulting = fields.text("defaultingType")?.filter(|text| !text.is_empty());
             args.defaulting = defaulting.unwrap_or_else(|| "System".into());
         }

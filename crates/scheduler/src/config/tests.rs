@@ -129,11 +129,7 @@ extenders:
         said.contains("clientConnection.qps") && said.contains("percentageOfNodesToScore"),
         "{said}"
     );
-    assert!(
-        said.contains("defaultConstraints") && said.contains("podInitialBackoffSeconds"),
-        "{said}"
-    );
-    assert_eq!(configuration.ineffective.len(), 4);
+    assert_eq!(configuration.ineffective.len(), 2);
 }
 
 #[test]

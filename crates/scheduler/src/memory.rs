@@ -1,0 +1,429 @@
+//! What is remembered of Pods that were looked at, so that equal ones need not be.
+//!
+//! A [`Memory`] belongs to a shape: per node the node plugins' verdict, the nodes that fit ranked by their totals, and how
+//! many nodes each reason refuses. [`Tracking`] belongs to a class: the cluster plugins' sums. Both catch up with the
+//! snapshot by its log of changes: a node that did not change is not looked at.
+//!
+//! Verdicts are those with nominated Pods taken into account: a node is refused if it would be with the Pods nominated to
+//! it that the shape's priority must yield to, or without them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use crate::framework::{Framework, Normalize, Refusal, Refused, Tracker, Verdict};
+use crate::pod::Class;
+use crate::preemption::{Outcome, Trial};
+use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
+
+/// A verdict in little room.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Seen {
+    /// No such node.
+    #[default]
+    Nothing,
+    /// Raw scores.
+    Fits(Box<[i64]>),
+    /// A place in [`Memory::kinds`].
+    Refused(usize),
+}
+
+/// A refusal and how many nodes it holds for.
+struct Kind {
+    filter: usize,
+    refusal: Refusal,
+    nodes: usize,
+}
+
+/// See the module's text.
+pub struct Memory {
+    pub class: Arc<Class>,
+    synced: u64,
+    seen: Vec<Seen>,
+    /// By node: its generation when it was looked at.
+    looked: Vec<u64>,
+    kinds: Vec<Kind>,
+    ranking: Ranking,
+    /// What preemption found per node, with the node's generation and that of the disruption budgets then.
+    outcomes: Vec<Option<(u64, u64, Arc<Outcome>)>>,
+}
+
+impl Memory {
+    pub fn new(class: Arc<Class>, framework: &Framework) -> Self {
+        Memory {
+            class,
+            synced: 0,
+            seen: Vec::new(),
+            looked: Vec::new(),
+            kinds: Vec::new(),
+            ranking: Ranking::new(framework),
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// Looks at what changed since the last time.
+    pub fn catch_up(&mut self, framework: &Framework, snapshot: &Snapshot) {
+        self.seen.resize(snapshot.places(), Seen::Nothing);
+        self.looked.resize(snapshot.places(), 0);
+        self.outcomes.resize(snapshot.places(), None);
+        self.ranking.resize(snapshot.places());
+        if self.synced == snapshot.generation() {
+            return;
+        }
+        match snapshot.changed_since(self.synced) {
+            Some(changed) => {
+                for at in changed {
+                    self.look(framework, snapshot, at);
+                }
+            }
+            None => {
+                for at in 0..snapshot.places() {
+                    self.look(framework, snapshot, at);
+                }
+            }
+        }
+        self.synced = snapshot.generation();
+    }
+
+    fn look(&mut self, framework: &Framework, snapshot: &Snapshot, at: NodeIndex) {
+        let node = snapshot.node(at);
+        let generation = node.map_or(0, |node| node.generation);
+        // It may be in the log several times.
+        if node.is_some() && self.looked[at] == generation {
+            return;
+        }
+        self.looked[at] = generation;
+        let now = match node.map(|node| judge(framework, &self.class, node, None)) {
+            None => Seen::Nothing,
+            Some(Verdict::Fits(raw)) => Seen::Fits(raw),
+            Some(Verdict::Refused { filter, refusal }) => {
+                let same = |kind: &Kind| kind.filter == filter && kind.refusal == refusal;
+                let free = |kind: &Kind| kind.nodes == 0;
+                let place = self
+                    .kinds
+                    .iter()
+                    .position(same)
+                    .or_else(|| self.kinds.iter().position(free));
+                let kind = Kind {
+                    filter,
+                    refusal,
+                    nodes: 0,
+                };
+                Seen::Refused(match place {
+                    Some(place) => {
+                        if self.kinds[place].nodes == 0 {
+                            self.kinds[place] = kind;
+                        }
+                        place
+                    }
+                    None => {
+                        self.kinds.push(kind);
+                        self.kinds.len() - 1
+                    }
+                })
+            }
+        };
+        if let Seen::Refused(kind) = now {
+            self.kinds[kind].nodes += 1;
+        }
+        let before = std::mem::replace(&mut self.seen[at], now);
+        if let Seen::Refused(kind) = before {
+            self.kinds[kind].nodes -= 1;
+        }
+        let raw = |seen: &Seen| match seen {
+            Seen::Fits(raw) => Some(raw.clone()),
+            _ => None,
+        };
+        self.ranking.replace(framework, at, raw(&before), raw(&self.seen[at]));
+    }
+
+    /// Nodes that fit, with their raw scores.
+    pub fn fitting(&self) -> impl Iterator<Item = (NodeIndex, &[i64])> {
+        self.seen.iter().enumerate().filter_map(|(at, seen)| match seen {
+            Seen::Fits(raw) => Some((at, &**raw)),
+            _ => None,
+        })
+    }
+
+    /// What preemption would mean for a node, as far as it alone decides.
+    pub fn outcome(&mut self, at: NodeIndex, trial: &Trial<'_>) -> &Arc<Outcome> {
+        let node = trial.snapshot.node(at).map_or(0, |node| node.generation);
+        let budgets = trial.budgets.generation;
+        let held = self.outcomes[at].take();
+        let held = held.filter(|(known, protected, _)| (*known, *protected) == (node, budgets));
+        let (_, _, outcome) =
+            self.outcomes[at].insert(held.unwrap_or_else(|| (node, budgets, Arc::new(trial.victims(at, None)))));
+        outcome
+    }
+
+    /// Why a node does not fit: (filter, refusal).
+    pub fn refusal(&self, at: NodeIndex) -> Option<(usize, &Refusal)> {
+        match self.seen.get(at) {
+            Some(Seen::Refused(kind)) => self.kinds.get(*kind).map(|kind| (kind.filter, &kind.refusal)),
+            _ => None,
+        }
+    }
+
+    /// All refusals: (filter, refusal, nodes).
+    pub fn refusals(&self) -> impl Iterator<Item = (usize, &Refusal, usize)> {
+        let held = self.kinds.iter().filter(|kind| kind.nodes > 0);
+        held.map(|kind| (kind.filter, &kind.refusal, kind.nodes))
+    }
+
+    /// The best of all nodes that fit.
+    pub fn best(&mut self, framework: &Framework, random: &mut SmallRng) -> Option<NodeIndex> {
+        if self.ranking.stale {
+            let fitting = self.seen.iter().enumerate().filter_map(|(at, seen)| match seen {
+                Seen::Fits(raw) => Some((at, &**raw)),
+                _ => None,
+            });
+            self.ranking.rebuild(framework, fitting);
+        }
+        self.ranking.best(random)
+    }
+}
+
+/// The node plugins' verdict, nominated Pods taken into account; `asking` does not yield to itself.
+pub fn judge(framework: &Framework, class: &Class, node: &NodeInfo, asking: Option<&str>) -> Verdict {
+    if let Some(fuller) = node.with_nominated(class.priority, asking)
+        && let refused @ Verdict::Refused { .. } = framework.judge(class, &fuller)
+    {
+        return refused;
+    }
+    framework.judge(class, node)
+}
+
+/// Nodes in buckets of equal totals. The totals depend on the largest raw scores among all nodes; when one of those
+/// changes, which is rare, all totals are made anew.
+struct Ranking {
+    totals: Vec<Option<i64>>,
+    /// By node: its place in its bucket.
+    places: Vec<usize>,
+    buckets: BTreeMap<i64, Vec<NodeIndex>>,
+    /// By score row: how many nodes have which raw score; kept for rows that are normalized.
+    raw: Vec<BTreeMap<i64, u32>>,
+    largest: Vec<i64>,
+    normalized: Vec<bool>,
+    stale: bool,
+}
+
+impl Ranking {
+    fn new(framework: &Framework) -> Self {
+        let normalized: Vec<bool> = framework
+            .scores
+            .iter()
+            .map(|row| row.normalize != Normalize::No)
+            .collect();
+        Ranking {
+            totals: Vec::new(),
+            places: Vec::new(),
+            buckets: BTreeMap::new(),
+            raw: vec![BTreeMap::new(); normalized.len()],
+            largest: vec![0; normalized.len()],
+            normalized,
+            stale: false,
+        }
+    }
+
+    fn resize(&mut self, places: usize) {
+        self.totals.resize(places, None);
+        self.places.resize(places, 0);
+    }
+
+    /// Puts a node's new raw scores in the place of its old ones.
+    fn replace(&mut self, framework: &Framework, at: NodeIndex, old: Option<Box<[i64]>>, new: Option<Box<[i64]>>) {
+        if old.is_none() && new.is_none() {
+            return;
+        }
+        for row in (0..self.normalized.len()).filter(|row| self.normalized[*row]) {
+            let of = |raw: &Option<Box<[i64]>>| raw.as_ref().and_then(|raw| raw.get(row).copied());
+            let raw = &mut self.raw[row];
+            if let Some(score) = of(&new) {
+                *raw.entry(score).or_default() += 1;
+            }
+            if let Some(score) = of(&old)
+                && let Some(nodes) = raw.get_mut(&score)
+            {
+                *nodes -= 1;
+                if *nodes == 0 {
+                    raw.remove(&score);
+                }
+            }
+            let largest = raw.last_key_value().map_or(0, |(score, _)| *score);
+            if largest != self.largest[row] {
+                self.largest[row] = largest;
+                self.stale = true;
+            }
+        }
+        self.leave(at);
+        if let Some(raw) = new
+            && !self.stale
+        {
+            self.enter(at, framework.total(&raw, &self.largest));
+        }
+    }
+
+    fn enter(&mut self, at: NodeIndex, total: i64) {
+        let bucket = self.buckets.entry(total).or_default();
+        self.places[at] = bucket.len();
+        bucket.push(at);
+        self.totals[at] = Some(total);
+    }
+
+    fn leave(&mut self, at: NodeIndex) {
+        let Some(total) = self.totals[at].take() else { return };
+        let Some(bucket) = self.buckets.get_mut(&total) else {
+            return;
+        };
+        let place = self.places[at];
+        bucket.swap_remove(place);
+        if let Some(moved) = bucket.get(place) {
+            self.places[*moved] = place;
+        }
+        if bucket.is_empty() {
+            self.buckets.remove(&total);
+        }
+    }
+
+    fn rebuild<'a>(&mut self, framework: &Framework, fitting: impl Iterator<Item = (NodeIndex, &'a [i64])>) {
+        self.buckets.clear();
+        self.totals.fill(None);
+        for (at, raw) in fitting {
+            self.enter(at, framework.total(raw, &self.largest));
+        }
+        self.stale = false;
+    }
+
+    fn best(&self, random: &mut SmallRng) -> Option<NodeIndex> {
+        let (_, bucket) = self.buckets.last_key_value()?;
+        bucket.get(random.random_range(0..bucket.len())).copied()
+    }
+}
+
+/// See the module's text.
+pub struct Tracking {
+    synced: u64,
+    namespaces: u64,
+    owners: u64,
+    /// Whether there were Pods with terms about others.
+    terms: bool,
+    /// One per row of [`Framework::cluster`] that concerns the class.
+    pub rows: Vec<Row>,
+}
+
+pub struct Row {
+    pub name: &'static str,
+    /// Whether it refuses nodes.
+    pub filters: bool,
+    pub weight: i64,
+    pub tracker: Box<dyn Tracker>,
+}
+
+impl Tracking {
+    pub fn new(framework: &Framework, class: &Arc<Class>, snapshot: &Snapshot) -> Self {
+        let rows = framework.cluster.iter().filter(|row| row.concerns(class, snapshot));
+        let mut tracking = Tracking {
+            synced: snapshot.generation(),
+            namespaces: snapshot.namespaces_generation(),
+            owners: snapshot.owners().generation(&class.namespace),
+            terms: !snapshot.with_terms().is_empty(),
+            rows: rows
+                .map(|row| Row {
+                    name: row.name(),
+                    filters: row.filters(),
+                    weight: row.weight(),
+                    tracker: row.track(class, snapshot),
+                })
+                .collect(),
+        };
+        for row in &mut tracking.rows {
+            for (at, node) in snapshot.nodes() {
+                row.tracker.set(at, Some(node), snapshot);
+            }
+        }
+        tracking
+    }
+
+    /// Looks at what changed since the last time. `false`: it is too far behind, or what it knows of namespaces or owners no
+    /// longer holds; make a new one.
+    #[must_use]
+    pub fn catch_up(&mut self, class: &Class, snapshot: &Snapshot) -> bool {
+        if self.namespaces != snapshot.namespaces_generation()
+            || self.owners != snapshot.owners().generation(&class.namespace)
+            || (!self.terms && !snapshot.with_terms().is_empty())
+        {
+            return false;
+        }
+        let Some(changed) = snapshot.changed_since(self.synced) else {
+            return false;
+        };
+        for at in changed {
+            for row in &mut self.rows {
+                row.tracker.set(at, snapshot.node(at), snapshot);
+            }
+        }
+        self.synced = snapshot.generation();
+        true
+    }
+
+    /// Whether the cluster plugins have nothing to say.
+    pub fn is_idle(&self) -> bool {
+        self.rows.iter().all(|row| row.tracker.is_idle())
+    }
+
+    /// Whether they could refuse a node.
+    pub fn may_refuse(&self) -> bool {
+        self.rows.iter().any(|row| row.filters && row.tracker.may_refuse())
+    }
+
+    /// Whether nominated Pods can matter to the cluster plugins for this class.
+    pub fn concerned_by_nominated(&self, class: &Class, snapshot: &Snapshot) -> bool {
+        !snapshot.with_nominations().is_empty() && (class.looks_beyond_the_node() || snapshot.any_nominated_terms())
+    }
+
+    /// The first refusal, with the plugin's name.
+    pub fn check(&self, at: NodeIndex) -> Result<(), (&'static str, Refused)> {
+        for row in self.rows.iter().filter(|row| row.filters) {
+            row.tracker.check(at).map_err(|refused| (row.name, refused))?;
+        }
+        Ok(())
+    }
+
+    /// The answer if the node's account were `instead`.
+    pub fn check_if(
+        &mut self,
+        at: NodeIndex,
+        instead: &NodeInfo,
+        snapshot: &Snapshot,
+    ) -> Result<(), (&'static str, Refused)> {
+        self.put(at, Some(instead), snapshot);
+        let answer = self.check(at);
+        self.put(at, snapshot.node(at), snapshot);
+        answer
+    }
+
+    /// [`Tracking::check`] with nominated Pods taken into account.
+    pub fn check_nominated(
+        &mut self,
+        class: &Class,
+        at: NodeIndex,
+        asking: Option<&str>,
+        snapshot: &Snapshot,
+    ) -> Result<(), (&'static str, Refused)> {
+        if snapshot.with_nominations().contains(&at)
+            && let Some(node) = snapshot.node(at)
+            && let Some(fuller) = node.with_nominated(class.priority, asking)
+        {
+            self.check_if(at, &fuller, snapshot)?;
+        }
+        self.check(at)
+    }
+
+    fn put(&mut self, at: NodeIndex, node: Option<&NodeInfo>, snapshot: &Snapshot) {
+        for row in &mut self.rows {
+            row.tracker.set(at, node, snapshot);
+        }
+    }
+}
