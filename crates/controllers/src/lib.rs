@@ -201,6 +201,40 @@ impl Default for Autoscaling {
     }
 }
 
+/// When a node counts as gone, and how fast Pods are driven away from those that are.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeLifecycle {
+    /// How long a node may be silent.
+    pub monitor_grace_period: std::time::Duration,
+    /// The same for a node that has never said anything.
+    pub startup_grace_period: std::time::Duration,
+    /// How long trouble of a node must last before its Pods are driven away.
+    pub settle: std::time::Duration,
+    /// From how many nodes of a zone Pods are driven away in a second.
+    pub eviction_rate: f32,
+    /// The same while most of a large zone is not well.
+    pub secondary_eviction_rate: f32,
+    /// Zones of up to so many nodes stop while most of them is not well.
+    pub large_cluster: usize,
+    /// The share of nodes not well from which that is most.
+    pub unhealthy_zone: f32,
+}
+
+impl Default for NodeLifecycle {
+    fn default() -> Self {
+        let seconds = std::time::Duration::from_secs;
+        NodeLifecycle {
+            monitor_grace_period: seconds(50),
+            startup_grace_period: seconds(60),
+            settle: seconds(5),
+            eviction_rate: 0.1,
+            secondary_eviction_rate: 0.01,
+            large_cluster: 50,
+            unhealthy_zone: 0.55,
+        }
+    }
+}
+
 /// What the controllers need to know of the cluster.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -216,8 +250,7 @@ pub struct Config {
     pub cluster_cidr: IpNet,
     /// The prefix length of a node's range.
     pub node_mask: u8,
-    /// How long a node may be silent before it counts as gone.
-    pub node_grace: std::time::Duration,
+    pub nodes: NodeLifecycle,
     /// How many finished Pods are kept; 0 keeps all.
     pub terminated_pods: usize,
     pub autoscaler: Autoscaling,
@@ -234,7 +267,7 @@ impl Default for Config {
             account_tokens: None,
             cluster_cidr: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
             node_mask: 24,
-            node_grace: std::time::Duration::from_secs(40),
+            nodes: NodeLifecycle::default(),
             terminated_pods: 12_500,
             autoscaler: Autoscaling::default(),
             workers: 8,
@@ -291,7 +324,7 @@ impl Controllers {
                 true => client_for(row.service_account),
                 false => client_for(&format!("system:serviceaccount:kube-system:{}", row.service_account)),
             };
-            let recorder = Recorder::new(client.clone(), row.name, None, Arc::clone(&clock), tasks);
+            let recorder = Recorder::new(client.clone(), source(row.name), None, Arc::clone(&clock), tasks);
             (row.start)(Context {
                 name: row.name,
                 client,
@@ -309,6 +342,26 @@ impl Controllers {
     /// The names of the controllers that run.
     pub fn running(&self) -> &[&'static str] {
         &self.running
+    }
+}
+
+/// What a controller is called in its events, where that is not its name.
+fn source(name: &'static str) -> &'static str {
+    match name {
+        "node-lifecycle-controller" => "node-controller",
+        "node-ipam-controller" => "cidrAllocator",
+        "replicationcontroller-controller" => "replication-controller",
+        "endpoints-controller" => "endpoint-controller",
+        "endpointslice-controller" => "endpoint-slice-controller",
+        "endpointslice-mirroring-controller" => "endpoint-slice-mirroring-controller",
+        "horizontal-pod-autoscaler-controller" => "horizontal-pod-autoscaler",
+        "disruption-controller" => "controllermanager",
+        "resourceclaim-controller" => "resource_claim",
+        "ephemeral-volume-controller" => "ephemeral_volume",
+        "persistentvolume-binder-controller" => "persistentvolume-controller",
+        "persistentvolume-attach-detach-controller" => "attachdetach-controller",
+        "persistentvolume-expander-controller" => "volume_expand",
+        other => other,
     }
 }
 

@@ -123,8 +123,7 @@ impl Collector {
             if is_out_of_service(&node) {
                 for pod in self.pods.by_index(BY_NODE, name) {
                     if pods::is_terminating(&pod) {
-                        let why = "PodGC: node is out-of-service";
-                        self.remove(&pod, Some(why)).await?;
+                        self.remove(&pod, None).await?;
                     }
                 }
             }
@@ -168,7 +167,8 @@ impl Collector {
                     pods::mark_disrupted(client, pod, "DeletionByPodGC", why, true, now).await?;
                 }
                 None => {
-                    let failed = serde_json::json!({"phase": "Failed"});
+                    let generation = pod.metadata.generation;
+                    let failed = serde_json::json!({"phase": "Failed", "observedGeneration": generation});
                     pods::patch_status(client, pod, failed).await?;
                 }
             }

@@ -230,6 +230,7 @@ pub(crate) async fn mark_disrupted(
     }]});
     if fail && !is_terminal(pod) {
         status["phase"] = json!("Failed");
+        status["observedGeneration"] = json!(pod.metadata.generation);
     }
     patch_status(client, pod, status).await
 }

@@ -1,14 +1,20 @@
 //! Deletes Pods from nodes with `NoExecute` taints that they do not tolerate, or no longer.
 //!
-//! A toleration for a time counts from when the Pod was first seen under the taint, as upstream counts.
+//! A toleration for a time counts from when the Pod was first seen under the taint, as upstream counts, by the steady
+//! clock. If the taints go or change so that the Pod may stay, its deletion is cancelled, and an event says so.
+//!
+//! Differs from upstream: when taints or tolerations change while a Pod's time runs, what holds now counts. Upstream keeps
+//! to what it first decided, also after the taint that was the reason is gone. A Pod that is gone is not told that it may
+//! stay.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Taint, Toleration};
 use kube::ResourceExt;
 use sampan_client::{Change, EventType, Informer, Key, WorkQueue};
+use tokio::time::Instant;
 
 use crate::pods::{self, BY_NODE};
 use crate::{Context, SyncError};
@@ -18,8 +24,32 @@ struct Evictor {
     nodes: Informer<Node>,
     pods: Informer<Pod>,
     queue: WorkQueue<Key>,
-    /// Since when a Pod is under taints that it tolerates only for a time.
-    since: Mutex<HashMap<Key, Timestamp>>,
+    /// The Pods that are under taints which they tolerate only for a time.
+    leaving: Mutex<HashMap<Key, Leaving>>,
+}
+
+/// A Pod whose time runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Leaving {
+    since: Instant,
+    /// How long it may stay by the taints and tolerations there are.
+    patience: Duration,
+    due: Instant,
+}
+
+impl Leaving {
+    /// When a Pod must go that from `now` on may stay for so long, given what held for it before.
+    fn new(before: Option<Leaving>, patience: Duration, now: Instant) -> Self {
+        let (since, due) = match before {
+            None => (now, now + patience),
+            Some(before) if patience == before.patience => (before.since, before.due),
+            // Another taint, from now on.
+            Some(before) if patience < before.patience => (before.since, before.due.min(now + patience)),
+            // What it tolerated least is gone.
+            Some(before) => (before.since, before.since + patience),
+        };
+        Leaving { since, patience, due }
+    }
 }
 
 pub(crate) fn start(context: Context) {
@@ -42,14 +72,14 @@ pub(crate) fn start(context: Context) {
         nodes: nodes.clone(),
         pods: pods.clone(),
         queue: queue.clone(),
-        since: Mutex::default(),
+        leaving: Mutex::default(),
     });
     let (changed, this) = (queue.clone(), Arc::clone(&evictor));
     pods.on_change(move |change| {
         let pod = change.object();
         let key = Key::of(pod.as_ref());
         if matches!(change, Change::Deleted(_)) {
-            this.forget(&key);
+            this.leaving().remove(&key);
             return;
         }
         let tolerations = |pod: &Pod| pod.spec.as_ref().and_then(|s| s.tolerations.clone());
@@ -77,14 +107,17 @@ fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
 
 /// Whether a toleration covers a taint.
 pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    let value = |value: &Option<String>| value.clone().unwrap_or_default();
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
+    let (value, had) = (text(&toleration.value), text(&taint.value));
+    let numbers = || Some((had.parse::<i64>().ok()?, value.parse::<i64>().ok()?));
     (effect.is_empty() || effect == taint.effect)
         && (key.is_empty() || key == taint.key)
-        && match toleration.operator.as_deref().unwrap_or("Equal") {
+        && match toleration.operator.as_deref().unwrap_or_default() {
             "Exists" => true,
-            "Equal" | "" => key == taint.key && value(&toleration.value) == value(&taint.value),
+            "Equal" | "" => key == taint.key && value == had,
+            "Gt" => numbers().is_some_and(|(had, bound)| had > bound),
+            "Lt" => numbers().is_some_and(|(had, bound)| had < bound),
             _ => false,
         }
 }
@@ -93,28 +126,29 @@ pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 #[derive(Debug, PartialEq)]
 enum Stay {
     Forever,
-    For(i64),
+    For(Duration),
     No,
 }
 
 fn stay<'a>(taints: impl Iterator<Item = &'a Taint>, tolerations: &[Toleration]) -> Stay {
-    let mut shortest: Option<i64> = None;
+    let mut shortest: Option<Duration> = None;
     for taint in taints {
         let mut matching = tolerations.iter().filter(|t| tolerates(t, taint)).peekable();
         if matching.peek().is_none() {
             return Stay::No;
         }
         for seconds in matching.filter_map(|toleration| toleration.toleration_seconds) {
-            let seconds = seconds.max(0);
-            shortest = Some(shortest.map_or(seconds, |known| known.min(seconds)));
+            // A year is as good as any longer time, and can be added to any moment.
+            let time = Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(31_536_000));
+            shortest = Some(shortest.map_or(time, |known| known.min(time)));
         }
     }
     shortest.map_or(Stay::Forever, Stay::For)
 }
 
 impl Evictor {
-    fn forget(&self, key: &Key) {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    fn leaving(&self) -> MutexGuard<'_, HashMap<Key, Leaving>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn sync(&self, key: Key) -> Result<(), SyncError> {
@@ -127,21 +161,19 @@ impl Evictor {
         let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref());
         match stay(no_execute(&node), tolerations.unwrap_or_default()) {
             Stay::Forever => {
-                self.forget(&key);
+                if self.leaving().remove(&key).is_some() {
+                    self.say(&pod, format!("Cancelling deletion of Pod {key}"));
+                }
                 return Ok(());
             }
             Stay::No => {}
-            Stay::For(seconds) => {
-                let now = self.context.clock.now();
-                let since = *self
-                    .since
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .entry(key.clone())
-                    .or_insert(now);
-                let left = SignedDuration::from_secs(seconds) - now.duration_since(since);
-                if left.is_positive() {
-                    self.queue.add_after(key, pods::delay(left));
+            Stay::For(patience) => {
+                let now = Instant::now();
+                let mut leaving = self.leaving();
+                let its = Leaving::new(leaving.get(&key).copied(), patience, now);
+                leaving.insert(key.clone(), its);
+                if its.due > now {
+                    self.queue.add_after(key, its.due - now);
                     return Ok(());
                 }
             }
@@ -149,20 +181,7 @@ impl Evictor {
         if pods::is_terminating(&pod) {
             return Ok(());
         }
-        let about = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Pod".into()),
-            namespace: Some(key.namespace.clone()),
-            name: Some(key.name.clone()),
-            uid: pod.metadata.uid.clone(),
-            ..Default::default()
-        };
-        self.context.recorder.event_about(
-            about,
-            EventType::Normal,
-            "TaintManagerEviction",
-            format!("Marking for deletion Pod {key}"),
-        );
+        self.say(&pod, format!("Marking for deletion Pod {key}"));
         let client = &self.context.client;
         pods::mark_disrupted(
             client,
@@ -174,15 +193,27 @@ impl Evictor {
         )
         .await?;
         pods::delete(client, &pod, false).await?;
-        self.forget(&key);
+        self.leaving().remove(&key);
         Ok(())
+    }
+
+    fn say(&self, pod: &Pod, message: String) {
+        let about = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: pod.namespace(),
+            name: Some(pod.name_any()),
+            uid: pod.metadata.uid.clone(),
+            ..Default::default()
+        };
+        let recorder = &self.context.recorder;
+        recorder.event_about(about, EventType::Normal, "TaintManagerEviction", message);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use k8s_openapi::api::core::v1::Event;
     use sampan_client::testing::eventually;
 
     use super::*;
@@ -215,14 +246,96 @@ mod tests {
             (vec![toleration("a", None), toleration("b", None)], Stay::Forever),
             (
                 vec![toleration("a", Some(30)), toleration("b", Some(10))],
-                Stay::For(10),
+                Stay::For(Duration::from_secs(10)),
             ),
-            (vec![toleration("a", Some(-5)), toleration("b", None)], Stay::For(0)),
+            (
+                vec![toleration("a", Some(-5)), toleration("b", None)],
+                Stay::For(Duration::ZERO),
+            ),
         ];
         for (tolerations, expected) in cases {
             assert_eq!(stay(taints.iter(), &tolerations), expected, "{tolerations:?}");
         }
         assert_eq!(stay([].iter(), &[]), Stay::Forever);
+    }
+
+    #[test]
+    fn numbers_are_compared() {
+        let numbered = |operator: &str, value: &str| Toleration {
+            key: Some("cost".into()),
+            operator: Some(operator.into()),
+            value: Some(value.into()),
+            ..Default::default()
+        };
+        let cost = |value: &str| Taint {
+            value: Some(value.into()),
+            ..taint("cost")
+        };
+        let cases = [
+            ("Gt", "5", "10", true),
+            ("Gt", "10", "10", false),
+            ("Lt", "11", "10", true),
+            ("Lt", "9", "10", false),
+            ("Lt", "9", "cheap", false),
+        ];
+        for (operator, bound, had, expected) in cases {
+            let tolerated = tolerates(&numbered(operator, bound), &cost(had));
+            assert_eq!(tolerated, expected, "{had} {operator} {bound}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_holds_now_counts() {
+        let start = Instant::now();
+        let (after, long) = (|seconds| start + Duration::from_secs(seconds), Duration::from_secs);
+        let first = Leaving::new(None, long(300), start);
+        assert_eq!(first.due, after(300));
+        let again = Leaving::new(Some(first), long(300), after(100));
+        assert_eq!(again, first, "the same goes on");
+        let shorter = Leaving::new(Some(first), long(10), after(100));
+        assert_eq!(shorter.due, after(110), "from when it came");
+        assert_eq!(Leaving::new(Some(first), long(299), after(100)).due, after(300));
+        let longer = Leaving::new(Some(shorter), long(600), after(105));
+        assert_eq!(longer.due, after(600), "from the beginning");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_stay_when_the_taint_goes() {
+        let cluster = Cluster::start(&["taint-eviction-controller"]);
+        let api = &cluster.api;
+        let mut node = Node::default();
+        node.metadata.name = Some("n".into());
+        node.spec.get_or_insert_default().taints = Some(vec![taint("bad")]);
+        api.create(&node);
+        let mut pod = Pod::default();
+        pod.metadata.name = Some("patient".into());
+        pod.metadata.namespace = Some("ns".into());
+        let spec = pod.spec.get_or_insert_default();
+        spec.node_name = Some("n".into());
+        spec.tolerations = Some(vec![toleration("bad", Some(60))]);
+        api.create(&pod);
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        // Clocks that are set neither hasten nor delay it.
+        cluster.step_clock(86_400);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        api.change::<Node>("", "n", |node| node.spec = None);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!pods::is_terminating(&api.get::<Pod>("ns", "patient").unwrap()));
+        let said: Vec<String> = api
+            .all::<Event>()
+            .into_iter()
+            .filter_map(|event| event.message)
+            .collect();
+        assert_eq!(said, ["Cancelling deletion of Pod ns/patient"]);
+        // A new taint is a new time.
+        cluster.step_clock(-86_400);
+        api.change::<Node>("", "n", |node| {
+            node.spec.get_or_insert_default().taints = Some(vec![taint("bad")]);
+        });
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert!(!pods::is_terminating(&api.get::<Pod>("ns", "patient").unwrap()));
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert!(pods::is_terminating(&api.get::<Pod>("ns", "patient").unwrap()));
     }
 
     #[tokio::test(start_paused = true)]

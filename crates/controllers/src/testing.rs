@@ -1,7 +1,9 @@
 //! Controllers on the API in memory, for their tests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -11,10 +13,24 @@ use sampan_tasks::Tasks;
 
 use crate::{Config, Controllers};
 
+/// By how many seconds the time of day has been set.
+type Stepped = Arc<AtomicI64>;
+
+/// A clock that can be set.
+struct Stepping(PausedClock, Stepped);
+
+impl Clock for Stepping {
+    fn now(&self) -> Timestamp {
+        let seconds = SignedDuration::from_secs(self.1.load(Ordering::Relaxed));
+        self.0.now().checked_add(seconds).unwrap()
+    }
+}
+
 /// An API with some controllers running on it.
 pub(crate) struct Cluster {
     pub(crate) api: FakeApi,
     pub(crate) clock: PausedClock,
+    stepped: Stepped,
     informers: Informers,
     tasks: Tasks,
 }
@@ -33,15 +49,21 @@ impl Cluster {
         };
         configure(&mut config);
         let clock = PausedClock::default();
-        let clients = api.clone();
-        Controllers::start_with_clock(config, |user| clients.client(user), &informers, &tasks, Arc::new(clock))
-            .unwrap();
+        let (clients, stepped) = (api.clone(), Stepped::default());
+        let clocks = Arc::new(Stepping(clock, stepped.clone()));
+        Controllers::start_with_clock(config, |user| clients.client(user), &informers, &tasks, clocks).unwrap();
         Cluster {
             api,
             clock,
+            stepped,
             informers,
             tasks,
         }
+    }
+
+    /// Sets the controllers' time of day forwards or back; what has been waited for so far stays.
+    pub(crate) fn step_clock(&self, seconds: i64) {
+        self.stepped.fetch_add(seconds, Ordering::Relaxed);
     }
 
     /// Ends the controllers, and those who play scheduler and node with them.
