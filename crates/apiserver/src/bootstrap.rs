@@ -30,6 +30,10 @@ const ATTEMPTS: usize = 8;
 
 pub async fn run(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
     let registry = &plane.registry;
+    // Before anything that says the cluster is not new, so that no start in between leaves it out.
+    if is_new(registry)? {
+        all(registry, vec![objects::storage_class()], false).await?;
+    }
     // Namespaces first: what lives in them is refused without.
     all(registry, objects::namespaces(), false).await?;
     let roles = policy::objects().into_iter().map(|(_, object)| object).collect();
@@ -46,6 +50,17 @@ pub async fn run(plane: &Arc<ControlPlane>) -> Result<(), Refusal> {
     kept?;
     address::keep(plane);
     Ok(())
+}
+
+/// Whether nothing was ever written here.
+fn is_new(registry: &Registry) -> Result<bool, Refusal> {
+    let table = registry.rows.get();
+    let Some(row) = table.of_kind("", "v1", "Namespace").cloned() else {
+        return Ok(false);
+    };
+    let path = row.path("", "kube-system");
+    let call = Call::internal(row, "get", "", "kube-system");
+    Ok(call.storage()?.get(&path).is_none())
 }
 
 /// Makes `extension-apiserver-authentication` say whom to believe now.

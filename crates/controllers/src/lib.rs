@@ -47,6 +47,7 @@ mod tainteviction;
 #[cfg(test)]
 mod testing;
 mod ttl;
+mod volumes;
 
 pub use accounttokens::{TokenSigner, WantedToken};
 pub use certificates::Signing;
@@ -148,6 +149,16 @@ pub const TABLE: &[Row] = &[
         policystatus::start,
     ),
     row("namespace-controller", "namespace-controller", namespace::start),
+    row(
+        "persistentvolume-binder-controller",
+        "persistent-volume-binder",
+        volumes::start,
+    ),
+    row(
+        "sampan-local-volume-provisioner-controller",
+        "sampan-local-volume-provisioner",
+        volumes::start_local,
+    ),
     row(
         "persistentvolumeclaim-protection-controller",
         "pvc-protection-controller",

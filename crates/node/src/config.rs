@@ -78,15 +78,19 @@ pub struct NodeConfig {
     pub housekeeping: Housekeeping,
     /// Devices that Pods can ask for.
     pub devices: Vec<DeviceResource>,
+    /// Where the directories of local volumes are: data that outlives Pods.
+    pub local_volumes: PathBuf,
 }
 
 impl NodeConfig {
     /// Defaults for a node of this name.
     pub fn new(name: impl Into<String>, addresses: Vec<IpAddr>, data_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
         Self {
             name: name.into(),
             addresses,
-            data_dir: data_dir.into(),
+            local_volumes: data_dir.join("local-volumes"),
+            data_dir,
             cluster_dns: ClusterDns::default(),
             resolv_conf: host_resolv_conf(),
             max_pods: 110,

@@ -108,7 +108,7 @@ impl Node {
         let cx = Arc::new(Context {
             users,
             devices: Arc::clone(&devices),
-            volumes: Volumes::new(config.data_dir.clone(), sources.clone()),
+            volumes: Volumes::new(config.data_dir.clone(), sources.clone()).keeping(&config.local_volumes),
             config: config.clone(),
             runtime: Arc::clone(&runtime),
             network,

@@ -34,6 +34,11 @@ pub struct Pressure {
 }
 
 /// Labels every node has.
+pub fn annotations(config: &NodeConfig) -> BTreeMap<String, String> {
+    let local = config.local_volumes.to_string_lossy().into_owned();
+    BTreeMap::from([(sampan_claims::local::DIRECTORY.to_owned(), local)])
+}
+
 pub fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
     let arch = machine::architecture();
     let mut labels: BTreeMap<String, String> = [
@@ -276,6 +281,7 @@ impl NodeKeeper {
                     metadata: ObjectMeta {
                         name: Some(self.config.name.clone()),
                         labels: Some(wanted.clone()),
+                        annotations: Some(annotations(&self.config)),
                         ..ObjectMeta::default()
                     },
                     status: Some(status),
@@ -288,15 +294,20 @@ impl NodeKeeper {
                 }
             }
         };
-        let have = found.metadata.labels.clone().unwrap_or_default();
-        let missing: BTreeMap<&String, &String> = wanted
-            .iter()
-            .filter(|(key, value)| have.get(*key) != Some(value))
-            .collect();
-        if missing.is_empty() {
+        let missing = |wanted: &BTreeMap<String, String>, have: &Option<BTreeMap<String, String>>| {
+            let differs =
+                |(key, value): &(&String, &String)| have.as_ref().and_then(|have| have.get(*key)) != Some(value);
+            let missing = wanted.iter().filter(differs);
+            missing
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let labels = missing(&wanted, &found.metadata.labels);
+        let annotations = missing(&annotations(&self.config), &found.metadata.annotations);
+        if labels.is_empty() && annotations.is_empty() {
             return Ok(found);
         }
-        let patch = json!({"metadata": {"labels": missing}});
+        let patch = json!({"metadata": {"labels": labels, "annotations": annotations}});
         api.patch(&self.config.name, &PatchParams::default(), &Patch::Merge(patch))
             .await
     }

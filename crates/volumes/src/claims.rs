@@ -1,29 +1,34 @@
 //! PersistentVolumeClaims: from the claim a pod names to the place on this node that backs it.
 
-use k8s_openapi::api::core::v1::{Pod, Volume};
+use std::path::PathBuf;
 
+use k8s_openapi::api::core::v1::{Pod, Volume};
+use sampan_claims::local;
+
+use crate::local::LocalVolumes;
 use crate::{Sources, VolumeError};
 
 /// What stands behind a bound claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backing {
-    HostPath { path: String, kind: String },
-    Local { path: String },
-}
-
-/// The claim a volume refers to: named, or the pod's own for a generic ephemeral volume.
-pub fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
-    if let Some(source) = &volume.persistent_volume_claim {
-        return Some(source.claim_name.clone());
-    }
-    volume.ephemeral.as_ref()?;
-    let pod_name = pod.metadata.name.as_deref()?;
-    Some(format!("{pod_name}-{}", volume.name))
+    HostPath {
+        path: String,
+        kind: String,
+    },
+    Local {
+        path: String,
+    },
+    /// A directory that this node keeps itself for the volume of this name.
+    Kept {
+        name: String,
+        path: PathBuf,
+    },
 }
 
 /// Finds the bound volume of `claim` and checks that the two agree.
 pub(crate) async fn resolve(
     sources: &dyn Sources,
+    kept: &LocalVolumes,
     pod: &Pod,
     volume: &Volume,
     claim: &str,
@@ -86,6 +91,10 @@ pub(crate) async fn resolve(
         });
     }
     if let Some(local) = spec.local {
+        let ours = local::is_ours(&pv).then(|| kept.owned(&name, &local.path)).flatten();
+        if let Some(path) = ours {
+            return Ok(Backing::Kept { name, path });
+        }
         return Ok(Backing::Local { path: local.path });
     }
     Err(VolumeError::Unsupported(format!("of persistentvolume {name}")))

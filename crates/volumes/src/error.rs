@@ -27,6 +27,8 @@ pub enum VolumeError {
     Downward(String),
     #[error("{0}")]
     Invalid(String),
+    #[error("local volume {0:?} is in use by a pod")]
+    InUse(String),
     #[error("volume kind {0:?} is not supported on this node")]
     Unsupported(String),
     #[error("{what} {path}: {source}")]

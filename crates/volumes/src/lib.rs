@@ -20,6 +20,7 @@ mod claims;
 pub mod downward;
 mod error;
 mod hostpath;
+pub mod local;
 pub mod mounts;
 pub mod ownership;
 mod plugins;
@@ -29,7 +30,7 @@ mod subpath;
 pub mod tokens;
 mod volumes;
 
-pub use claims::{Backing, claim_name};
+pub use claims::Backing;
 pub use error::{SourceError, VolumeError};
 pub use render::{FileProjection, Payload};
 pub use sources::{FakeSources, Sources, Token};

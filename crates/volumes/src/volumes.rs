@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
+use sampan_claims::claim_of;
 
 use crate::claims::{self, Backing};
 use crate::downward::Allocatable;
+use crate::local::LocalVolumes;
 use crate::plugins::{self, Medium};
 use crate::render::{self, Identity, Rendered};
 use crate::tokens::TokenCache;
@@ -67,7 +69,7 @@ pub fn referenced_objects(pod: &Pod) -> BTreeSet<(&'static str, String)> {
                 out.insert(("Secret", source.name.clone()));
             }
         }
-        if let Some(claim) = claims::claim_name(pod, volume) {
+        if let Some(claim) = claim_of(pod, volume) {
             out.insert(("PersistentVolumeClaim", claim));
         }
     }
@@ -79,6 +81,9 @@ pub struct Volumes {
     root: PathBuf,
     sources: Arc<dyn Sources>,
     tokens: TokenCache,
+    kept: LocalVolumes,
+    /// Which kept volumes Pods use: pod uid → names. Found again by preparing, which every Pod is after a restart.
+    in_use: Mutex<HashMap<String, BTreeSet<String>>>,
     /// What was last written: pod uid → volume → fingerprint of its content. A cache only; the disk decides.
     written: Mutex<HashMap<String, HashMap<String, u64>>>,
 }
@@ -86,12 +91,47 @@ pub struct Volumes {
 impl Volumes {
     /// Volumes below `root` (one directory per pod uid in `root/pods`).
     pub fn new(root: impl Into<PathBuf>, sources: Arc<dyn Sources>) -> Self {
+        let root = root.into();
         Self {
-            root: root.into(),
+            kept: LocalVolumes::new(root.join("local-volumes")),
+            in_use: Mutex::default(),
+            root,
             sources,
             tokens: TokenCache::default(),
             written: Mutex::default(),
         }
+    }
+
+    /// The same, with another place for local volumes.
+    pub fn keeping(mut self, local: impl Into<PathBuf>) -> Self {
+        self.kept = LocalVolumes::new(local);
+        self
+    }
+
+    /// Removes what is kept for the local volume of this name, which the caller believes to be at `path`. Idempotent.
+    pub async fn remove_local(&self, name: &str, path: &str) -> Result<(), VolumeError> {
+        if self.kept.owned(name, path).is_none() {
+            return Err(VolumeError::Invalid(format!(
+                "{path:?} is not where this node keeps the local volume {name:?}"
+            )));
+        }
+        let in_use = self.in_use().values().any(|names| names.contains(name));
+        if in_use {
+            return Err(VolumeError::InUse(name.to_owned()));
+        }
+        let (kept, name) = (self.kept.clone(), name.to_owned());
+        blocking(move || kept.remove(&name)).await
+    }
+
+    async fn use_kept(&self, uid: &str, name: &str) -> Result<(), VolumeError> {
+        // Noted first: what is noted is not removed.
+        self.in_use().entry(uid.to_owned()).or_default().insert(name.to_owned());
+        let (kept, name) = (self.kept.clone(), name.to_owned());
+        blocking(move || kept.make(&name)).await
+    }
+
+    fn in_use(&self) -> std::sync::MutexGuard<'_, HashMap<String, BTreeSet<String>>> {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pod's own directory: volumes, sub-path mounts, and whatever else the node keeps for it.
@@ -180,35 +220,38 @@ impl Volumes {
             blocking(move || hostpath::check(&at, &kind)).await?;
             return Ok(plain(path.into(), false));
         }
-        if let Some(claim) = claims::claim_name(pod, volume) {
+        if let Some(claim) = claim_of(pod, volume) {
             let read_only = volume
                 .persistent_volume_claim
                 .as_ref()
                 .and_then(|source| source.read_only)
                 .unwrap_or(false);
-            let backing = claims::resolve(self.sources.as_ref(), pod, volume, &claim).await?;
-            return match backing {
+            let backing = claims::resolve(self.sources.as_ref(), &self.kept, pod, volume, &claim).await?;
+            let path = match backing {
                 Backing::HostPath { path, kind } => {
                     let at = path.clone();
                     blocking(move || hostpath::check(&at, &kind)).await?;
-                    Ok(plain(path.into(), read_only))
+                    return Ok(plain(path.into(), read_only));
                 }
-                Backing::Local { path } => {
-                    let on_mismatch = pod
-                        .spec
-                        .as_ref()
-                        .and_then(|spec| spec.security_context.as_ref())
-                        .and_then(|context| context.fs_group_change_policy.as_deref())
-                        == Some("OnRootMismatch");
-                    let fingerprint = 1;
-                    let done = self.written_is(uid, &volume.name, fingerprint);
-                    let at = PathBuf::from(&path);
-                    let group = identity.fs_group.filter(|_| !done);
-                    blocking(move || own_local(&at, group, read_only, on_mismatch)).await?;
-                    self.note_written(uid, &volume.name, fingerprint);
-                    Ok(plain(path.into(), read_only))
+                Backing::Local { path } => PathBuf::from(path),
+                Backing::Kept { name, path } => {
+                    self.use_kept(uid, &name).await?;
+                    path
                 }
             };
+            let on_mismatch = pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.security_context.as_ref())
+                .and_then(|context| context.fs_group_change_policy.as_deref())
+                == Some("OnRootMismatch");
+            let fingerprint = 1;
+            let done = self.written_is(uid, &volume.name, fingerprint);
+            let at = path.clone();
+            let group = identity.fs_group.filter(|_| !done);
+            blocking(move || own_local(&at, group, read_only, on_mismatch)).await?;
+            self.note_written(uid, &volume.name, fingerprint);
+            return Ok(plain(path, read_only));
         }
         Err(plugins::unsupported(volume))
     }
@@ -288,6 +331,7 @@ impl Volumes {
         let dir = self.pod_dir(uid);
         blocking(move || mounts::remove_tree(&dir)).await?;
         self.tokens.forget_pod(uid);
+        self.in_use().remove(uid);
         self.lock().remove(uid);
         Ok(())
     }

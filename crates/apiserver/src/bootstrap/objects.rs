@@ -1,6 +1,7 @@
 //! The objects themselves.
 
 use sampan_api::Object;
+use sampan_claims::local;
 use serde_json::{Value, json};
 
 use crate::control_plane::ControlPlane;
@@ -22,6 +23,16 @@ pub fn fixed(plane: &ControlPlane) -> Vec<Object> {
         "spec": {"cidrs": [plane.config.service_range.to_string()]},
     }));
     objects
+}
+
+/// The class of volumes on the nodes' own disks. Made once: whoever changes it or marks another as the default is not
+/// overruled, and a cluster that has classes already has its own default.
+pub fn storage_class() -> Object {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": local::CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": local::PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+    })
 }
 
 /// Whom extension servers are to believe: kept as it must be.

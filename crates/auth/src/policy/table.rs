@@ -368,6 +368,18 @@ pub(super) const OWN_CLUSTER_ROLES: &[RoleRow] = &[
             rule("get", "core", "endpoints services"),
         ],
     ),
+    // Volumes on nodes' own disks. The one thing a node lets itself be told to delete is such a volume.
+    role(
+        "system:controller:sampan-local-volume-provisioner",
+        &[
+            rule("create delete get list update watch", "core", "persistentvolumes"),
+            rule("get list update watch", "core", "persistentvolumeclaims"),
+            rule(READ, "core", "nodes"),
+            rule("delete", "core", "nodes/proxy"),
+            rule(READ, "storage.k8s.io", "storageclasses"),
+            EVENTS,
+        ],
+    ),
 ];
 
 pub(super) const OWN_ROLES: &[RoleRow] = &[
@@ -401,6 +413,10 @@ pub(super) const OWN_BINDINGS: &[BindingRow] = &[
         &[ServiceAccount("kube-system", "sampan-node-certificate-approver")],
     ),
     bind("system:sampan:network-policies", &[User("system:kube-proxy")]),
+    bind(
+        "system:controller:sampan-local-volume-provisioner",
+        &[ServiceAccount("kube-system", "sampan-local-volume-provisioner")],
+    ),
     bind("system:sampan:informers", &[User("system:sampan:informers")]),
     bind_in(
         "kube-system",

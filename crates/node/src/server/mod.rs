@@ -22,8 +22,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
+use sampan_claims::local;
 use sampan_pki::Present;
 use sampan_tasks::{OnExit, Tasks};
+use sampan_volumes::VolumeError;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -41,7 +43,7 @@ const READ: &[Method] = &[Method::GET];
 const STREAM: &[Method] = &[Method::GET, Method::POST];
 
 /// All that is served, and by which methods: nothing else reaches [`Server::route`]. A `{}` stands for any one part.
-const ENDPOINTS: [(&str, &[Method]); 15] = [
+const ENDPOINTS: [(&str, &[Method]); 16] = [
     ("healthz", ANY),
     ("configz", ANY),
     ("pods", READ),
@@ -57,6 +59,7 @@ const ENDPOINTS: [(&str, &[Method]); 15] = [
     ("stats/summary", READ),
     ("metrics", ANY),
     ("metrics/resource", ANY),
+    ("localvolumes/{}", &[Method::DELETE]),
 ];
 
 /// The methods of an endpoint, if there is one.
@@ -246,7 +249,28 @@ impl Server {
             ["stats", "summary"] => self.summary().await,
             ["metrics"] => self.metrics(),
             ["metrics", "resource"] => self.resource_metrics().await,
+            [local::NODE_PATH, name] => self.remove_local_volume(name, &query).await,
             _ => Err(Refusal::not_found("404 page not found")),
+        }
+    }
+
+    /// The local provisioner's volume is needed no more.
+    async fn remove_local_volume(&self, name: &str, query: &[(String, String)]) -> Answer {
+        let path = query
+            .iter()
+            .find(|(key, _)| key == "path")
+            .map(|(_, path)| path.as_str());
+        let outcome = self
+            .manager
+            .cx
+            .volumes
+            .remove_local(name, path.unwrap_or_default())
+            .await;
+        match outcome {
+            Ok(()) => Ok(text("text/plain; charset=utf-8", "ok")),
+            Err(error @ VolumeError::InUse(_)) => Err(Refusal(StatusCode::CONFLICT, error.to_string())),
+            Err(error @ VolumeError::Invalid(_)) => Err(Refusal::bad(error.to_string())),
+            Err(error) => Err(Refusal::internal(error)),
         }
     }
 
