@@ -160,6 +160,11 @@ pub const TABLE: &[Row] = &[
         volumes::start_local,
     ),
     row(
+        "ephemeral-volume-controller",
+        "ephemeral-volume-controller",
+        volumes::start_ephemeral,
+    ),
+    row(
         "persistentvolumeclaim-protection-controller",
         "pvc-protection-controller",
         protection::start_claims,

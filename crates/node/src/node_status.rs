@@ -33,12 +33,13 @@ pub struct Pressure {
     pub pids: bool,
 }
 
-/// Labels every node has.
+/// Annotations every node has: where its local volumes are.
 pub fn annotations(config: &NodeConfig) -> BTreeMap<String, String> {
     let local = config.local_volumes.to_string_lossy().into_owned();
     BTreeMap::from([(sampan_claims::local::DIRECTORY.to_owned(), local)])
 }
 
+/// Labels every node has.
 pub fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
     let arch = machine::architecture();
     let mut labels: BTreeMap<String, String> = [

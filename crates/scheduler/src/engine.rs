@@ -373,10 +373,10 @@ impl Engine {
         self.queue.contains(uid) || self.nominations.contains(uid)
     }
 
-    /// The binding did not happen: the room is free again and the Pod tries again after a while.
-    pub fn bind_failed(&mut self, pod: PodInfo, now: Instant) {
+    /// The binding did not happen: the room is free again and the Pod tries again after a while, unless it is gone.
+    pub fn bind_failed(&mut self, pod: PodInfo, now: Instant) -> bool {
         let Some((at, booked)) = self.snapshot.remove_pod(&pod.uid) else {
-            return;
+            return false;
         };
         // Its class may have another name by now.
         let pod = PodInfo {
@@ -392,6 +392,7 @@ impl Engine {
         let class = Arc::clone(&pod.class);
         self.delay(pod, now);
         self.wake(Event::PodGone, Some(at), Some(&class));
+        true
     }
 
     /// Sets a Pod aside for longer each time.

@@ -118,8 +118,8 @@ pub struct Class {
     pub owner: Option<(OwnerKind, String)>,
     /// The volumes that plugins may have to find a place for.
     pub volumes: Vec<Volume>,
-    /// Its name, where that decides which claims are meant (volumes made for the Pod alone).
-    pub pod_name: Option<String>,
+    /// Its name and uid, where those decide which claims are meant (volumes made for the Pod alone).
+    pub pod: Option<(String, String)>,
 }
 
 /// Equal for Pods that the scheduler cannot tell apart.
@@ -328,12 +328,15 @@ impl Class {
                 node_affinity
                     .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref()),
             ),
-            pod_name: spec
+            pod: spec
                 .volumes
                 .iter()
                 .flatten()
                 .any(|volume| volume.ephemeral.is_some())
-                .then(|| pod.metadata.name.clone().unwrap_or_default()),
+                .then(|| {
+                    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+                    (text(&pod.metadata.name), text(&pod.metadata.uid))
+                }),
             volumes: spec
                 .volumes
                 .iter()
@@ -380,7 +383,7 @@ impl Class {
             only_nodes,
             volumes,
             owner,
-            pod_name,
+            pod,
         } = &*self;
         let mut digest = Digester(Sha256::new());
         let asked = (
@@ -392,7 +395,7 @@ impl Class {
             preferred_nodes,
         );
         let more = (tolerations, host_ports, images, containers, scheduler, never_preempts);
-        let named = (only_nodes, volumes, pod_name);
+        let named = (only_nodes, volumes, pod);
         // Writing into a digest cannot fail.
         let _ = write!(digest, "{asked:?}{more:?}{named:?}");
         if !volumes.is_empty() {

@@ -21,10 +21,12 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::config::Configuration;
+use crate::config::{Configuration, Profile};
 use crate::engine::{Decision, Engine};
-use crate::framework::BindingPlugin;
+use crate::framework::{BindingPlugin, Framework};
 use crate::owners::OwnerKind;
+use crate::plugins::volume_binding::{self, VolumeBinding};
+use crate::plugins::volumes;
 use crate::pod::PodInfo;
 use crate::queue::Backoff;
 use crate::resources::pod_requests;
@@ -74,17 +76,25 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
     for idle in &config.configuration.ineffective {
         tracing::warn!("the scheduler's configuration says something that has no effect: {idle}");
     }
-    let profiles = config.configuration.profiles.iter();
-    let profiles = profiles.map(|profile| (profile.name.clone(), profile.framework()));
     let backoff = Backoff {
         first: config.configuration.initial_backoff,
         longest: config.configuration.max_backoff,
     };
-    let engine = Engine::with_backoff(profiles, config.seed, backoff);
     let shared = Shared {
-        engine: Arc::new(Mutex::new(engine)),
+        engine: Arc::new(Mutex::new(Engine::new([], config.seed))),
         bell: Arc::new(Notify::new()),
     };
+    let to = shared.clone();
+    let view = volumes::View::new(&informers, move |event, claim| {
+        to.change(|engine| engine.objects_changed(event, |class| volumes::concerned(class, claim)));
+    });
+    let binder = volume_binding::Binder::new(client.clone(), &view);
+    let profiles = config.configuration.profiles.iter();
+    let profiles = profiles.map(|profile| (profile.name.clone(), framework(profile, &binder)));
+    *shared.engine() = Engine::with_backoff(profiles, config.seed, backoff);
+    if drain.until(view.synced()).await.is_none() {
+        return;
+    }
     if drain.until(subscribe(&shared, &informers)).await.is_none() {
         return;
     }
@@ -93,17 +103,28 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
     }
 
     let hands = Hands { client, recorder };
+    // Pods that wait for something before they are bound, and those that wait no longer. They take no one's turn.
+    let mut preparations: FuturesUnordered<BoxFuture<'_, Result<Prepared, Unprepared>>> = FuturesUnordered::new();
+    let mut prepared: VecDeque<Prepared> = VecDeque::new();
     let mut bindings: FuturesUnordered<BoxFuture<'_, Result<(), PodInfo>>> = FuturesUnordered::new();
     let mut preemptions: FuturesUnordered<BoxFuture<'_, Result<(), Failed>>> = FuturesUnordered::new();
     let mut explanations: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
     let mut to_explain: VecDeque<(Arc<str>, PodInfo)> = VecDeque::new();
     loop {
         while bindings.len() + preemptions.len() < config.bindings_in_flight {
+            if let Some((pod, node)) = prepared.pop_front() {
+                bindings.push(Box::pin(hands.bind(pod, node)));
+                continue;
+            }
             let decision = shared.engine().next_binding(Instant::now());
             match decision {
                 Some(Decision::Bind { pod, node }) => {
                     let plugins = shared.engine().binding_plugins(&pod);
-                    bindings.push(Box::pin(hands.bind(plugins, pod, node)));
+                    if plugins.iter().any(|plugin| plugin.pre_bind(&pod, &node).is_some()) {
+                        preparations.push(Box::pin(prepare(plugins, pod, node)));
+                    } else {
+                        bindings.push(Box::pin(hands.bind(pod, node)));
+                    }
                 }
                 Some(Decision::Preempt {
                     pod,
@@ -135,6 +156,15 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
         tokio::select! {
             () = drain.started() => break,
             () = shared.bell.notified() => {}
+            Some(outcome) = preparations.next() => match outcome {
+                Ok(ready) => prepared.push_back(ready),
+                Err(Unprepared { pod, why }) => {
+                    // Nobody is told of a Pod that is gone.
+                    if shared.engine().bind_failed(pod.clone(), Instant::now()) {
+                        hands.tell_unprepared(&pod, why);
+                    }
+                }
+            },
             Some(outcome) = bindings.next() => if let Err(pod) = outcome {
                 shared.engine().bind_failed(pod, Instant::now());
             },
@@ -155,6 +185,44 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
 enum Failed {
     Preemption(PodInfo),
     Unnomination(PodInfo),
+}
+
+/// A profile's plugins, with those that look at objects beyond Pods and nodes.
+fn framework(profile: &Profile, binder: &Arc<volume_binding::Binder>) -> Framework {
+    let mut framework = profile.framework();
+    if profile.enables("filter", volume_binding::NAME) {
+        framework.pre_filters.push(volume_binding::pre_filter(binder));
+        framework.filters.push(volume_binding::filter(binder));
+    }
+    if profile.enables("reserve", volume_binding::NAME) && profile.enables("preBind", volume_binding::NAME) {
+        framework.binding.push(Arc::new(VolumeBinding {
+            binder: Arc::clone(binder),
+            timeout: profile.arguments.volume_binding.bind_timeout,
+        }));
+    }
+    framework
+}
+
+type Prepared = (PodInfo, Arc<str>);
+
+/// A Pod that cannot be bound yet.
+struct Unprepared {
+    pod: PodInfo,
+    why: String,
+}
+
+/// Does what comes before a binding.
+async fn prepare(plugins: Vec<Arc<dyn BindingPlugin>>, pod: PodInfo, node: Arc<str>) -> Result<Prepared, Unprepared> {
+    for plugin in &plugins {
+        let Some(work) = plugin.pre_bind(&pod, &node) else {
+            continue;
+        };
+        if let Err(error) = work.await {
+            let why = format!("running PreBind plugin \"{}\": {error}", plugin.name());
+            return Err(Unprepared { pod, why });
+        }
+    }
+    Ok((pod, node))
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -342,22 +410,15 @@ fn reference(pod: &PodInfo) -> ObjectReference {
 }
 
 impl Hands {
+    fn tell_unprepared(&self, pod: &PodInfo, why: String) {
+        tracing::warn!(pod = %pod.name, namespace = %pod.namespace, why, "cannot bind yet");
+        let message = shortened(&why);
+        self.recorder
+            .event_about(reference(pod), EventType::Warning, "FailedScheduling", message);
+    }
+
     /// Binds; gives the Pod back if it has to be tried again.
-    async fn bind(&self, plugins: Vec<Arc<dyn BindingPlugin>>, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
-        for plugin in &plugins {
-            let outcome = match plugin.pre_bind(&pod, &node) {
-                Some(work) => work.await,
-                None => Ok(()),
-            };
-            if let Err(error) = outcome {
-                let name = plugin.name();
-                tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %node, plugin = name, %error, "cannot bind yet");
-                let message = shortened(&format!("running PreBind plugin \"{name}\": {error}"));
-                self.recorder
-                    .event_about(reference(&pod), EventType::Warning, "FailedScheduling", message);
-                return Err(pod);
-            }
-        }
+    async fn bind(&self, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let mut binding = Binding {
             target: ObjectReference {

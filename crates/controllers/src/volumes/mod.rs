@@ -1,10 +1,12 @@
 //! Storage control: claims get volumes, volumes are given back.
 //!
 //! [`binder`] ties claims to volumes and decides what becomes of volumes whose claim is gone. It makes no volume and
-//! destroys none: that is a provisioner's, an external one or [`local`].
+//! destroys none: that is a provisioner's, an external one or [`local`]. [`ephemeral`] makes the claims of volumes that live
+//! as long as their Pod.
 
 mod binder;
 mod claim;
+mod ephemeral;
 mod local;
 #[cfg(test)]
 mod local_tests;
@@ -14,4 +16,5 @@ mod tests;
 mod volume;
 
 pub(crate) use binder::start;
+pub(crate) use ephemeral::start as start_ephemeral;
 pub(crate) use local::start as start_local;

@@ -28,7 +28,16 @@ pub const POINTS: [(&str, &str); 15] = [
 ];
 
 /// The points that mean something here.
-pub const ALIVE: [&str; 6] = ["filter", "postFilter", "score", "bind", "preEnqueue", "multiPoint"];
+pub const ALIVE: [&str; 8] = [
+    "filter",
+    "postFilter",
+    "score",
+    "reserve",
+    "preBind",
+    "bind",
+    "preEnqueue",
+    "multiPoint",
+];
 
 /// A plugin of upstream.
 pub struct Known {

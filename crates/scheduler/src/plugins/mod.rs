@@ -6,3 +6,5 @@ pub mod pod_affinity;
 pub mod resources;
 pub mod taints;
 pub mod topology_spread;
+pub mod volume_binding;
+pub mod volumes;
