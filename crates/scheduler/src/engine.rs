@@ -22,21 +22,28 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::classes::Classes;
+use crate::extender::PLUGIN;
 use crate::framework::{BindingPlugin, Event, Framework, Refusal, Verdict};
 use crate::labels::Labels;
 use crate::memory::{Memory, Tracking, judge};
 use crate::owners::OwnerKind;
 use crate::pod::{Class, ClassId, PodInfo, is_finished, scheduler_of};
-use crate::preemption::{Budgets, Candidates, Outcome, Trial};
-use crate::queue::{Backoff, Diagnosis, Queue};
+use crate::preemption::{Budgets, Candidates, Outcome, Trial, Victims};
+use crate::queue::{Backoff, Diagnosis, Order, Queue};
 use crate::resources::pod_requests;
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
 
 #[path = "engine_preemption.rs"]
 mod preempting;
 use preempting::{Nominations, Refused, Remedy};
+#[path = "engine_extenders.rs"]
+mod extending;
 #[path = "engine_wake.rs"]
 mod waking;
+#[cfg(test)]
+use extending::LEFTOVER;
+use extending::{Extending, Gate, with_remedy};
+pub use extending::{Followed, Told};
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +59,14 @@ pub enum Decision {
     },
     /// Write that the Pod is nominated no longer.
     Unnominate { pod: PodInfo },
+    /// Ask extenders about these nodes for the Pod; [`Engine::consulted`] takes the answer.
+    Consult { pod: PodInfo, nodes: Vec<Arc<Node>> },
+    /// Ask extenders who has to leave for the Pod; [`Engine::victims_consulted`] takes the answer.
+    ConsultVictims {
+        pod: PodInfo,
+        candidates: BTreeMap<Arc<str>, Victims>,
+        message: String,
+    },
     /// Tell these Pods why they wait.
     Tell { message: String, pods: Vec<PodInfo> },
 }
@@ -138,6 +153,7 @@ pub struct Engine {
     delayed: Delayed,
     failures: HashMap<Arc<str>, u32>,
     nominations: Nominations,
+    extending: Extending,
     budgets: Budgets,
     random: SmallRng,
 }
@@ -166,6 +182,7 @@ impl Engine {
             delayed: Delayed::default(),
             failures: HashMap::new(),
             nominations: Nominations::default(),
+            extending: Extending::default(),
             budgets: Budgets::default(),
             random: SmallRng::seed_from_u64(seed),
         }
@@ -175,7 +192,8 @@ impl Engine {
     pub fn counts(&self) -> (usize, usize, usize) {
         let (active, parked) = self.queue.counts();
         let delayed = self.delayed.due.len();
-        (active, parked + self.nominations.len(), delayed)
+        let (asked, refused) = self.extending.counts();
+        (active + asked, parked + self.nominations.len() + refused, delayed)
     }
 
     pub fn node_changed(&mut self, node: Arc<Node>) {
@@ -239,6 +257,7 @@ impl Engine {
         self.snapshot.reclassify(&mut class);
         self.queue.reclassify(&mut class);
         self.nominations.reclassify(&mut class);
+        self.extending.reclassify(&mut class);
         for pod in self.delayed.due.values_mut() {
             if let Some(class) = class(pod) {
                 pod.class = class;
@@ -294,16 +313,23 @@ impl Engine {
         if !ours || gated || pod.metadata.deletion_timestamp.is_some() {
             self.queue.remove(uid);
             self.delayed.remove(uid);
+            self.extending.forget(uid);
             self.end_nomination(uid);
             return;
         }
         if self.delayed.when.contains_key(uid) {
             return;
         }
-        let known = self.queue.get(uid).cloned();
+        let known = self.queue.get(uid).or_else(|| self.extending.get(uid)).cloned();
         let Some(info) = self.read(pod, known.as_ref()) else {
             return;
         };
+        if let Some(before) = self.extending.get(uid) {
+            if before.class.id == info.class.id && before.labels == info.labels {
+                return;
+            }
+            self.extending.forget(uid);
+        }
         if let Some(nomination) = self.nominations.get(uid) {
             if nomination.pod.class.id == info.class.id {
                 return;
@@ -330,6 +356,7 @@ impl Engine {
         let booked = self.snapshot.pod(uid).cloned();
         let queued = self.queue.remove(uid);
         self.delayed.remove(uid);
+        self.extending.forget(uid);
         self.failures.remove(uid);
         let was_here = booked.is_some() && self.snapshot.place_of(uid) == self.snapshot.find(node);
         let Some(info) = self.read(pod, booked.as_ref().or(queued.as_ref())) else {
@@ -352,6 +379,7 @@ impl Engine {
 
     pub fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
+        self.extending.forget(uid);
         self.delayed.remove(uid);
         self.failures.remove(uid);
         self.end_nomination(uid);
@@ -370,7 +398,7 @@ impl Engine {
 
     /// Whether the Pod still waits for a node (so that telling it why makes sense).
     pub fn is_waiting(&self, uid: &str) -> bool {
-        self.queue.contains(uid) || self.nominations.contains(uid)
+        self.queue.contains(uid) || self.nominations.contains(uid) || self.extending.contains(uid)
     }
 
     /// The binding did not happen: the room is free again and the Pod tries again after a while, unless it is gone.
@@ -395,11 +423,16 @@ impl Engine {
         true
     }
 
+    /// Until when a Pod rests that failed once more: longer each time.
+    fn rest(&mut self, uid: &Arc<str>, now: Instant) -> Instant {
+        let failures = self.failures.entry(Arc::clone(uid)).or_default();
+        *failures += 1;
+        now + self.backoff.after(*failures)
+    }
+
     /// Sets a Pod aside for longer each time.
     fn delay(&mut self, pod: PodInfo, now: Instant) {
-        let failures = self.failures.entry(Arc::clone(&pod.uid)).or_default();
-        *failures += 1;
-        let until = now + self.backoff.after(*failures);
+        let until = self.rest(&pod.uid, now);
         if let Some(node) = self.nominations.reserved(&pod.uid) {
             // The room that was made for it stays its own.
             self.add_nomination(pod.clone(), node, HashSet::new());
@@ -413,6 +446,7 @@ impl Engine {
             self.delayed.deadline(),
             self.queue.next_deadline(),
             self.nominations.next_deadline(),
+            self.extending.next_deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -431,52 +465,73 @@ impl Engine {
                 self.queue.add(pod);
             }
         }
+        while let Some(pod) = self.extending.due(now) {
+            self.queue.add(pod);
+        }
         self.queue.advance(now);
         loop {
             let first = self.queue.first().map(|pod| pod.class.priority);
+            // Nodes that extenders are to be asked about.
+            let mut noted = Vec::new();
             let (pod, chosen) = match self.nominations.take_ready(first) {
                 Some(pod) => {
                     if self.delayed.when.contains_key(&pod.uid) {
                         continue;
                     }
-                    let Some(at) = self.retry_nominated(&pod) else { continue };
+                    let Some(at) = self.retry_nominated(&pod, &mut noted) else {
+                        continue;
+                    };
                     (pod, Ok(at))
                 }
                 None => {
-                    let Some(pod) = self.queue.first().cloned() else { break };
-                    let chosen = self.choose(&pod);
+                    let pod = match self.extending.next_in_line(first) {
+                        Some(pod) if self.queue.is_parked(pod.class.id) => {
+                            self.queue.add(pod);
+                            continue;
+                        }
+                        Some(pod) => pod,
+                        None => {
+                            let Some(pod) = self.queue.first().cloned() else { break };
+                            if self.extending.must_queue(&pod) {
+                                self.queue.remove(&pod.uid);
+                                continue;
+                            }
+                            pod
+                        }
+                    };
+                    let chosen = self.look(&pod, &mut noted);
                     (pod, chosen)
                 }
             };
-            match chosen {
-                Ok(at) => {
-                    if let Some(decision) = self.book(pod, at, now) {
-                        return Some(decision);
-                    }
-                }
-                Err(mut refused) => match self.remedy(&pod, &refused) {
-                    Remedy::Preempt { node, victims } => {
-                        self.nominate(&pod, &node, &victims);
-                        let message = refused.diagnosis.message;
-                        return Some(Decision::Preempt {
-                            pod,
-                            node,
-                            victims,
-                            message,
-                        });
-                    }
+            let decision = match chosen {
+                Ok(at) if !noted.is_empty() => self.consult(pod, at, &noted),
+                Ok(at) => self.book(pod, at, now),
+                Err(refused) => match self.remedy(&pod, &refused) {
                     Remedy::None(why) => {
-                        if let Some(why) = why {
-                            refused.diagnosis.message.push_str(" preemption: ");
-                            refused.diagnosis.message.push_str(&why);
-                        }
-                        self.queue.park(pod.class.id, refused.diagnosis, now);
+                        let (class, mut diagnosis) = (pod.class.id, refused.diagnosis);
+                        diagnosis.message = with_remedy(diagnosis.message, why);
+                        // One that stood in line for extenders waits with its class.
+                        self.queue.add(pod);
+                        self.queue.park(class, diagnosis, now);
+                        None
                     }
+                    remedy => self.carry_out(pod, remedy, refused.diagnosis.message),
                 },
+            };
+            if decision.is_some() {
+                return decision;
             }
         }
         let ended = self.nominations.next_ended(now)?;
         Some(Decision::Unnominate { pod: ended })
+    }
+
+    /// Looks for a node; where extenders are to be asked, notes all that would do.
+    fn look(&mut self, pod: &PodInfo, noted: &mut Vec<NodeIndex>) -> Result<NodeIndex, Refused> {
+        match self.extending.want(&pod.class) {
+            true => self.choose(pod, Gate::Note(noted)),
+            false => self.choose(pod, Gate::Open),
+        }
     }
 
     /// Books a Pod where it is to be bound; `None` if a plugin could not take there what it needs.
@@ -534,7 +589,7 @@ impl Engine {
     }
 
     /// The best node for a Pod, or why there is none.
-    fn choose(&mut self, pod: &PodInfo) -> Result<NodeIndex, Refused> {
+    fn choose(&mut self, pod: &PodInfo, mut gate: Gate<'_>) -> Result<NodeIndex, Refused> {
         let class = &pod.class;
         let Engine {
             profiles,
@@ -574,11 +629,12 @@ impl Engine {
             && own_fits
         {
             // Room was made for it there.
+            gate.note(&[at]);
             return Ok(at);
         }
         let mut refused: BTreeMap<String, usize> = BTreeMap::new();
         let mut refusing: BTreeSet<&'static str> = BTreeSet::new();
-        if tracking.is_idle() && !tracking.concerned_by_nominated(class, snapshot) {
+        if gate.is_open() && tracking.is_idle() && !tracking.concerned_by_nominated(class, snapshot) {
             if let Some(at) = memory.best(framework, random) {
                 return Ok(at);
             }
@@ -586,10 +642,18 @@ impl Engine {
             let (mut nodes, mut raw): (Vec<NodeIndex>, Vec<&[i64]>) = Default::default();
             for (at, scores) in memory.fitting() {
                 match tracking.check_nominated(class, at, Some(&pod.uid), snapshot) {
-                    Ok(()) => {
-                        nodes.push(at);
-                        raw.push(scores);
-                    }
+                    Ok(()) => match gate.check(snapshot.name(at)) {
+                        Ok(()) => {
+                            nodes.push(at);
+                            raw.push(scores);
+                        }
+                        Err(reason) => {
+                            refusing.insert(PLUGIN);
+                            if let Some(reason) = reason {
+                                *refused.entry(reason.to_owned()).or_default() += 1;
+                            }
+                        }
+                    },
                     Err((plugin, refusal)) => {
                         refusing.insert(plugin);
                         match refused.get_mut(refusal.reason) {
@@ -606,6 +670,10 @@ impl Engine {
                 for row in &mut tracking.rows {
                     row.tracker.score(&nodes, row.weight, &mut totals);
                 }
+                for (at, total) in nodes.iter().zip(&mut totals) {
+                    *total = total.saturating_add(gate.extra(snapshot.name(*at)));
+                }
+                gate.note(&nodes);
                 return Ok(nodes[pick(&totals, random)]);
             }
         }
@@ -719,3 +787,7 @@ mod tests;
 #[cfg(test)]
 #[path = "engine_preemption_tests.rs"]
 mod preemption_tests;
+
+#[cfg(test)]
+#[path = "engine_extenders_tests.rs"]
+mod extenders_tests;

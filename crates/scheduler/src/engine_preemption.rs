@@ -174,6 +174,11 @@ impl Nominations {
         self.under_way.remove(uid)
     }
 
+    /// A Pod's status is to say no longer where it comes to.
+    pub(super) fn end(&mut self, pod: PodInfo) {
+        self.ended.push_back(pod);
+    }
+
     pub(super) fn next_ended(&mut self, now: Instant) -> Option<PodInfo> {
         self.ended_later.next(now).or_else(|| self.ended.pop_front())
     }
@@ -206,6 +211,8 @@ pub(super) enum Remedy {
         node: Arc<str>,
         victims: Vec<PodInfo>,
     },
+    /// Extenders decide among these.
+    Ask(BTreeMap<Arc<str>, Victims>),
     /// Nothing; what to say of it, if anything.
     None(Option<String>),
 }
@@ -257,8 +264,8 @@ impl Engine {
     }
 
     /// Tries a nominated Pod again. `Some` if there is a place for it.
-    pub(super) fn retry_nominated(&mut self, pod: &PodInfo) -> Option<NodeIndex> {
-        let refused = match self.choose(pod) {
+    pub(super) fn retry_nominated(&mut self, pod: &PodInfo, noted: &mut Vec<NodeIndex>) -> Option<NodeIndex> {
+        let refused = match self.look(pod, noted) {
             Ok(at) => return Some(at),
             Err(refused) => refused,
         };
@@ -321,8 +328,10 @@ impl Engine {
             trackings,
             budgets,
             random,
+            extending,
             ..
         } = self;
+        let asks = extending.want_victims(&pod.class);
         let (snapshot, class) = (&*snapshot, &pod.class);
         let nodes = snapshot.count();
         let Some((framework, limits)) = profiles
@@ -336,6 +345,7 @@ impl Engine {
             return Remedy::None(Some("not eligible due to preemptionPolicy=Never.".into()));
         }
         let mut candidates = Candidates::default();
+        let mut all = BTreeMap::new();
         if refused.filtered {
             let memory = remembered(memories, framework, class, snapshot);
             let tracking = tracked(trackings, framework, class, snapshot);
@@ -375,17 +385,23 @@ impl Engine {
                     if candidates.suffice(enough) {
                         break;
                     }
-                    if alone {
-                        candidates.add(at, memory.outcome(at, &trial));
-                    } else {
-                        candidates.add(at, &Arc::new(trial.victims(at, Some(tracking))));
+                    let outcome = match alone {
+                        true => Arc::clone(memory.outcome(at, &trial)),
+                        false => Arc::new(trial.victims(at, Some(tracking))),
+                    };
+                    if asks && let Outcome::Victims(victims) = &*outcome {
+                        all.insert(Arc::from(snapshot.name(at)), victims.clone());
                     }
+                    candidates.add(at, &outcome);
                 }
             } else {
                 let resolvable = memory.refusals().filter(|(_, refusal, _)| refusal.resolvable);
                 let resolvable: usize = resolvable.map(|(_, _, nodes)| nodes).sum();
                 candidates.add_without_victims(resolvable + passed.len());
             }
+        }
+        if !all.is_empty() {
+            return Remedy::Ask(all);
         }
         match candidates.into_best(nodes) {
             Ok((at, outcome)) => match &*outcome {
@@ -396,6 +412,23 @@ impl Engine {
                 Outcome::Refused(_) => Remedy::None(None),
             },
             Err(why_not) => Remedy::None(Some(explain(nodes, why_not))),
+        }
+    }
+
+    /// Does what is to be done about a refusal.
+    pub(super) fn carry_out(&mut self, pod: PodInfo, remedy: Remedy, message: String) -> Option<Decision> {
+        match remedy {
+            Remedy::None(_) => None,
+            Remedy::Ask(candidates) => Some(self.consult_victims(pod, candidates, message)),
+            Remedy::Preempt { node, victims } => {
+                self.nominate(&pod, &node, &victims);
+                Some(Decision::Preempt {
+                    pod,
+                    node,
+                    victims,
+                    message,
+                })
+            }
         }
     }
 

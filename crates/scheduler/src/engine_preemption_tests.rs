@@ -45,6 +45,9 @@ fn settle(engine: &mut Engine) -> Vec<String> {
                 decisions.push(format!("{}⇒{node} without {}", pod.name, victims.join(" ")));
             }
             Decision::Unnominate { pod } => decisions.push(format!("{} no more", pod.name)),
+            Decision::Consult { pod, .. } | Decision::ConsultVictims { pod, .. } => {
+                panic!("{} has no extenders", pod.name)
+            }
         }
     }
     decisions

@@ -28,6 +28,9 @@ fn settle(engine: &mut Engine) -> (Vec<String>, Vec<String>) {
                 told.extend(pods.iter().map(|pod| format!("{}: {message}", pod.name)));
             }
             Decision::Preempt { pod, .. } | Decision::Unnominate { pod } => panic!("{} preempts", pod.name),
+            Decision::Consult { pod, .. } | Decision::ConsultVictims { pod, .. } => {
+                panic!("{} has no extenders", pod.name)
+            }
         }
     }
     (bound, told)

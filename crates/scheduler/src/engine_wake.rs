@@ -30,6 +30,7 @@ impl Engine {
         pod: Option<&Arc<Class>>,
         concerns: impl Fn(&Class) -> bool,
     ) {
+        self.extending.something_happened();
         // Where node plugins may have changed their minds.
         let offered = node.filter(|_| matches!(event, Event::Node | Event::PodGone));
         let mut verdicts: HashMap<ClassId, bool> = HashMap::new();

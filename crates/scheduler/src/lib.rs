@@ -7,11 +7,12 @@
 //! place is parked and costs nothing until an event that can help it, and what a waiting Pod is told is written once.
 //!
 //! Where it differs from upstream: all nodes are scored rather than a sample (remembered verdicts make that cheap), and
-//! there is no volume binding and no extender yet.
+//! there is no volume binding yet.
 
 pub mod classes;
 pub mod config;
 pub mod engine;
+pub mod extender;
 pub mod framework;
 pub mod labels;
 pub mod memory;

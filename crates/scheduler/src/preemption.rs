@@ -93,7 +93,7 @@ impl Budgets {
     }
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Victims {
     /// The most important first; never empty.
     pub pods: Vec<PodInfo>,

@@ -343,6 +343,10 @@ impl Queue {
             .collect()
     }
 
+    pub fn is_parked(&self, class: ClassId) -> bool {
+        self.classes.get(&class).is_some_and(Queued::is_parked)
+    }
+
     /// Makes a parked class worth trying again. `sure`: it was seen that it will find a place, so that it need not rest.
     pub fn wake(&mut self, class: ClassId, sure: bool) {
         let Some(queued) = self.classes.get(&class) else {

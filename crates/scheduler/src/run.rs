@@ -22,12 +22,14 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::config::{Configuration, Profile};
-use crate::engine::{Decision, Engine};
+use crate::engine::{Decision, Engine, Followed};
+use crate::extender::{Extenders, Opinions};
 use crate::framework::{BindingPlugin, Framework};
 use crate::owners::OwnerKind;
 use crate::plugins::volume_binding::{self, VolumeBinding};
 use crate::plugins::volumes;
 use crate::pod::PodInfo;
+use crate::preemption::Victims;
 use crate::queue::Backoff;
 use crate::resources::pod_requests;
 
@@ -80,6 +82,14 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
         first: config.configuration.initial_backoff,
         longest: config.configuration.max_backoff,
     };
+    let extenders = match Extenders::new(&config.configuration) {
+        Ok(extenders) => extenders,
+        Err(error) => {
+            // Not to ask them would put Pods where they must not be.
+            tracing::error!(%error, "the scheduler cannot ask its extenders");
+            return;
+        }
+    };
     let shared = Shared {
         engine: Arc::new(Mutex::new(Engine::new([], config.seed))),
         bell: Arc::new(Notify::new()),
@@ -91,7 +101,7 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
     let binder = volume_binding::Binder::new(client.clone(), &view);
     let profiles = config.configuration.profiles.iter();
     let profiles = profiles.map(|profile| (profile.name.clone(), framework(profile, &binder)));
-    *shared.engine() = Engine::with_backoff(profiles, config.seed, backoff);
+    *shared.engine() = Engine::with_backoff(profiles, config.seed, backoff).asking(extenders.interests());
     if drain.until(view.synced()).await.is_none() {
         return;
     }
@@ -102,21 +112,31 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
         tracing::info!(scheduler = profile.name, "scheduling");
     }
 
-    let hands = Hands { client, recorder };
+    let hands = Hands {
+        client,
+        recorder,
+        extenders,
+        pods: informers.of::<Pod>(),
+        shared: shared.clone(),
+    };
     // Pods that wait for something before they are bound, and those that wait no longer. They take no one's turn.
     let mut preparations: FuturesUnordered<BoxFuture<'_, Result<Prepared, Unprepared>>> = FuturesUnordered::new();
     let mut prepared: VecDeque<Prepared> = VecDeque::new();
     let mut bindings: FuturesUnordered<BoxFuture<'_, Result<(), PodInfo>>> = FuturesUnordered::new();
     let mut preemptions: FuturesUnordered<BoxFuture<'_, Result<(), Failed>>> = FuturesUnordered::new();
     let mut explanations: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
-    let mut to_explain: VecDeque<(Arc<str>, PodInfo)> = VecDeque::new();
+    let mut to_explain: VecDeque<(Why, PodInfo)> = VecDeque::new();
+    let mut consultations: FuturesUnordered<BoxFuture<'_, Answer>> = FuturesUnordered::new();
+    // What followed from extenders' answers.
+    let mut followed: VecDeque<Decision> = VecDeque::new();
     loop {
         while bindings.len() + preemptions.len() < config.bindings_in_flight {
             if let Some((pod, node)) = prepared.pop_front() {
                 bindings.push(Box::pin(hands.bind(pod, node)));
                 continue;
             }
-            let decision = shared.engine().next_binding(Instant::now());
+            let next = || shared.engine().next_binding(Instant::now());
+            let decision = followed.pop_front().or_else(next);
             match decision {
                 Some(Decision::Bind { pod, node }) => {
                     let plugins = shared.engine().binding_plugins(&pod);
@@ -133,6 +153,12 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
                     message,
                 }) => preemptions.push(Box::pin(hands.preempt(pod, node, victims, message))),
                 Some(Decision::Unnominate { pod }) => preemptions.push(Box::pin(hands.unnominate(pod))),
+                Some(Decision::Consult { pod, nodes }) => consultations.push(Box::pin(hands.consult(pod, nodes))),
+                Some(Decision::ConsultVictims {
+                    pod,
+                    candidates,
+                    message,
+                }) => consultations.push(Box::pin(hands.consult_victims(pod, candidates, message))),
                 Some(Decision::Tell { .. }) | None => break,
             }
         }
@@ -141,15 +167,18 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
                 let Some(Decision::Tell { message, pods }) = shared.engine().next_telling() else {
                     break;
                 };
-                let message: Arc<str> = message.into();
-                to_explain.extend(pods.into_iter().map(|pod| (Arc::clone(&message), pod)));
+                let why = Why {
+                    reason: UNSCHEDULABLE,
+                    message: message.into(),
+                };
+                to_explain.extend(pods.into_iter().map(|pod| (why.clone(), pod)));
             }
-            let Some((message, pod)) = to_explain.pop_front() else {
+            let Some((why, pod)) = to_explain.pop_front() else {
                 break;
             };
             // It may have found a place, or gone, since it was to be told.
             if shared.engine().is_waiting(&pod.uid) {
-                explanations.push(Box::pin(hands.tell(pod, message)));
+                explanations.push(Box::pin(hands.tell(pod, why)));
             }
         }
         let deadline = shared.engine().next_deadline();
@@ -174,6 +203,24 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
                 Err(Failed::Unnomination(pod)) => shared.engine().unnominate_failed(pod, Instant::now()),
             },
             Some(()) = explanations.next() => {}
+            Some(answer) = consultations.next() => {
+                let now = Instant::now();
+                let outcome = match answer {
+                    Answer::Nodes(pod, opinions) => shared.engine().consulted(&pod.uid, opinions, now),
+                    Answer::Victims(pod, victims, message) => {
+                        shared.engine().victims_consulted(&pod.uid, victims, message, now)
+                    }
+                };
+                match outcome {
+                    Followed::Decision(decision) => followed.push_back(decision),
+                    Followed::Tell(told) => {
+                        let reason = if told.failed { SCHEDULER_ERROR } else { UNSCHEDULABLE };
+                        let why = Why { reason, message: told.message.into() };
+                        to_explain.push_back((why, told.pod));
+                    }
+                    Followed::Nothing => {}
+                }
+            }
             () = sleep_until(deadline), if deadline.is_some() => {}
         }
     }
@@ -390,6 +437,34 @@ fn shortened(message: &str) -> String {
 struct Hands {
     client: kube::Client,
     recorder: Recorder,
+    extenders: Extenders,
+    pods: Informer<Pod>,
+    shared: Shared,
+}
+
+/// Reasons of the condition that says that a Pod waits: nothing fits, or that could not be found out.
+const UNSCHEDULABLE: &str = "Unschedulable";
+const SCHEDULER_ERROR: &str = "SchedulerError";
+
+/// Why a Pod waits.
+#[derive(Clone)]
+struct Why {
+    reason: &'static str,
+    message: Arc<str>,
+}
+
+/// What extenders said about a Pod.
+enum Answer {
+    Nodes(PodInfo, Result<Opinions, String>),
+    Victims(PodInfo, Result<BTreeMap<Arc<str>, Victims>, String>, String),
+}
+
+/// Said of a Pod that went while extenders were to be asked; nobody hears it.
+const GONE: &str = "the Pod is gone";
+
+fn is_unbound(pod: &Pod) -> bool {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    node.unwrap_or_default().is_empty()
 }
 
 /// The time as API objects write it, in whole seconds.
@@ -419,6 +494,21 @@ impl Hands {
 
     /// Binds; gives the Pod back if it has to be tried again.
     async fn bind(&self, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
+        match self.extenders.bind(&pod, &node).await {
+            None => {}
+            Some(Ok(())) => {
+                self.say_bound(&pod, &node);
+                return Ok(());
+            }
+            Some(Err(error)) => {
+                tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %node, %error, "an extender did not bind");
+                // It may have, and not lived to say so.
+                if self.object(&pod).is_some_and(|object| is_unbound(&object)) {
+                    self.explain(&pod, SCHEDULER_ERROR, &error, None).await;
+                }
+                return Err(pod);
+            }
+        }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let mut binding = Binding {
             target: ObjectReference {
@@ -436,9 +526,7 @@ impl Hands {
             .await;
         match outcome {
             Ok(_) => {
-                let message = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
-                self.recorder
-                    .event_about(reference(&pod), EventType::Normal, "Scheduled", message);
+                self.say_bound(&pod, &node);
                 Ok(())
             }
             Err(error) => {
@@ -451,6 +539,40 @@ impl Hands {
         }
     }
 
+    fn say_bound(&self, pod: &PodInfo, node: &str) {
+        let message = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
+        self.recorder
+            .event_about(reference(pod), EventType::Normal, "Scheduled", message);
+    }
+
+    /// The Pod as the API server has it.
+    fn object(&self, pod: &PodInfo) -> Option<Arc<Pod>> {
+        let object = self.pods.get(&pod.namespace, &pod.name)?;
+        (object.metadata.uid.as_deref() == Some(&*pod.uid)).then_some(object)
+    }
+
+    async fn consult(&self, pod: PodInfo, nodes: Vec<Arc<Node>>) -> Answer {
+        let opinions = match self.object(&pod) {
+            Some(object) => self.extenders.ask(&pod.class, &object, nodes).await,
+            None => Err(GONE.to_owned()),
+        };
+        Answer::Nodes(pod, opinions)
+    }
+
+    async fn consult_victims(&self, pod: PodInfo, candidates: BTreeMap<Arc<str>, Victims>, message: String) -> Answer {
+        let named = |node: &str, uid: &str| self.shared.engine().pod_on(node, uid);
+        let victims = match self.object(&pod) {
+            Some(object) => {
+                let asking = self
+                    .extenders
+                    .ask_about_victims(&pod.class, &object, candidates, named, |victim| self.object(victim));
+                asking.await
+            }
+            None => Err(GONE.to_owned()),
+        };
+        Answer::Victims(pod, victims, message)
+    }
+
     /// Nominates a Pod and sends its victims away; gives the Pod back if that failed.
     async fn preempt(
         &self,
@@ -459,7 +581,7 @@ impl Hands {
         victims: Vec<PodInfo>,
         message: String,
     ) -> Result<(), Failed> {
-        if !self.explain(&pod, &message, Some(&node)).await {
+        if !self.explain(&pod, UNSCHEDULABLE, &message, Some(&node)).await {
             return Err(Failed::Preemption(pod));
         }
         let evictions = victims.iter().filter(|victim| !victim.leaving);
@@ -513,8 +635,8 @@ impl Hands {
 
     /// Tells a Pod why it waits. What could not be written was logged, and whether it was changes nothing: the Pod goes
     /// on waiting and is told the next reason.
-    async fn tell(&self, pod: PodInfo, message: Arc<str>) {
-        self.explain(&pod, &message, None).await;
+    async fn tell(&self, pod: PodInfo, why: Why) {
+        self.explain(&pod, why.reason, &why.message, None).await;
     }
 
     /// Takes a nomination out of a Pod's status.
@@ -535,10 +657,10 @@ impl Hands {
 
     /// Writes why a Pod waits into its condition and its events, and where it is to come if room is being made. Whether
     /// it was written: the Pod may be gone.
-    async fn explain(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) -> bool {
+    async fn explain(&self, pod: &PodInfo, reason: &str, message: &str, nominated: Option<&str>) -> bool {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let mut condition = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            "type": "PodScheduled", "status": "False", "reason": reason, "message": message,
             "lastProbeTime": null,
         });
         // It waited before: what is new is why.

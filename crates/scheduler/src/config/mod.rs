@@ -18,6 +18,7 @@ use std::time::Duration;
 use sampan_api::codec;
 use serde_json::Value;
 
+use crate::extender::Extenders;
 use crate::framework::{DEFAULT_SCHEDULER, Framework, Preemption};
 use args::Arguments;
 use plugins::{Expanded, Plugins};
@@ -193,10 +194,8 @@ impl Configuration {
         })?;
         let invalid = |why| ConfigurationError::Invalid { path: path.into(), why };
         let configuration = Configuration::parse(&text).map_err(invalid)?;
-        if !configuration.extenders.is_empty() {
-            // To leave out somebody's refusals would put Pods where they must not be.
-            return Err(invalid("extenders: this scheduler cannot ask extenders yet".into()));
-        }
+        // Certificates that cannot be used are found now, not when somebody is asked.
+        Extenders::new(&configuration).map_err(|error| invalid(error.to_string()))?;
         Ok(configuration)
     }
 
