@@ -22,6 +22,7 @@ mod clusterrole;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod devicetaints;
 mod discovery;
 mod disruption;
 mod endpoints;
@@ -32,6 +33,7 @@ mod job;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
+mod nodettl;
 mod podgc;
 mod pods;
 mod policystatus;
@@ -46,6 +48,7 @@ mod stopped;
 mod tainteviction;
 #[cfg(test)]
 mod testing;
+mod tokencleaner;
 mod ttl;
 mod volumes;
 
@@ -63,6 +66,11 @@ pub const TABLE: &[Row] = &[
         "serviceaccount-controller",
         "service-account-controller",
         serviceaccount::start,
+    ),
+    row(
+        "legacy-serviceaccount-token-cleaner-controller",
+        "legacy-service-account-token-cleaner",
+        tokencleaner::start,
     ),
     row("token-cleaner-controller", "token-cleaner", bootstrap::start_cleaner),
     row(
@@ -95,6 +103,12 @@ pub const TABLE: &[Row] = &[
     row("job-controller", "job-controller", job::start),
     row("node-lifecycle-controller", "node-controller", nodelifecycle::start),
     row("taint-eviction-controller", "node-controller", tainteviction::start),
+    row(
+        "device-taint-eviction-controller",
+        "device-taint-eviction-controller",
+        devicetaints::start,
+    ),
+    row("ttl-controller", "ttl-controller", nodettl::start),
     row(
         "pod-garbage-collector-controller",
         "pod-garbage-collector",
@@ -181,6 +195,30 @@ pub const TABLE: &[Row] = &[
     ),
 ];
 
+/// Controllers of upstream that do not run here, and why. Their names are understood where controllers are chosen.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("service-cidr-controller", "the API server does its work"),
+    ("node-route-controller", "nodes find each other's Pods by themselves"),
+    ("service-lb-controller", "comes with a cloud provider"),
+    ("cloud-node-lifecycle-controller", "comes with a cloud provider"),
+    (
+        "selinux-warning-controller",
+        "off by default; volumes are not relabelled",
+    ),
+    (
+        "storageversion-garbage-collector-controller",
+        "its API is off by default",
+    ),
+    ("storage-version-migrator-controller", "its API is off by default"),
+    ("podcertificaterequest-cleaner-controller", "its API is off by default"),
+    (
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+        "its API is off by default",
+    ),
+    ("resourcepoolstatusrequest-controller", "its API is off by default"),
+    ("podgroup-protection-controller", "its API is off by default"),
+];
+
 const fn row(name: &'static str, service_account: &'static str, start: fn(Context)) -> Row {
     Row {
         name,
@@ -262,11 +300,15 @@ pub struct Config {
     pub signing: Option<Signing>,
     /// Signs the tokens kept in Secrets; they get none without it.
     pub account_tokens: Option<TokenSigner>,
-    /// Where nodes get their Pod ranges from.
-    pub cluster_cidr: IpNet,
+    /// Where nodes get their Pod ranges from: one, or one of each family.
+    pub cluster_cidrs: Vec<IpNet>,
     /// The prefix length of a node's range.
     pub node_mask: u8,
+    /// The same for its IPv6 range.
+    pub node_mask_v6: u8,
     pub nodes: NodeLifecycle,
+    /// How long a token made automatically must have been out of use before it is removed.
+    pub token_clean_up_period: std::time::Duration,
     /// How many finished Pods are kept; 0 keeps all.
     pub terminated_pods: usize,
     pub autoscaler: Autoscaling,
@@ -281,9 +323,14 @@ impl Default for Config {
             root_ca: None,
             signing: None,
             account_tokens: None,
-            cluster_cidr: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
+            cluster_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(
+                std::net::Ipv4Addr::new(10, 244, 0, 0),
+                16,
+            ))],
             node_mask: 24,
+            node_mask_v6: 64,
             nodes: NodeLifecycle::default(),
+            token_clean_up_period: std::time::Duration::from_secs(365 * 86_400),
             terminated_pods: 12_500,
             autoscaler: Autoscaling::default(),
             workers: 8,
@@ -384,7 +431,9 @@ fn source(name: &'static str) -> &'static str {
 fn enabled(asked: &[String]) -> Result<Vec<&'static Row>, StartError> {
     for ask in asked {
         let name = ask.strip_prefix('-').unwrap_or(ask);
-        if name != "*" && !TABLE.iter().any(|row| row.name == name) {
+        if let Some((_, why)) = ELSEWHERE.iter().find(|(other, _)| *other == name) {
+            tracing::info!("there is nothing to choose for {name}: {why}");
+        } else if name != "*" && !TABLE.iter().any(|row| row.name == name) {
             let known: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
             return Err(StartError::UnknownController {
                 name: name.to_owned(),
@@ -490,6 +539,9 @@ mod tests {
         assert_eq!(names(&["*"]).len(), TABLE.len());
         assert_eq!(names(&["*", "-namespace-controller"]).len(), TABLE.len() - 1);
         assert_eq!(names(&["namespace-controller"]), ["namespace-controller"]);
+        assert_eq!(names(&["namespace-controller", "-service-cidr-controller"]).len(), 1);
+        let both = |name| TABLE.iter().any(|row| row.name == name);
+        assert!(!ELSEWHERE.iter().any(|(name, _)| both(*name)));
         let error = enabled(&["nonsense".into()]).err().unwrap().to_string();
         assert!(error.contains("nonsense") && error.contains("namespace-controller"));
     }

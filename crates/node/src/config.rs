@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Taint;
+
 use crate::devices::DeviceResource;
 use crate::pod::files::ClusterDns;
 use crate::thresholds::Eviction;
@@ -48,6 +50,19 @@ fn host_resolv_conf() -> PathBuf {
     if stub && behind.exists() { behind } else { usual }
 }
 
+/// What a node's object is created with besides what is measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Registration {
+    /// A cloud provider says what the node's addresses are, and takes the taint away once it has.
+    pub external_cloud: bool,
+    /// Somebody chose the node's address: the provider is told.
+    pub address_given: bool,
+    /// What the provider calls the machine.
+    pub provider_id: Option<String>,
+    /// Further taints.
+    pub taints: Vec<Taint>,
+}
+
 /// The configuration of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -69,6 +84,7 @@ pub struct NodeConfig {
     pub seccomp_default: bool,
     /// Labels to register with, besides the well-known ones.
     pub labels: Vec<(String, String)>,
+    pub registration: Registration,
     /// Version shown as the kubelet's.
     pub version: String,
     /// How often the lease is renewed.
@@ -99,6 +115,7 @@ impl NodeConfig {
             cgroup_root: String::new(),
             seccomp_default: false,
             labels: Vec::new(),
+            registration: Registration::default(),
             version: format!("v1.36.0+sampan{}", env!("CARGO_PKG_VERSION")),
             lease_period: Duration::from_secs(10),
             status_report_period: Duration::from_secs(300),

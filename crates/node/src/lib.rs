@@ -35,7 +35,7 @@ mod thresholds;
 mod user_ids;
 mod worker;
 
-pub use config::{Housekeeping, NodeConfig};
+pub use config::{Housekeeping, NodeConfig, Registration};
 pub use network::{FakeNetworking, NetworkError, NetworkRequest, PodNetworkStatus, PodNetworking};
 pub use node::{Node, NodeError, ServerTls};
 pub use pod::files::ClusterDns;

@@ -159,6 +159,7 @@ impl Node {
             runtime,
             recorder: recorder.clone(),
             pressure: pressure_seen,
+            seen: node_informer.clone(),
         };
         let (informers, drain) = (informers.clone(), tasks.drain());
         let starting = Arc::clone(&manager);

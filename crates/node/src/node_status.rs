@@ -1,7 +1,11 @@
 //! The node's own object: registration, status and lease.
 //!
 //! The object is built by pure functions from what the machine and the runtime say; written when it differs from
-//! what was written last, or when that was long ago. The lease is the heartbeat.
+//! what was written last, or when that was long ago, or when somebody else has written what is not so: a node that was
+//! cut off comes back with its first heartbeat. The lease is the heartbeat.
+//!
+//! With a cloud provider outside, the node is born with a taint that the provider takes away, and what the provider says
+//! of its addresses stays.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,11 +15,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node as ApiNode, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use sampan_client::{EventType, Recorder, is_already_exists, is_conflict, is_not_found};
+use sampan_client::{EventType, Informer, Recorder, is_already_exists, is_conflict, is_not_found};
 use sampan_runtime::{Image, Runtime, RuntimeStatus};
 use sampan_tasks::Drain;
 use serde_json::json;
@@ -25,6 +29,8 @@ use crate::devices::Devices;
 use crate::pod::status::api_time;
 use crate::{NodeConfig, machine};
 
+const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
+
 /// What is scarce.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
@@ -33,10 +39,14 @@ pub struct Pressure {
     pub pids: bool,
 }
 
-/// Annotations every node has: where its local volumes are.
+/// Annotations: where every node's local volumes are, and the address that was chosen, for a cloud provider to check.
 pub fn annotations(config: &NodeConfig) -> BTreeMap<String, String> {
     let local = config.local_volumes.to_string_lossy().into_owned();
-    BTreeMap::from([(sampan_claims::local::DIRECTORY.to_owned(), local)])
+    let mut annotations = BTreeMap::from([(sampan_claims::local::DIRECTORY.to_owned(), local)]);
+    if config.registration.external_cloud && config.registration.address_given {
+        annotations.insert(PROVIDED_IP.to_owned(), config.host_ips().join(","));
+    }
+    annotations
 }
 
 /// Labels every node has.
@@ -54,6 +64,37 @@ pub fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
     .collect();
     labels.extend(config.labels.iter().cloned());
     labels
+}
+
+/// What the node is created with.
+fn spec(config: &NodeConfig) -> Option<NodeSpec> {
+    let registration = &config.registration;
+    let mut taints = registration.taints.clone();
+    if registration.external_cloud {
+        taints.push(Taint {
+            key: "node.cloudprovider.kubernetes.io/uninitialized".into(),
+            value: Some("true".into()),
+            effect: "NoSchedule".into(),
+            time_added: None,
+        });
+    }
+    let spec = NodeSpec {
+        provider_id: registration.provider_id.clone(),
+        taints: (!taints.is_empty()).then_some(taints),
+        ..NodeSpec::default()
+    };
+    (spec != NodeSpec::default()).then_some(spec)
+}
+
+/// What the API says of the node, if its conditions there are not those that were written last.
+fn displaced(told: Option<&ApiNode>, known: &NodeStatus) -> Option<NodeStatus> {
+    let told = told?.status.as_ref()?;
+    let stands = |condition: &NodeCondition| {
+        let mut conditions = told.conditions.iter().flatten();
+        conditions.any(|other| other.type_ == condition.type_ && other.status == condition.status)
+    };
+    let all = known.conditions.iter().flatten().all(stands);
+    (!all).then(|| told.clone())
 }
 
 /// Why the node is not ready, or `None`.
@@ -196,6 +237,10 @@ async fn build(
         type_: "Hostname".into(),
         address: config.name.clone(),
     });
+    let addresses = match &old.addresses {
+        Some(provided) if config.registration.external_cloud && !provided.is_empty() => provided.clone(),
+        _ => addresses,
+    };
     let old_conditions = old.conditions.as_deref().unwrap_or_default();
     NodeStatus {
         addresses: Some(addresses),
@@ -238,6 +283,15 @@ fn timeless(status: &NodeStatus) -> NodeStatus {
     status
 }
 
+/// What is wanted and not there.
+fn missing<'a>(
+    wanted: &'a BTreeMap<String, String>,
+    have: Option<&BTreeMap<String, String>>,
+) -> BTreeMap<&'a String, &'a String> {
+    let there = |key: &String| have.and_then(|have| have.get(key));
+    wanted.iter().filter(|(key, value)| there(key) != Some(value)).collect()
+}
+
 /// Keeps the node's object and lease.
 pub struct NodeKeeper {
     pub devices: Arc<Devices>,
@@ -246,6 +300,8 @@ pub struct NodeKeeper {
     pub runtime: Arc<dyn Runtime>,
     pub recorder: Recorder,
     pub pressure: watch::Receiver<Pressure>,
+    /// The node's own object as the API has it.
+    pub seen: Informer<ApiNode>,
 }
 
 impl NodeKeeper {
@@ -266,7 +322,7 @@ impl NodeKeeper {
 
     async fn try_register(&self) -> Result<ApiNode, kube::Error> {
         let api: Api<ApiNode> = Api::all(self.client.clone());
-        let wanted = labels(&self.config);
+        let (wanted, annotations) = (labels(&self.config), annotations(&self.config));
         let found = match api.get_opt(&self.config.name).await? {
             Some(found) => found,
             None => {
@@ -282,11 +338,11 @@ impl NodeKeeper {
                     metadata: ObjectMeta {
                         name: Some(self.config.name.clone()),
                         labels: Some(wanted.clone()),
-                        annotations: Some(annotations(&self.config)),
+                        annotations: Some(annotations.clone()),
                         ..ObjectMeta::default()
                     },
+                    spec: spec(&self.config),
                     status: Some(status),
-                    ..ApiNode::default()
                 };
                 match api.create(&PostParams::default(), &node).await {
                     Ok(created) => return Ok(created),
@@ -295,16 +351,8 @@ impl NodeKeeper {
                 }
             }
         };
-        let missing = |wanted: &BTreeMap<String, String>, have: &Option<BTreeMap<String, String>>| {
-            let differs =
-                |(key, value): &(&String, &String)| have.as_ref().and_then(|have| have.get(*key)) != Some(value);
-            let missing = wanted.iter().filter(differs);
-            missing
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect::<BTreeMap<_, _>>()
-        };
-        let labels = missing(&wanted, &found.metadata.labels);
-        let annotations = missing(&annotations(&self.config), &found.metadata.annotations);
+        let labels = missing(&wanted, found.metadata.labels.as_ref());
+        let annotations = missing(&annotations, found.metadata.annotations.as_ref());
         if labels.is_empty() && annotations.is_empty() {
             return Ok(found);
         }
@@ -337,6 +385,9 @@ impl NodeKeeper {
                 }
             }
             let pressure = *self.pressure.borrow_and_update();
+            if let Some(told) = displaced(self.seen.get("", &self.config.name).as_deref(), &known) {
+                known = told;
+            }
             let fresh = build(&self.config, &self.devices, &self.runtime, pressure, &known).await;
             let due = written.is_none_or(|at| at.elapsed() >= self.config.status_report_period);
             if !due && timeless(&fresh) == timeless(&known) {
@@ -464,6 +515,66 @@ impl NodeKeeper {
 mod tests {
     use super::*;
     use sampan_runtime::RuntimeCondition;
+
+    #[test]
+    fn a_provider_outside_is_waited_for() {
+        let mut config = NodeConfig::new("n", vec!["192.0.2.7".parse().unwrap()], "/nowhere");
+        assert_eq!(spec(&config), None);
+        config.registration.external_cloud = true;
+        config.registration.provider_id = Some("cloud://n".into());
+        let born = spec(&config).unwrap();
+        assert_eq!(born.provider_id.as_deref(), Some("cloud://n"));
+        let taint = &born.taints.unwrap()[0];
+        assert_eq!(
+            (taint.key.as_str(), taint.value.as_deref(), taint.effect.as_str()),
+            (
+                "node.cloudprovider.kubernetes.io/uninitialized",
+                Some("true"),
+                "NoSchedule"
+            )
+        );
+        assert!(
+            !annotations(&config).contains_key(PROVIDED_IP),
+            "nobody chose the address"
+        );
+        config.registration.address_given = true;
+        assert_eq!(annotations(&config)[PROVIDED_IP], "192.0.2.7");
+        let mut have = annotations(&config);
+        have.insert(PROVIDED_IP.to_owned(), "192.0.2.8".to_owned());
+        assert_eq!(missing(&annotations(&config), Some(&have)).len(), 1);
+        assert!(missing(&annotations(&config), Some(&annotations(&config))).is_empty());
+    }
+
+    #[test]
+    fn what_others_say_of_the_node_is_corrected() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let known = NodeStatus {
+            conditions: Some(conditions(&[], Pressure::default(), None, at(10))),
+            ..NodeStatus::default()
+        };
+        let mut node = ApiNode {
+            status: Some(known.clone()),
+            ..ApiNode::default()
+        };
+        assert_eq!(displaced(None, &known), None);
+        assert_eq!(displaced(Some(&node), &known), None);
+        // Further conditions are other people's.
+        let told = node.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        told.push(NodeCondition {
+            type_: "NetworkUnavailable".into(),
+            status: "False".into(),
+            ..NodeCondition::default()
+        });
+        assert_eq!(displaced(Some(&node), &known), None);
+        for condition in node.status.as_mut().unwrap().conditions.iter_mut().flatten() {
+            condition.status = "Unknown".into();
+        }
+        let told = displaced(Some(&node), &known).unwrap();
+        // It has been ready since now, not since before it was cut off.
+        let fresh = conditions(told.conditions.as_ref().unwrap(), Pressure::default(), None, at(99));
+        let ready = fresh.iter().find(|condition| condition.type_ == "Ready").unwrap();
+        assert_eq!(ready.last_transition_time, Some(api_time(at(99))));
+    }
 
     #[test]
     fn conditions_keep_their_times() {

@@ -55,9 +55,10 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
         enabled: command.controllers,
         ..sampan_controllers::Config::default()
     };
-    if let Some(cidr) = command.cluster_cidr {
-        config.cluster_cidr = cidr;
+    if let Some(cidrs) = command.cluster_cidr {
+        config.cluster_cidrs = cidrs;
     }
+    command.tuning.apply(&mut config)?;
     if let (Some(certificate), Some(key)) = (&command.cluster_signing_cert_file, &command.cluster_signing_key_file) {
         let signer = sampan_pki::request::Signer::from_pem(&text(certificate)?, &text(key)?)?;
         config.signing = Some(sampan_controllers::Signing {

@@ -198,6 +198,8 @@ pub struct NodeOptions {
     /// ... until it is this full [default: 80]
     #[arg(long, env = "SAMPAN_IMAGE_GC_LOW_THRESHOLD", value_name = "PERCENT")]
     pub image_gc_low_threshold: Option<u8>,
+    #[command(flatten)]
+    pub cloud: crate::cloud::Cloud,
     /// What to do with Pods and the Pod network when the agent is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
     pub on_exit: Option<crate::options::OnExit>,
@@ -392,9 +394,11 @@ pub struct Controllers {
     /// The key of --cluster-signing-cert-file (PEM)
     #[arg(long, value_name = "FILE", requires = "cluster_signing_cert_file")]
     pub cluster_signing_key_file: Option<PathBuf>,
-    /// Nodes get their Pod ranges from here
-    #[arg(long, value_name = "CIDR")]
-    pub cluster_cidr: Option<ipnet::IpNet>,
+    /// Nodes get their Pod ranges from here: one, or one of each family
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    pub cluster_cidr: Option<Vec<ipnet::IpNet>>,
+    #[command(flatten)]
+    pub tuning: crate::tuning::Tuning,
 }
 
 #[derive(Args)]

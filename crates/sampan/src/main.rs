@@ -7,6 +7,7 @@ mod apply;
 mod backup;
 mod cert;
 mod cli;
+mod cloud;
 mod facts;
 mod image;
 mod keyring;
@@ -15,6 +16,7 @@ mod options;
 mod print;
 mod server;
 mod token;
+mod tuning;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -145,6 +145,10 @@ pub struct Options {
     /// Who is asking and who may
     #[command(flatten)]
     pub access: crate::access::Access,
+    #[command(flatten)]
+    pub cloud: crate::cloud::Cloud,
+    #[command(flatten)]
+    pub controllers: crate::tuning::Tuning,
     /// What to do with Pods and the Pod network when the server is asked to stop
     #[arg(long, env = "SAMPAN_ON_EXIT", value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
@@ -239,6 +243,8 @@ pub struct Settings {
     pub admission_control_config_file: Option<PathBuf>,
     pub priority_and_fairness: bool,
     pub access: crate::access::Settled,
+    pub registration: sampan_node::Registration,
+    pub controllers: crate::tuning::Tuning,
     pub on_exit: OnExit,
     /// An EncryptionConfiguration, and whether its file is followed.
     pub encryption_provider_config: Option<PathBuf>,
@@ -326,6 +332,8 @@ impl Options {
                 .or(file.admission_control_config_file),
             enable_priority_and_fairness: self.enable_priority_and_fairness.or(file.enable_priority_and_fairness),
             access: self.access.over(file.access),
+            cloud: self.cloud.over(file.cloud),
+            controllers: self.controllers.over(file.controllers),
             on_exit: self.on_exit.or(file.on_exit),
             encryption_provider_config: self.encryption_provider_config.or(file.encryption_provider_config),
             encryption_provider_config_automatic_reload: self
@@ -467,6 +475,11 @@ impl Options {
                 .map(|path| machine.directory.join(path)),
             priority_and_fairness,
             access: self.access.settle(&machine.directory)?,
+            registration: self.cloud.settle(self.node_ip.is_some())?,
+            controllers: {
+                self.controllers.apply(&mut sampan_controllers::Config::default())?;
+                self.controllers
+            },
             on_exit: self.on_exit.unwrap_or_default(),
             encryption_provider_config: self.encryption_provider_config.map(|path| machine.directory.join(path)),
             encryption_reload: self.encryption_provider_config_automatic_reload.unwrap_or(false),
@@ -573,8 +586,8 @@ impl Settings {
     pub fn runtime_dir(&self) -> PathBuf {
         runtime_dir(&self.data_dir)
     }
-    pub fn cluster_cidr(&self) -> IpNet {
-        IpNet::V4(self.pod_cidr)
+    pub fn cluster_cidrs(&self) -> Vec<IpNet> {
+        vec![IpNet::V4(self.pod_cidr)]
     }
     /// The address of the Service `default/kubernetes`: the first of the range.
     pub fn kubernetes_service(&self) -> IpAddr {

@@ -22,6 +22,13 @@ pub fn fixed(plane: &ControlPlane) -> Vec<Object> {
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": [plane.config.service_range.to_string()]},
     }));
+    // Since when it is known which tokens in Secrets are used.
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    objects.push(json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"},
+        "data": {"since": today.to_string()},
+    }));
     objects
 }
 

@@ -38,6 +38,8 @@ pub(super) const ROWS: &[Row] = &[
     ("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", true),
     ("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", false),
     ("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding", true),
+    ("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim", true),
+    ("resource.k8s.io", "v1", "resourceslices", "ResourceSlice", false),
     ("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", false),
     ("storage.k8s.io", "v1", "storageclasses", "StorageClass", false),
     ("storage.k8s.io", "v1", "csinodes", "CSINode", false),

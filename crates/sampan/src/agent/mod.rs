@@ -115,6 +115,7 @@ fn options(node: cli::NodeOptions) -> Options {
         eviction_hard: node.eviction_hard,
         image_gc_high_threshold: node.image_gc_high_threshold,
         image_gc_low_threshold: node.image_gc_low_threshold,
+        cloud: node.cloud,
         on_exit: node.on_exit,
         ..Options::default()
     }

@@ -89,6 +89,7 @@ fn node_config(settings: &Settings) -> NodeConfig {
     );
     config.port = settings.node_port;
     config.devices.clone_from(&settings.devices);
+    config.registration = settings.registration.clone();
     config.housekeeping.eviction = settings.eviction.clone();
     (config.housekeeping.image_gc_high, config.housekeeping.image_gc_low) = settings.image_gc;
     config.cluster_dns = ClusterDns {

@@ -155,16 +155,17 @@ impl Server {
         let peers = sampan_apiserver::follow_peers(self.plane.clone(), self.roles.drain());
         self.roles.spawn("api-server-peers", OnExit::Critical, peers);
         if settings.runs(Role::Controllers) {
-            let config = sampan_controllers::Config {
+            let mut config = sampan_controllers::Config {
                 root_ca: Some(self.pki.ca_bundle()),
                 signing: Some(sampan_controllers::Signing {
                     signer: self.pki.signer(),
                     duration: sampan_controllers::Signing::YEAR,
                 }),
                 account_tokens: Some(account_tokens(&self.pki)),
-                cluster_cidr: settings.cluster_cidr(),
+                cluster_cidrs: settings.cluster_cidrs(),
                 ..sampan_controllers::Config::default()
             };
+            settings.controllers.apply(&mut config)?;
             let plane = self.plane.clone();
             roles::start(self, "kube-controller-manager", move |informers, tasks| {
                 let client_for = |name: &str| client(&plane, named(name));
