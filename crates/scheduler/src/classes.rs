@@ -57,11 +57,13 @@ impl Classes {
         self.known.get(&id)?.upgrade()
     }
 
-    fn keep(&mut self, class: Class) -> Arc<Class> {
+    fn keep(&mut self, mut class: Class) -> Arc<Class> {
         if self.known.len() >= self.limit {
             self.known.retain(|_, class| class.strong_count() > 0);
             self.limit = self.known.len() * 2 + 1024;
         }
+        // It stands for those that are bound and for those that wait.
+        class.node_name = None;
         let class = Arc::new(class);
         self.known.insert(class.id, Arc::downgrade(&class));
         class

@@ -205,10 +205,11 @@ impl Engine {
         if before.as_deref().is_some_and(|before| same_offer(before, &node)) {
             return;
         }
-        let moved = before.is_some_and(|before| !same_domains(&before, &node));
+        let moved = before.as_ref().is_some_and(|before| !same_domains(before, &node));
         if let Some(at) = self.snapshot.set_node(node) {
-            if moved {
-                // What it was for spreads and affinity, it is no longer.
+            let came_with_pods = || self.snapshot.node(at).is_some_and(|info| !info.pods.is_empty());
+            if moved || (before.is_none() && came_with_pods()) {
+                // What it was for spreads and affinity elsewhere, it is no longer.
                 self.wake(Event::NodeGone, None, None);
             }
             self.wake(Event::Node, Some(at), None);
@@ -783,6 +784,10 @@ fn same_domains(before: &Node, after: &Node) -> bool {
 #[cfg(test)]
 #[path = "engine_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "engine_property_tests.rs"]
+mod property_tests;
 
 #[cfg(test)]
 #[path = "engine_preemption_tests.rs"]

@@ -434,6 +434,19 @@ fn those_who_leave_are_not_counted_in_a_spread() {
 }
 
 #[test]
+fn equal_pods_may_go_elsewhere_than_those_that_are_bound() {
+    let mut engine = engine();
+    for name in ["n1", "n2"] {
+        engine.node_changed(node(name, room("1")));
+    }
+    let mut bound = asks("1");
+    bound["nodeName"] = "n1".into();
+    engine.pod_changed(&pod("a", bound));
+    engine.pod_changed(&pod("b", asks("1")));
+    assert_eq!(settle(&mut engine).0, ["b→n2"]);
+}
+
+#[test]
 fn a_node_that_goes_wakes_only_whom_it_helps() {
     let mut engine = engine();
     for name in ["n1", "n2"] {

@@ -13,8 +13,12 @@ enum Fits {
     Yes,
     /// Node plugins say so; the others' sums are not at hand.
     Perhaps,
-    No,
+    /// Who refuses, if there is such a node at all.
+    No(Option<&'static str>),
 }
+
+/// Node plugins' answers for one node by shape: who refused.
+type Verdicts = HashMap<ClassId, Result<(), &'static str>>;
 
 impl Engine {
     /// Wakes what `event` can help. `node` is the node it concerns, if it concerns one, and `pod` the class of the Pod that
@@ -33,7 +37,7 @@ impl Engine {
         self.extending.something_happened();
         // Where node plugins may have changed their minds.
         let offered = node.filter(|_| matches!(event, Event::Node | Event::PodGone));
-        let mut verdicts: HashMap<ClassId, bool> = HashMap::new();
+        let mut verdicts = Verdicts::new();
         self.wake_nominated(event, offered, pod, &concerns, &mut verdicts);
         if !self.queue.any_parked() {
             return;
@@ -60,7 +64,7 @@ impl Engine {
             }
         }
         for (class, plugins) in parked {
-            let fits = offered.map_or(Fits::No, |at| self.fits_now(&class, at, &mut verdicts));
+            let fits = offered.map_or(Fits::No(None), |at| self.fits_now(&class, at, &mut verdicts));
             if fits == Fits::Yes {
                 self.queue.wake(class.id, true);
             } else if fits == Fits::Perhaps
@@ -68,6 +72,9 @@ impl Engine {
                 || offered.is_some_and(|at| self.could_preempt(&class, at))
             {
                 self.queue.wake(class.id, false);
+            } else if let Fits::No(Some(plugin)) = fits {
+                // What was refused for one reason may be so for another now, and wait for other events.
+                self.queue.refused_also(class.id, plugin);
             }
         }
     }
@@ -79,7 +86,7 @@ impl Engine {
         offered: Option<NodeIndex>,
         pod: Option<&Arc<Class>>,
         concerns: &impl Fn(&Class) -> bool,
-        verdicts: &mut HashMap<ClassId, bool>,
+        verdicts: &mut Verdicts,
     ) {
         if self.nominations.len() == 0 {
             return;
@@ -91,7 +98,7 @@ impl Engine {
         for class in self.nominations.classes() {
             let helped = concerns(&class)
                 && match offered {
-                    Some(at) => self.fits_now(&class, at, verdicts) != Fits::No,
+                    Some(at) => !matches!(self.fits_now(&class, at, verdicts), Fits::No(_)),
                     None => false,
                 };
             let helped = helped
@@ -108,15 +115,18 @@ impl Engine {
         }
     }
 
-    fn fits_now(&mut self, class: &Arc<Class>, at: NodeIndex, verdicts: &mut HashMap<ClassId, bool>) -> Fits {
+    fn fits_now(&mut self, class: &Arc<Class>, at: NodeIndex, verdicts: &mut Verdicts) -> Fits {
         let (Some(info), Some(framework)) = (self.snapshot.node(at), self.profiles.get(&class.scheduler)) else {
-            return Fits::No;
+            return Fits::No(None);
         };
         let judged = verdicts
             .entry(class.shape)
-            .or_insert_with(|| matches!(judge(framework, class, info, None), Verdict::Fits(_)));
-        if !*judged {
-            return Fits::No;
+            .or_insert_with(|| match judge(framework, class, info, None) {
+                Verdict::Fits(_) => Ok(()),
+                Verdict::Refused { filter, .. } => Err(framework.filters[filter].name),
+            });
+        if let Err(plugin) = *judged {
+            return Fits::No(Some(plugin));
         }
         let snapshot = &self.snapshot;
         let Some(tracking) = self.trackings.get(class.id) else {
@@ -128,7 +138,7 @@ impl Engine {
         }
         match tracking.check_nominated(class, at, None, snapshot) {
             Ok(()) => Fits::Yes,
-            Err(_) => Fits::No,
+            Err((plugin, _)) => Fits::No(Some(plugin)),
         }
     }
 

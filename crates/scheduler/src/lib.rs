@@ -24,6 +24,8 @@ pub mod queue;
 pub mod resources;
 mod run;
 
+#[cfg(test)]
+mod naive;
 pub mod snapshot;
 #[cfg(test)]
 mod testing;

@@ -347,6 +347,23 @@ impl Queue {
         self.classes.get(&class).is_some_and(Queued::is_parked)
     }
 
+    /// Lists a parked class under one more plugin: on a node that changed, it is the one that refuses now.
+    pub fn refused_also(&mut self, class: ClassId, plugin: &'static str) {
+        if let Some(queued) = self.classes.get_mut(&class)
+            && queued.is_parked()
+            && let Some(diagnosis) = queued.diagnosis.as_mut()
+            && !diagnosis.plugins.contains(&plugin)
+        {
+            if diagnosis.plugins.is_empty()
+                && let Some(classes) = self.refused_by.get_mut(NOBODY)
+            {
+                classes.remove(&class);
+            }
+            diagnosis.plugins.push(plugin);
+            self.refused_by.entry(plugin).or_default().insert(class);
+        }
+    }
+
     /// Makes a parked class worth trying again. `sure`: it was seen that it will find a place, so that it need not rest.
     pub fn wake(&mut self, class: ClassId, sure: bool) {
         let Some(queued) = self.classes.get(&class) else {
