@@ -119,7 +119,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         engine.pod_gone(&victim.uid);
                     }
                 }
-                Decision::Unnominate { .. } => {}
+                Decision::Unnominate { .. } | Decision::Consult { .. } | Decision::ConsultVictims { .. } => {}
             }
         }
         let elapsed = start.elapsed();

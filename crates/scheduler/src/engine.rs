@@ -640,6 +640,13 @@ impl Engine {
                 return Ok(at);
             }
         } else {
+            if gate.is_open() && !tracking.ranks() && memory.is_flat() {
+                let passes = |at| tracking.check_nominated(class, at, Some(&pod.uid), snapshot).is_ok();
+                if let Some(at) = memory.best_of(framework, random, passes) {
+                    return Ok(at);
+                }
+            }
+            memory.rank(framework);
             let (mut nodes, mut raw): (Vec<NodeIndex>, Vec<&[i64]>) = Default::default();
             for (at, scores) in memory.fitting() {
                 match tracking.check_nominated(class, at, Some(&pod.uid), snapshot) {
@@ -667,7 +674,8 @@ impl Engine {
                 }
             }
             if !nodes.is_empty() {
-                let mut totals = framework.totals(raw.iter().copied());
+                let totals: Option<Vec<i64>> = nodes.iter().map(|at| memory.total(*at)).collect();
+                let mut totals = totals.unwrap_or_else(|| framework.totals(raw.iter().copied()));
                 for row in &mut tracking.rows {
                     row.tracker.score(&nodes, row.weight, &mut totals);
                 }

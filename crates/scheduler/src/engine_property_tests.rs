@@ -167,7 +167,7 @@ fn compare(engine: &mut Engine, world: &World, pod: &Pod, step: usize) -> Answer
         serde_json::to_string(pod).unwrap()
     );
     let best = plain.values().flatten().max();
-    match engine.choose(&info) {
+    match engine.choose(&info, Gate::Open) {
         Ok(at) => {
             let name = engine.snapshot.name(at);
             let total = plain[name].as_ref().ok();

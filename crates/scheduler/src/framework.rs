@@ -157,6 +157,8 @@ pub trait Tracker: Send {
     fn is_idle(&self) -> bool;
     /// Whether it could refuse a node.
     fn may_refuse(&self) -> bool;
+    /// Whether it may score nodes differently.
+    fn ranks(&self) -> bool;
     fn check(&self, at: NodeIndex) -> Result<(), Refused>;
     /// Adds `weight` times its scores (from 0 to 100) of the nodes that passed all checks to their totals, in order.
     fn score(&mut self, nodes: &[NodeIndex], weight: i64, totals: &mut [i64]);

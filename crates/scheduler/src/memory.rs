@@ -174,6 +174,35 @@ impl Memory {
 
     /// The best of all nodes that fit.
     pub fn best(&mut self, framework: &Framework, random: &mut SmallRng) -> Option<NodeIndex> {
+        self.best_of(framework, random, |_| true)
+    }
+
+    /// The total of a node that fits, where it does not depend on which others do.
+    /// Asked after [`Memory::rank`].
+    pub fn total(&self, at: NodeIndex) -> Option<i64> {
+        let totals = self.is_flat().then_some(&self.ranking.totals)?;
+        totals.get(at).copied().flatten()
+    }
+
+    /// Whether totals do not depend on which other nodes fit: no score is measured by the largest.
+    pub fn is_flat(&self) -> bool {
+        self.ranking.largest.iter().all(|largest| *largest == 0)
+    }
+
+    /// The best of the nodes that fit and pass. Only those that are better than it are looked at, so it means something
+    /// only if all pass or [`Memory::is_flat`].
+    pub fn best_of(
+        &mut self,
+        framework: &Framework,
+        random: &mut SmallRng,
+        passes: impl FnMut(NodeIndex) -> bool,
+    ) -> Option<NodeIndex> {
+        self.rank(framework);
+        self.ranking.best_of(random, passes)
+    }
+
+    /// Makes the totals anew if they changed.
+    pub fn rank(&mut self, framework: &Framework) {
         if self.ranking.stale {
             let fitting = self.seen.iter().enumerate().filter_map(|(at, seen)| match seen {
                 Seen::Fits(raw) => Some((at, &**raw)),
@@ -181,7 +210,6 @@ impl Memory {
             });
             self.ranking.rebuild(framework, fitting);
         }
-        self.ranking.best(random)
     }
 }
 
@@ -296,9 +324,12 @@ impl Ranking {
         self.stale = false;
     }
 
-    fn best(&self, random: &mut SmallRng) -> Option<NodeIndex> {
-        let (_, bucket) = self.buckets.last_key_value()?;
-        bucket.get(random.random_range(0..bucket.len())).copied()
+    fn best_of(&self, random: &mut SmallRng, mut passes: impl FnMut(NodeIndex) -> bool) -> Option<NodeIndex> {
+        // Buckets are never empty.
+        self.buckets.values().rev().find_map(|bucket| {
+            let (later, first) = bucket.split_at(random.random_range(0..bucket.len()));
+            first.iter().chain(later).copied().find(|at| passes(*at))
+        })
     }
 }
 
@@ -371,6 +402,11 @@ impl Tracking {
     /// Whether the cluster plugins have nothing to say.
     pub fn is_idle(&self) -> bool {
         self.rows.iter().all(|row| row.tracker.is_idle())
+    }
+
+    /// Whether they prefer some nodes to others.
+    pub fn ranks(&self) -> bool {
+        self.rows.iter().any(|row| row.tracker.ranks())
     }
 
     /// Whether they could refuse a node.

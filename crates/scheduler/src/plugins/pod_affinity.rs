@@ -314,6 +314,10 @@ impl Tracker for Affinity {
         !self.class.affinity.is_empty() || counted(Table::Shunned) || counted(Table::Barring)
     }
 
+    fn ranks(&self) -> bool {
+        self.counts(Table::Liked).nonzero > 0
+    }
+
     fn check(&self, at: NodeIndex) -> Result<(), Refused> {
         let wanted = self.counts(Table::Wanted);
         let mut missing = false;

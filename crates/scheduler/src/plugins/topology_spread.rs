@@ -323,6 +323,10 @@ impl Tracker for Spread {
         self.constraints.iter().any(|constraint| constraint.hard)
     }
 
+    fn ranks(&self) -> bool {
+        self.constraints.iter().any(|constraint| !constraint.hard)
+    }
+
     fn check(&self, at: NodeIndex) -> Result<(), Refused> {
         for (constraint, sums) in self.constraints.iter().zip(&self.sums) {
             if !constraint.hard {
