@@ -174,6 +174,16 @@ pub const TABLE: &[Row] = &[
         volumes::start_local,
     ),
     row(
+        "persistentvolume-attach-detach-controller",
+        "attachdetach-controller",
+        volumes::start_attaching,
+    ),
+    row(
+        "persistentvolume-expander-controller",
+        "expand-controller",
+        volumes::start_expanding,
+    ),
+    row(
         "ephemeral-volume-controller",
         "ephemeral-volume-controller",
         volumes::start_ephemeral,

@@ -21,12 +21,11 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::config::{Configuration, Profile};
+use crate::config::Configuration;
 use crate::engine::{Decision, Engine, Followed};
 use crate::extender::{Extenders, Opinions};
-use crate::framework::{BindingPlugin, Framework};
+use crate::framework::BindingPlugin;
 use crate::owners::OwnerKind;
-use crate::plugins::volume_binding::{self, VolumeBinding};
 use crate::plugins::volumes;
 use crate::pod::PodInfo;
 use crate::preemption::Victims;
@@ -98,11 +97,11 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
     let view = volumes::View::new(&informers, move |event, claim| {
         to.change(|engine| engine.objects_changed(event, |class| volumes::concerned(class, claim)));
     });
-    let binder = volume_binding::Binder::new(client.clone(), &view);
+    let storage = volumes::Storage::new(client.clone(), &view);
     let profiles = config.configuration.profiles.iter();
-    let profiles = profiles.map(|profile| (profile.name.clone(), framework(profile, &binder)));
+    let profiles = profiles.map(|profile| (profile.name.clone(), storage.framework(profile)));
     *shared.engine() = Engine::with_backoff(profiles, config.seed, backoff).asking(extenders.interests());
-    if drain.until(view.synced()).await.is_none() {
+    if drain.until(storage.synced()).await.is_none() {
         return;
     }
     if drain.until(subscribe(&shared, &informers)).await.is_none() {
@@ -232,22 +231,6 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
 enum Failed {
     Preemption(PodInfo),
     Unnomination(PodInfo),
-}
-
-/// A profile's plugins, with those that look at objects beyond Pods and nodes.
-fn framework(profile: &Profile, binder: &Arc<volume_binding::Binder>) -> Framework {
-    let mut framework = profile.framework();
-    if profile.enables("filter", volume_binding::NAME) {
-        framework.pre_filters.push(volume_binding::pre_filter(binder));
-        framework.filters.push(volume_binding::filter(binder));
-    }
-    if profile.enables("reserve", volume_binding::NAME) && profile.enables("preBind", volume_binding::NAME) {
-        framework.binding.push(Arc::new(VolumeBinding {
-            binder: Arc::clone(binder),
-            timeout: profile.arguments.volume_binding.bind_timeout,
-        }));
-    }
-    framework
 }
 
 type Prepared = (PodInfo, Arc<str>);

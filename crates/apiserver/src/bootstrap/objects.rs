@@ -39,6 +39,7 @@ pub fn storage_class() -> Object {
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
         "metadata": {"name": local::CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
         "provisioner": local::PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
     })
 }
 

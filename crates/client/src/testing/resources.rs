@@ -42,7 +42,16 @@ pub(super) const ROWS: &[Row] = &[
     ("resource.k8s.io", "v1", "resourceslices", "ResourceSlice", false),
     ("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", false),
     ("storage.k8s.io", "v1", "storageclasses", "StorageClass", false),
+    ("storage.k8s.io", "v1", "csidrivers", "CSIDriver", false),
     ("storage.k8s.io", "v1", "csinodes", "CSINode", false),
+    (
+        "storage.k8s.io",
+        "v1",
+        "csistoragecapacities",
+        "CSIStorageCapacity",
+        true,
+    ),
+    ("storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment", false),
     (
         "apiextensions.k8s.io",
         "v1",

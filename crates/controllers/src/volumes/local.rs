@@ -6,8 +6,8 @@
 //! the API server. A volume's finalizer comes off after the node has said that the directory is gone, so a node that
 //! is away keeps the object until it is back; one that was deleted takes its volumes with it.
 //!
-//! What it does not do: limit what a volume holds (the size of a claim is a wish), grow volumes, copy data, or offer
-//! blocks. A claim that wants that is told.
+//! What it does not do: limit what a volume holds (the size of a claim is a wish), copy data, or offer blocks. A claim
+//! that wants that is told.
 
 use std::sync::Arc;
 use std::time::Duration;

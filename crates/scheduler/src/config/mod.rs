@@ -110,6 +110,11 @@ impl Profile {
         self.at(point).any(|(name, _)| name == plugin)
     }
 
+    /// The plugins that are enabled at an extension point, in order.
+    pub fn enabled_at(&self, point: &str) -> impl Iterator<Item = &str> {
+        self.at(point).map(|(name, _)| name)
+    }
+
     fn at(&self, point: &str) -> impl Iterator<Item = (&str, i64)> {
         let plugins = self.expanded.get(point).into_iter().flatten();
         plugins.map(|(name, weight)| (name.as_str(), *weight))

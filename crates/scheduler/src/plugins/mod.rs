@@ -7,4 +7,7 @@ pub mod resources;
 pub mod taints;
 pub mod topology_spread;
 pub mod volume_binding;
+pub mod volume_limits;
+pub mod volume_restrictions;
+pub mod volume_zone;
 pub mod volumes;

@@ -30,12 +30,16 @@ const HELPED_BY: &[Event] = &[
     Event::Claim,
     Event::Volume,
     Event::StorageClass,
+    Event::CsiNode,
+    Event::CsiDriver,
+    Event::CsiCapacity,
     Event::PodGone,
 ];
 /// Writes under way at a time.
 const WRITES: usize = 32;
 
 const NO_VOLUME: &str = "node(s) didn't find available persistent volumes to bind";
+const NO_ROOM: &str = "node(s) did not have enough free storage";
 const ELSEWHERE: &str = "node(s) didn't match PersistentVolume's node affinity";
 const NOT_THERE: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
 const IMMEDIATE: &str = "pod has unbound immediate PersistentVolumeClaims";
@@ -294,6 +298,9 @@ impl Binder {
         let terms = class.allowed_topologies.as_deref().unwrap_or_default();
         if class.provisioner == NO_PROVISIONER || !claims::terms_match(terms, labels) {
             return refuse(NO_VOLUME);
+        }
+        if !self.view.has_room(claim, &class, labels) {
+            return refuse(NO_ROOM);
         }
         Ok(Plan::Provision(node.name().to_owned()))
     }

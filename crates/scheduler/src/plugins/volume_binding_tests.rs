@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use sampan_claims::{BIND_COMPLETED, SELECTED_NODE, annotation, claim_ref, mark};
 use sampan_client::testing::{FakeApi, eventually};
 use sampan_client::{Informers, Recorder, SystemClock};
@@ -275,4 +275,154 @@ async fn pods_are_told_what_is_wrong_with_their_claims() {
     let given = world.given("none").await.metadata.name.unwrap();
     world.bind("none", &given);
     assert_eq!(world.bound("none").await, "b");
+}
+
+/// A claim that has this volume already.
+fn has(volume: &str) -> Value {
+    json!({"metadata": {"annotations": {BIND_COMPLETED: "yes"}}, "spec": {"volumeName": volume},
+        "status": {"phase": "Bound"}})
+}
+
+/// The volume that this claim has.
+fn of(claim: &str) -> Value {
+    json!({"spec": {"claimRef": {"namespace": "ns", "name": claim}}, "status": {"phase": "Bound"}})
+}
+
+const ALL: &str = "0/2 nodes are available: 2 ";
+
+#[tokio::test]
+async fn a_claim_for_one_pod_is_used_by_one() {
+    let world = World::new("x");
+    world.claim("c", has("v"));
+    world.api.change::<PersistentVolumeClaim>("ns", "c", |claim| {
+        claim.spec.get_or_insert_default().access_modes = Some(vec!["ReadWriteOncePod".into()]);
+    });
+    world.volume("v", None, of("c"));
+    world.pod("p", &["c"]);
+    world.pod("q", &["c"]);
+    let (first, second) = eventually("one of them", || async {
+        match (world.node_of("p"), world.node_of("q")) {
+            (Some(_), None) => Some(("p", "q")),
+            (None, Some(_)) => Some(("q", "p")),
+            (None, None) => None,
+            both => panic!("{both:?}"),
+        }
+    })
+    .await;
+    let told = world.told(second).await;
+    let why = "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by \
+               another pod.";
+    assert!(told.contains(why), "{told}");
+    world.api.remove::<Pod>("ns", first);
+    world.bound(second).await;
+}
+
+#[tokio::test]
+async fn volumes_are_reached_from_their_zones() {
+    let world = World::new("x");
+    let zone = |node: &str, zone: &str| {
+        world.api.change::<Node>("", node, |node| {
+            let labels = node.metadata.labels.get_or_insert_default();
+            labels.insert("topology.kubernetes.io/zone".into(), zone.into());
+        });
+    };
+    zone("a", "z3");
+    zone("b", "z3");
+    world.claim("c", has("v"));
+    let mut volume = of("c");
+    volume["metadata"] = json!({"labels": {"failure-domain.beta.kubernetes.io/zone": "z1__z2"}});
+    world.volume("v", None, volume);
+    world.pod("p", &["c"]);
+    let told = world.told("p").await;
+    assert!(
+        told.starts_with(&format!("{ALL}node(s) had no available volume zone.")),
+        "{told}"
+    );
+    zone("b", "z2");
+    assert_eq!(world.bound("p").await, "b");
+}
+
+#[tokio::test]
+async fn nodes_hold_as_many_volumes_of_a_driver_as_they_say() {
+    let world = World::new("x");
+    for node in ["a", "b"] {
+        world
+            .api
+            .create::<CSINode>(&typed(json!({"metadata": {"name": node}, "spec": {"drivers": [
+            {"name": "disk", "nodeID": node, "allocatable": {"count": 1}}]}})));
+    }
+    for number in 0..3 {
+        let (claim, volume) = (format!("c{number}"), format!("v{number}"));
+        world.claim(&claim, has(&volume));
+        let mut tree = of(&claim);
+        tree["spec"]["csi"] = json!({"driver": "disk", "volumeHandle": volume});
+        world.volume(&volume, None, tree);
+    }
+    world.pod("p0", &["c0"]);
+    world.pod("p1", &["c1"]);
+    assert_ne!(world.bound("p0").await, world.bound("p1").await);
+    world.pod("p2", &["c2"]);
+    let told = world.told("p2").await;
+    assert!(
+        told.starts_with(&format!("{ALL}node(s) exceed max volume count.")),
+        "{told}"
+    );
+    // One that is there already takes no more room.
+    world.pod("again", &["c0"]);
+    assert_eq!(world.bound("again").await, world.bound("p0").await);
+    world.api.remove::<Pod>("ns", "p1");
+    world.bound("p2").await;
+}
+
+#[tokio::test]
+async fn volumes_are_made_where_there_is_room() {
+    let world = World::new("disk");
+    world.api.create::<CSIDriver>(&typed(
+        json!({"metadata": {"name": "disk"}, "spec": {"storageCapacity": true}}),
+    ));
+    world.claim("c", json!({}));
+    let room = |name: &str, node: &str, size: &str| {
+        world.api.create::<CSIStorageCapacity>(&typed(
+            json!({"metadata": {"name": name, "namespace": "driver"}, "storageClassName": "late",
+                "capacity": size, "nodeTopology": {"matchLabels": {"kubernetes.io/hostname": node}}}),
+        ));
+    };
+    room("small", "a", "900Mi");
+    // The driver may be learned of later than the Pod.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    world.pod("p", &["c"]);
+    let told = world.told("p").await;
+    assert!(
+        told.starts_with(&format!("{ALL}node(s) did not have enough free storage.")),
+        "{told}"
+    );
+    room("large", "b", "1Gi");
+    assert_eq!(world.selected("c").await, "b");
+}
+
+#[test]
+fn disks_clash_unless_both_only_read() {
+    let volume = |source: Value| -> Volume {
+        let mut volume = json!({"name": "v"});
+        merge(&mut volume, source);
+        typed(volume)
+    };
+    let gce = |name: &str, reads: bool| json!({"gcePersistentDisk": {"pdName": name, "readOnly": reads}});
+    let aws = |name: &str| json!({"awsElasticBlockStore": {"volumeID": name, "readOnly": true}});
+    let rbd = |monitors: &[&str], reads: bool| json!({"rbd": {"monitors": monitors, "image": "i", "readOnly": reads}});
+    let iscsi = |iqn: &str| json!({"iscsi": {"iqn": iqn, "lun": 0, "targetPortal": "p"}});
+    for (left, right, expected) in [
+        (gce("a", true), gce("a", true), false),
+        (gce("a", true), gce("a", false), true),
+        (gce("a", false), gce("b", false), false),
+        (aws("a"), aws("a"), true),
+        (aws("a"), gce("a", false), false),
+        (rbd(&["m", "n"], false), rbd(&["n"], true), true),
+        (rbd(&["m"], false), rbd(&["n"], false), false),
+        (iscsi("a"), iscsi("a"), true),
+        (iscsi("a"), iscsi("b"), false),
+    ] {
+        let found = super::super::volume_restrictions::clash(&volume(left.clone()), &volume(right.clone()));
+        assert_eq!(found, expected, "{left} {right}");
+    }
 }
