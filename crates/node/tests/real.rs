@@ -346,6 +346,12 @@ impl World {
         assert_eq!(status, 404);
         let (status, text) = self.get("/stats/summary", true).await.expect("an answer");
         assert!(status == 200 && text.contains("\"web\""), "{text}");
+        let summary: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let web = summary["pods"].as_array().into_iter().flatten();
+        let web = web.filter(|pod| pod["podRef"]["name"] == "web").collect::<Vec<_>>();
+        for cpu in [&summary["node"]["cpu"], &web[0]["cpu"], &web[0]["containers"][0]["cpu"]] {
+            assert!(cpu["usageNanoCores"].is_u64(), "{cpu} of {summary}");
+        }
         let (status, text) = self.get("/metrics/resource", true).await.expect("an answer");
         assert_eq!(status, 200);
         assert!(

@@ -138,6 +138,7 @@ impl Site {
                 node: machine.name.to_owned(),
                 cluster_cidr: net(CLUSTER),
                 host: machine.config.host.clone(),
+                health: None,
             };
             let proxy = Proxy::new(config, &informers);
             let drain = machine.tasks.drain();

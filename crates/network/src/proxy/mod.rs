@@ -7,11 +7,12 @@
 //! Hints of endpoints (for which node, for which zone) are followed as upstream follows them: only where they leave
 //! somebody to answer. Different from upstream: node ports also answer on loopback.
 
+mod health;
 pub mod plan;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::host::Host;
 use crate::kernel::conntrack;
 use crate::kernel::nft::{NftError, Transaction};
 use crate::kernel::watch::TableWatch;
+use health::Health;
 use plan::{Node, ServiceRules, desired};
 use table::Table;
 
@@ -44,6 +46,8 @@ pub struct ProxyConfig {
     /// Addresses of Pods on any node: traffic from elsewhere to Services gets this node's address.
     pub cluster_cidr: Ipv4Net,
     pub host: Host,
+    /// Where the proxy tells of its own health, if it does.
+    pub health: Option<SocketAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +65,17 @@ pub enum ProxyError {
 struct Dirty {
     keys: Mutex<BTreeSet<Key>>,
     woken: Notify,
+    health: Arc<Health>,
 }
 
 impl Dirty {
     fn add(&self, key: Key) {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        self.health.waits();
         self.woken.notify_one();
+    }
+    fn is_empty(&self) -> bool {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
     fn take(&self) -> BTreeSet<Key> {
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
@@ -151,6 +160,15 @@ impl Proxy {
         (rules != ServiceRules::default()).then_some(rules)
     }
 
+    /// What load balancers are told of the Service from now on.
+    fn tell(&self, key: &Key) {
+        let checked = self.services.get_key(key).and_then(|service| {
+            let slices = self.slices.by_index(BY_SERVICE, &key.to_string());
+            health::checked(&service, slices.iter().map(|slice| &**slice), &self.config.node)
+        });
+        self.dirty.health.set(key, checked);
+    }
+
     /// Checks that the kernel can do what the proxy needs. Call it before the rest of the node counts on it.
     pub async fn prepare(config: &ProxyConfig) -> Result<(), ProxyError> {
         let (host, pods) = (config.host.clone(), config.cluster_cidr);
@@ -170,6 +188,18 @@ impl Proxy {
         if drain.until(synced).await.is_none() {
             return;
         }
+        let server = health::Server {
+            health: Arc::clone(&self.dirty.health),
+            host: self.config.host.clone(),
+            own: self.config.health,
+            node: self.config.node.clone(),
+            nodes: self.nodes.clone(),
+        };
+        tokio::join!(self.follow(&drain), server.run(drain.clone()));
+    }
+
+    /// Keeps the rules.
+    async fn follow(&self, drain: &Drain) {
         let watch = TableWatch::open(&self.config.host, TABLE)
             .inspect_err(
                 |error| tracing::warn!(%error, "cannot watch the service rules; if somebody flushes them, restart"),
@@ -190,6 +220,7 @@ impl Proxy {
                     Ok(fresh) => {
                         table = Some(fresh);
                         failures = 0;
+                        self.dirty.health.updated(!self.dirty.is_empty());
                     }
                     Err(error) => {
                         failures += 1;
@@ -225,6 +256,8 @@ impl Proxy {
         match table {
             None => {
                 let keys = self.services.list();
+                self.dirty.health.keep(|key| self.services.get_key(key).is_some());
+                keys.iter().for_each(|service| self.tell(&Key::of(&**service)));
                 let all: BTreeMap<Key, ServiceRules> = keys
                     .iter()
                     .map(|service| Key::of(&**service))
@@ -243,6 +276,7 @@ impl Proxy {
                 .await
             }
             Some(mut table) => {
+                dirty.iter().for_each(|key| self.tell(key));
                 let changes: Vec<_> = dirty
                     .iter()
                     .map(|key| (key.clone(), self.rules(key)))

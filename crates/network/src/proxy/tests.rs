@@ -259,6 +259,7 @@ impl Cluster {
             node: "here".into(),
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             host: world.config.host.clone(),
+            health: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 10256))),
         };
         Proxy::prepare(&config).await.unwrap();
         let informers = Informers::new(api.client("proxy"), &tasks);
@@ -588,4 +589,86 @@ async fn names_resolve_through_the_dns_service() {
         }
         cluster.done().await;
     }
+}
+
+/// Stores an object as it is now, there or not.
+fn put<K: kube::Resource<DynamicType = ()> + serde::Serialize>(api: &FakeApi, object: &K) {
+    let meta = object.meta();
+    let (namespace, name) = (
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    );
+    api.put_raw::<K>(&namespace, &name, serde_json::to_value(object).unwrap());
+}
+
+/// The status and body of a page.
+fn fetch(netns: &std::path::Path, port: u16, path: &str) -> Option<(u16, String)> {
+    use std::io::{Read, Write};
+    netns::within(netns, || {
+        let to = SocketAddr::from((MACHINE, port));
+        let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    })
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_balancers_are_told_where_endpoints_are() {
+    if !is_root() {
+        return;
+    }
+    let cluster = Cluster::new(false).await;
+    let outside = cluster.world.outside.clone();
+    let status = |status: u16, port: u16, path: &'static str| {
+        let outside = outside.clone();
+        move || {
+            let found = fetch(&outside, port, path);
+            std::future::ready(found.filter(|(found, _)| *found == status))
+        }
+    };
+    let spec = |port: u16, policy: &str| {
+        service(
+            "web",
+            json!({"type": "LoadBalancer", "clusterIP": "10.96.0.9", "externalTrafficPolicy": policy,
+                   "healthCheckNodePort": port, "ports": [{"name": "http", "port": 80, "nodePort": 30080}]}),
+        )
+    };
+    let ready = json!({"conditions": {"ready": true}});
+    let ending = json!({"conditions": {"ready": false, "serving": true, "terminating": true}});
+    put(&cluster.api, &spec(32000, "Local"));
+    let slice_of = |state: &serde_json::Value| slice("web", http(), &[(ip("10.244.0.2"), state.clone())]);
+    put(&cluster.api, &slice_of(&ready));
+    let (_, body) = eventually("an endpoint here", status(200, 32000, "/")).await;
+    assert!(body.contains("\"localEndpoints\": 1"), "{body}");
+    put(&cluster.api, &slice_of(&ending));
+    eventually("none here any more", status(503, 32000, "/any/path")).await;
+    // Another port, and none.
+    put(&cluster.api, &spec(32001, "Local"));
+    eventually("the other port", status(503, 32001, "/")).await;
+    let closed = |port: u16| {
+        let outside = outside.clone();
+        move || std::future::ready(fetch(&outside, port, "/").is_none().then_some(()))
+    };
+    eventually("the first port is closed", closed(32000)).await;
+    put(&cluster.api, &spec(32001, "Cluster"));
+    eventually("nobody asks", closed(32001)).await;
+
+    let node: NodeObject = serde_json::from_value(json!({"metadata": {"name": "here"}})).unwrap();
+    assert_eq!(
+        fetch(&outside, 10256, "/healthz").unwrap().0,
+        503,
+        "a node nobody knows"
+    );
+    put(&cluster.api, &node);
+    let (_, body) = eventually("the node is known", status(200, 10256, "/healthz")).await;
+    assert!(body.contains("\"nodeEligible\":true"), "{body}");
+    assert_eq!(fetch(&outside, 10256, "/livez").unwrap().0, 200);
+    assert_eq!(fetch(&outside, 10256, "/").unwrap().0, 404);
+    drop(outside);
+    cluster.done().await;
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod logs;
+mod rates;
 mod stats;
 mod streams;
 #[cfg(test)]
@@ -92,6 +93,7 @@ pub struct Server {
     manager: Arc<Manager>,
     access: Access,
     tasks: Tasks,
+    rates: rates::Rates,
 }
 
 /// A refusal: status and text.
@@ -145,6 +147,7 @@ impl Server {
             access: Access::new(client, tls.verifier, &manager.cx.config.name),
             manager,
             tasks: tasks.clone(),
+            rates: rates::Rates::default(),
         });
         tasks.spawn_until_drain("node server", OnExit::Critical, server.listen(listener, tls.config));
         Ok(address)

@@ -8,6 +8,7 @@ use sampan_runtime::{
 };
 use serde_json::{Value, json};
 
+use super::rates::{self, Rates};
 use super::{Answer, Refusal, Server, json_body, text};
 use crate::machine;
 use crate::pod::label;
@@ -26,8 +27,42 @@ impl Server {
         Ok(found)
     }
 
+    /// Begins the windows of those that have none; the answer is a moment later then.
+    async fn begin_windows(&self, sandboxes: &[PodSandboxStatus]) {
+        let (rates, now) = (&self.rates, jiff::Timestamp::now());
+        rates.forget(now);
+        let mut begun = false;
+        if !rates.knows(NODE, now) {
+            rates.take(NODE, now, node_cpu());
+            begun = true;
+        }
+        for sandbox in sandboxes {
+            if rates.knows(&sandbox.id, now) {
+                continue;
+            }
+            let Ok(usage) = self.manager.cx.runtime.pod_usage(&sandbox.id).await else {
+                continue;
+            };
+            if let Some(cpu) = usage.cpu {
+                rates.take(&sandbox.id, usage.timestamp, cpu.usage_core_nano_seconds);
+                begun = true;
+            }
+            for container in usage.containers {
+                if let Some(cpu) = container.cpu {
+                    let name = container_key(&sandbox.id, &container.name);
+                    rates.take(&name, container.timestamp, cpu.usage_core_nano_seconds);
+                }
+            }
+        }
+        if begun {
+            tokio::time::sleep(rates::FIRST).await;
+        }
+    }
+
     pub(super) async fn summary(&self) -> Answer {
         let cx = &self.manager.cx;
+        let sandboxes = self.sandboxes().await?;
+        self.begin_windows(&sandboxes).await;
         let now = jiff::Timestamp::now();
         let memory = machine::memory();
         let used = memory.total.saturating_sub(memory.available);
@@ -35,17 +70,17 @@ impl Server {
         let pids = machine::pids();
         let image_fs = cx.runtime.image_fs_info().await.ok();
         let mut pods: Vec<Value> = Vec::new();
-        for sandbox in self.sandboxes().await? {
+        for sandbox in sandboxes {
             // One that ends meanwhile has no statistics any more.
             if let Ok(stats) = cx.runtime.pod_sandbox_stats(&sandbox.id).await {
-                pods.push(pod_summary(&sandbox, &stats));
+                pods.push(pod_summary(&sandbox, &stats, &self.rates));
             }
         }
         Ok(json_body(&json!({
             "node": {
                 "nodeName": cx.config.name,
                 "startTime": cx.started,
-                "cpu": {"time": now, "usageCoreNanoSeconds": (machine::cpu_seconds() * 1e9) as u64},
+                "cpu": cpu_summary(&self.rates, NODE, now, node_cpu()),
                 "memory": {"time": now, "availableBytes": memory.available, "usageBytes": used,
                     "workingSetBytes": used},
                 "fs": {"time": now, "availableBytes": disk.available, "capacityBytes": disk.total,
@@ -126,6 +161,25 @@ impl Server {
     }
 }
 
+/// The node among what rates are of.
+const NODE: &str = "";
+
+fn container_key(sandbox: &str, container: &str) -> String {
+    format!("{sandbox}/{container}")
+}
+
+fn node_cpu() -> u64 {
+    (machine::cpu_seconds() * 1e9) as u64
+}
+
+fn cpu_summary(rates: &Rates, of: &str, time: jiff::Timestamp, used: u64) -> Value {
+    let mut cpu = json!({"time": time, "usageCoreNanoSeconds": used});
+    if let Some(rate) = rates.take(of, time, used) {
+        cpu["usageNanoCores"] = rate.into();
+    }
+    cpu
+}
+
 fn memory_summary(memory: &MemoryUsage, time: jiff::Timestamp) -> Value {
     json!({"time": time, "availableBytes": memory.available_bytes, "usageBytes": memory.usage_bytes,
         "workingSetBytes": memory.working_set_bytes, "rssBytes": memory.rss_bytes,
@@ -137,18 +191,19 @@ fn fs_summary(fs: &FilesystemUsage) -> Value {
         "usedBytes": fs.used_bytes, "inodesFree": fs.inodes_free, "inodes": fs.inodes, "inodesUsed": fs.inodes_used})
 }
 
-fn container_summary(stats: &ContainerStats) -> Value {
+fn container_summary(sandbox: &str, stats: &ContainerStats, rates: &Rates) -> Value {
     let time = stats.timestamp;
+    let name = container_key(sandbox, &stats.metadata.name);
     json!({
         "name": stats.metadata.name,
         "startTime": stats.started_at.unwrap_or(time),
-        "cpu": stats.cpu.map(|cpu| json!({"time": time, "usageCoreNanoSeconds": cpu.usage_core_nano_seconds})),
+        "cpu": stats.cpu.map(|cpu| cpu_summary(rates, &name, time, cpu.usage_core_nano_seconds)),
         "memory": stats.memory.map(|memory| memory_summary(&memory, time)),
         "rootfs": fs_summary(&stats.writable_layer),
     })
 }
 
-fn pod_summary(sandbox: &PodSandboxStatus, stats: &PodSandboxStats) -> Value {
+fn pod_summary(sandbox: &PodSandboxStatus, stats: &PodSandboxStats, rates: &Rates) -> Value {
     let time = stats.timestamp;
     let interfaces: Vec<Value> = stats
         .network
@@ -163,11 +218,15 @@ fn pod_summary(sandbox: &PodSandboxStatus, stats: &PodSandboxStats) -> Value {
         network.insert("time".into(), json!(time));
         network.insert("interfaces".into(), Value::Array(interfaces));
     }
+    let containers = stats.containers.iter();
+    let containers: Vec<Value> = containers
+        .map(|stats| container_summary(&sandbox.id, stats, rates))
+        .collect();
     json!({
         "podRef": {"name": sandbox.metadata.name, "namespace": sandbox.metadata.namespace, "uid": sandbox.metadata.uid},
         "startTime": sandbox.created_at,
-        "containers": stats.containers.iter().map(container_summary).collect::<Vec<_>>(),
-        "cpu": stats.cpu.map(|cpu| json!({"time": time, "usageCoreNanoSeconds": cpu.usage_core_nano_seconds})),
+        "containers": containers,
+        "cpu": stats.cpu.map(|cpu| cpu_summary(rates, &sandbox.id, time, cpu.usage_core_nano_seconds)),
         "memory": stats.memory.map(|memory| memory_summary(&memory, time)),
         "network": network,
         "process_stats": {"process_count": stats.process_count},

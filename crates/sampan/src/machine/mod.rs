@@ -121,11 +121,15 @@ fn pod_network_config(settings: &Settings, pod_cidr: ipnet::Ipv4Net) -> PodNetwo
     config
 }
 
+/// The port at which load balancers ask whether the proxy of a machine is well.
+const PROXY_HEALTH: u16 = 10256;
+
 fn proxy_config(settings: &Settings) -> ProxyConfig {
     ProxyConfig {
         node: settings.node_name.clone(),
         cluster_cidr: settings.pod_cidr,
         host: Host::This,
+        health: Some((std::net::Ipv4Addr::UNSPECIFIED, PROXY_HEALTH).into()),
     }
 }
 
