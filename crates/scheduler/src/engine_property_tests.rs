@@ -190,12 +190,13 @@ fn compare(engine: &mut Engine, world: &World, pod: &Pod, step: usize) -> Answer
     plain
 }
 
-fn run(seed: u64, steps: usize) {
+/// With preemption Pods have priorities, and victims leave at once or after a while.
+fn run(seed: u64, steps: usize, preemption: bool) {
     let mut chance = Chance(SmallRng::seed_from_u64(seed));
-    let framework = Framework {
-        preemption: None,
-        ..Framework::default()
-    };
+    let mut framework = Framework::default();
+    if !preemption {
+        framework.preemption = None;
+    }
     let mut engine = Engine::new([("default-scheduler".to_owned(), framework)], seed);
     let mut world = World::default();
     let mut waiting: BTreeMap<String, Pod> = BTreeMap::new();
@@ -255,7 +256,10 @@ fn run(seed: u64, steps: usize) {
                 engine.pod_changed(pod);
             }
             _ => {
-                let pod = chance.pod(&format!("p{step}"));
+                let mut pod = chance.pod(&format!("p{step}"));
+                if preemption && let Some(spec) = &mut pod.spec {
+                    spec.priority = Some(chance.one(&[0, 0, 10, 100]));
+                }
                 engine.pod_changed(&pod);
                 waiting.insert(format!("p{step}"), pod);
             }
@@ -264,7 +268,26 @@ fn run(seed: u64, steps: usize) {
         now += Duration::from_millis(20);
         let mut turns = 0;
         loop {
-            while let Some(decision) = engine.next(now) {
+            let mut leaving: Vec<PodInfo> = Vec::new();
+            loop {
+                let Some(decision) = engine.next(now) else {
+                    let Some(victim) = leaving.pop() else { break };
+                    world.pods.remove(&*victim.uid);
+                    engine.pod_gone(&victim.uid);
+                    continue;
+                };
+                if let Decision::Preempt { pod, victims, .. } = &decision {
+                    assert!(!victims.is_empty());
+                    for victim in victims {
+                        assert!(victim.class.priority < pod.class.priority);
+                        if chance.of(2) {
+                            leaving.push(victim.clone());
+                        } else {
+                            world.pods.remove(&*victim.uid);
+                            engine.pod_gone(&victim.uid);
+                        }
+                    }
+                }
                 let Decision::Bind { pod, node } = decision else {
                     continue;
                 };
@@ -281,6 +304,7 @@ fn run(seed: u64, steps: usize) {
             turns += 1;
             assert!(turns < 100, "it never comes to rest");
         }
+        assert_eq!(engine.nominations.len(), 0, "all victims are gone");
         let pod = chance.pod("probe");
         compare(&mut engine, &world, &pod, step);
         if step % 4 == 0 {
@@ -299,7 +323,14 @@ fn run(seed: u64, steps: usize) {
 #[test]
 fn the_engine_decides_as_the_plugins_plainly_said() {
     for seed in 0..4 {
-        run(seed, 150);
+        run(seed, 150, false);
+    }
+}
+
+#[test]
+fn preemption_comes_to_rest_with_nobody_left_who_fits() {
+    for seed in 50..54 {
+        run(seed, 150, true);
     }
 }
 
@@ -307,6 +338,7 @@ fn the_engine_decides_as_the_plugins_plainly_said() {
 #[ignore = "takes minutes"]
 fn the_engine_decides_as_the_plugins_plainly_said_for_long() {
     for seed in 100..130 {
-        run(seed, 300);
+        run(seed, 300, false);
+        run(seed, 300, true);
     }
 }

@@ -1,6 +1,7 @@
 //! The whole scheduler on a real API server.
 
 mod extenders;
+mod whole;
 
 use std::sync::Arc;
 
