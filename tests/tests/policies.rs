@@ -237,9 +237,7 @@ spec:
 
     // No server: the rules hold, and hold on while the next one finds out what there is.
     cluster.kill();
-    for (_, to, expected) in asked {
-        assert_eq!(who(&askers, to, fetches), expected, "while no server runs");
-    }
+    wait_for(&cluster, &askers, "while no server runs", &asked);
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let stranger: &Path = &askers[1];
     std::thread::scope(|scope| {
