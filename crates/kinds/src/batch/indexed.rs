@@ -108,7 +108,7 @@ fn success_rule(rule: &Value, all: Option<i64>, path: &Path, errors: &mut Errors
 }
 
 /// How many indexes `1,3-5,7` names. They come in order, and all are below `all`.
-fn count_of(indexes: &str, all: i64) -> Result<i64, String> {
+pub(super) fn count_of(indexes: &str, all: i64) -> Result<i64, String> {
     if indexes.is_empty() {
         return Ok(0);
     }
@@ -122,6 +122,28 @@ fn count_of(indexes: &str, all: i64) -> Result<i64, String> {
         last = Some(end);
     }
     Ok(count)
+}
+
+/// The first index that both name. What cannot be read is skipped; that is an error of its own.
+pub(super) fn common(one: &str, other: &str, all: i64) -> Option<i64> {
+    let intervals = |text: &str| -> Vec<(i64, i64)> {
+        text.split(',')
+            .filter_map(|interval| interval_of(interval, all).ok())
+            .collect()
+    };
+    let (one, other) = (intervals(one), intervals(other));
+    let (mut left, mut right) = (one.iter().peekable(), other.iter().peekable());
+    while let (Some((first, last)), Some((start, end))) = (left.peek(), right.peek()) {
+        if first <= end && start <= last {
+            return Some(*first.max(start));
+        }
+        if first <= start {
+            left.next();
+        } else {
+            right.next();
+        }
+    }
+    None
 }
 
 fn interval_of(text: &str, all: i64) -> Result<(i64, i64), String> {
@@ -153,6 +175,21 @@ fn interval_of(text: &str, all: i64) -> Result<(i64, i64), String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_two_lists_share() {
+        let cases = [
+            ("0-2", "2,4", Some(2)),
+            ("0,5-7", "1-4,6", Some(6)),
+            ("0,2,4", "1,3,5", None),
+            ("", "1", None),
+            ("x,3", "3", Some(3)),
+            ("9", "9", None),
+        ];
+        for (one, other, expected) in cases {
+            assert_eq!(common(one, other, 8), expected, "{one} {other}");
+        }
+    }
 
     #[test]
     fn indexes_are_counted() {

@@ -4,6 +4,7 @@ mod cron;
 mod cron_job;
 mod indexed;
 mod job;
+mod job_status;
 mod print;
 mod validate;
 

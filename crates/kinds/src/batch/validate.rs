@@ -6,7 +6,7 @@ use sampan_api::{Object, names as api};
 use serde_json::{Map, Value};
 
 use super::job::{NAME_LABELS, UID_LABELS};
-use super::{cron, indexed};
+use super::{cron, indexed, job_status};
 use crate::checks::{self, Check, Rule};
 use crate::networking::validate::domain_path;
 use crate::pod_spec::validate::template as validate_template;
@@ -303,7 +303,7 @@ fn exit_codes(spec: &Value, codes: &Value, path: &Path, errors: &mut Errors) {
 pub(super) fn job_update(part: Part<'_>, new: &Object, old: &Object, errors: &mut Errors) {
     match part {
         Part::Main => job_spec_update(new, old, errors),
-        Part::View("status") => job_status(new, old, errors),
+        Part::View("status") => job_status::update(new, old, errors),
         Part::View(_) => {}
     }
 }
@@ -382,75 +382,6 @@ fn template_update(new: &Object, old: &Object, errors: &mut Errors) {
         }
     } else if !tree::same(Some(now), Some(&was)) {
         errors.push(Error::invalid(&path, now.clone(), checks::IMMUTABLE));
-    }
-}
-
-/// What a Job has come to is not taken back.
-fn job_status(new: &Object, old: &Object, errors: &mut Errors) {
-    let path = Path::new("status");
-    let mut seen = std::collections::BTreeSet::new();
-    for list in ["succeeded", "failed"] {
-        let path = path.child("uncountedTerminatedPods").child(list);
-        let uids = tree::items(new, &format!("status.uncountedTerminatedPods.{list}"));
-        for (index, uid) in uids.iter().filter_map(Value::as_str).enumerate() {
-            if uid.is_empty() {
-                errors.push(Error::invalid(&path.index(index), uid, "must not be empty"));
-            } else if !seen.insert(uid) {
-                errors.push(Error::duplicate(&path.index(index), uid));
-            }
-        }
-    }
-    let now = |kind: &str| is_true(new, "status.conditions", kind);
-    let before = |kind: &str| is_true(old, "status.conditions", kind);
-    let conditions = path.child("conditions");
-    for kind in ["Failed", "Complete", "FailureTarget", "SuccessCriteriaMet"] {
-        if before(kind) && !now(kind) {
-            let why = match kind {
-                "SuccessCriteriaMet" => "cannot disable the SuccessCriteriaMet=True condition".to_owned(),
-                _ => format!("cannot disable the terminal {kind}=True condition"),
-            };
-            let shown = tree::get(new, "status.conditions").cloned().unwrap_or_default();
-            errors.push(Error::invalid(&conditions, shown, why));
-        }
-    }
-    if now("Complete") && now("Failed") {
-        let shown = tree::get(new, "status.conditions").cloned().unwrap_or_default();
-        errors.push(Error::invalid(
-            &conditions,
-            shown,
-            "cannot set Complete=True and Failed=true conditions",
-        ));
-    }
-    for counter in ["failed", "succeeded"] {
-        let (now, before) = [new, old]
-            .map(|job| tree::get(job, "status").map_or(0, |status| tree::int(status, counter)))
-            .into();
-        if now < before {
-            errors.push(Error::invalid(
-                &path.child(counter),
-                now,
-                format!("cannot decrease the {counter} counter"),
-            ));
-        }
-    }
-    let done = tree::text(old, "status.completionTime");
-    if !done.is_empty()
-        && tree::get(new, "status.completionTime").is_some()
-        && done != tree::text(new, "status.completionTime")
-    {
-        errors.push(Error::invalid(
-            &path.child("completionTime"),
-            tree::text(new, "status.completionTime"),
-            checks::IMMUTABLE,
-        ));
-    }
-    let started = tree::text(old, "status.startTime");
-    if !started.is_empty() && started != tree::text(new, "status.startTime") && !tree::flag(new, "spec.suspend") {
-        errors.push(Error::invalid(
-            &path.child("startTime"),
-            tree::text(new, "status.startTime"),
-            "field is immutable for unsuspended job once set",
-        ));
     }
 }
 
