@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::Method;
 
-use super::{batch_pod, clear, connect, namespace, newest, spread};
+use super::{batch_job, batch_pod, clear, completed, connect, namespace, newest, spread};
 use crate::client::JSON;
 use crate::fleet::{Fleet, kubelet};
 use crate::report::{Measure, cost};
@@ -25,10 +26,18 @@ pub struct Args {
     /// Seconds each Pod runs.
     #[arg(long, default_value_t = 0.0)]
     pub life: f64,
+    /// Make a Job of each Pod; it is over when every Job is complete.
+    #[arg(long)]
+    pub jobs: bool,
 }
 
 pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     const BASE: &str = "/api/v1/namespaces/bench-burst/pods";
+    const JOBS: &str = "/apis/batch/v1/namespaces/bench-burst/jobs";
+    let made: (&str, fn(&str, &str, &str) -> Bytes) = match args.jobs {
+        true => (JOBS, batch_job),
+        false => (BASE, batch_pod),
+    };
     let slots = if args.slots == 0 { args.pods } else { args.slots };
     let nodes = args.nodes.clamp(1, slots.max(1));
     let per_node = slots.div_ceil(nodes);
@@ -41,9 +50,11 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         tainted: true,
     };
     namespace(target, "bench-burst").await?;
+    clear(target, JOBS).await?;
     clear(target, BASE).await?;
     fleet.create(target).await?;
     let from = newest(target, BASE).await?;
+    let jobs_from = newest(target, JOBS).await?;
     let mut lanes = connect(&target.client, 16).await?;
     target.meter.reset_peak();
     let (start, before) = (Instant::now(), target.meter.read()?);
@@ -51,8 +62,8 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         spread(&mut lanes, args.pods, |mut lane, index| async move {
             lane.count(
                 Method::POST,
-                BASE,
-                Some((JSON, batch_pod(&format!("p{index}"), "1", "burst"))),
+                made.0,
+                Some((JSON, made.1(&format!("p{index}"), "1", "burst"))),
             )
             .await?;
             Ok(lane)
@@ -62,8 +73,14 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     };
     let life = Duration::from_secs_f64(args.life);
     let kubelet = kubelet(&target.client, "bench-burst", &from, args.pods, life, start);
-    let work = futures::future::try_join(creator, kubelet);
-    let (created, run) = fleet.alive(target, work).await?;
+    let jobs = async {
+        match args.jobs {
+            true => completed(&target.client, JOBS, &jobs_from, args.pods).await,
+            false => Ok(()),
+        }
+    };
+    let work = futures::future::try_join3(creator, kubelet, jobs);
+    let (created, run, ()) = fleet.alive(target, work).await?;
     let elapsed = start.elapsed().as_secs_f64();
     let mut measures = vec![
         ("all created".to_owned(), created, "s"),
@@ -72,6 +89,7 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         ("Pods".to_owned(), args.pods as f64 / elapsed, "/s"),
     ];
     measures.extend(cost(target, before, Some(("Pod", args.pods as f64)))?);
+    clear(target, JOBS).await?;
     clear(target, BASE).await?;
     fleet.delete(target).await?;
     Ok(measures)

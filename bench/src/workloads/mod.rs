@@ -113,7 +113,8 @@ pub fn ignore(outcome: Result<usize>, status: StatusCode) -> Result<()> {
 
 /// Deletes everything of a collection, at once, and waits until it is gone.
 pub async fn clear(target: &Target, path: &str) -> Result<()> {
-    let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0});
+    let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
+        "propagationPolicy": "Background"});
     let mut lane = target.client.lane();
     for _ in 0..600 {
         let deleted = lane
@@ -193,6 +194,29 @@ pub fn gated_pod(name: &str) -> Bytes {
     let mut pod = pod_tree(name, "1m", "nowhere");
     pod["spec"]["schedulingGates"] = json!([{"name": "sampan.dev/bench"}]);
     pod.to_string().into()
+}
+
+/// A Job of one such Pod.
+pub fn batch_job(name: &str, cpu: &str, node_class: &str) -> Bytes {
+    let pod = pod_tree(name, cpu, node_class);
+    let template = json!({"metadata": {"labels": pod["metadata"]["labels"]}, "spec": pod["spec"]});
+    json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
+        "spec": {"backoffLimit": 0, "template": template}})
+    .to_string()
+    .into()
+}
+
+/// Waits until `count` Jobs are complete.
+pub async fn completed(client: &Client, path: &str, from: &str, count: usize) -> Result<()> {
+    let complete = |job: &Value| {
+        let conditions = job["status"]["conditions"].as_array();
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == "Complete" && condition["status"] == "True")
+    };
+    follow(client, path, from, count, Instant::now(), complete).await?;
+    Ok(())
 }
 
 fn pod_tree(name: &str, cpu: &str, node_class: &str) -> Value {
