@@ -68,6 +68,25 @@ impl Fleet {
         Ok(())
     }
 
+    /// Waits until no node has a taint that is not its own: newcomers are tainted until a controller has seen that they are ready.
+    pub async fn welcome(&self, target: &Target) -> Result<()> {
+        let path = format!("/api/v1/nodes?labelSelector=sampan-bench%3D{}", self.class);
+        for _ in 0..120 {
+            let list = target.client.get(&path).await?;
+            let foreign = |taint: &Value| taint["key"] != "sampan-bench";
+            let tainted = |node: &Value| {
+                node["spec"]["taints"]
+                    .as_array()
+                    .is_some_and(|taints| taints.iter().any(foreign))
+            };
+            if !list["items"].as_array().is_some_and(|nodes| nodes.iter().any(tainted)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        Err("nodes were tainted for a minute; does the node lifecycle controller run?".into())
+    }
+
     /// Renews the nodes' leases, as kubelets do, for as long as it is polled: a silent node is soon taken for dead.
     async fn beat(&self, target: &Target) -> Result<std::convert::Infallible> {
         let mut lanes = connect(&target.client, 2).await?;

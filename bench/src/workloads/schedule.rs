@@ -1,7 +1,7 @@
 //! Scheduling alone, in the shapes of upstream's scheduler_perf: nodes without a kubelet, Pods that are already there, and
 //! Pods whose binding is timed.
 //!
-//! The nodes send no heartbeats, so run it against a control plane without the node lifecycle controller.
+//! The nodes renew their leases meanwhile; the time begins when no node is tainted as new any more.
 
 use std::time::Instant;
 
@@ -139,6 +139,7 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         ignore(created, StatusCode::CONFLICT)?;
     }
     fleet.create(target).await?;
+    fleet.alive(target, fleet.welcome(target)).await?;
     spread(&mut lanes, args.before(), |mut lane, index| {
         let pod = args.resident(&fleet, index);
         async move {
@@ -162,7 +163,7 @@ pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(start.elapsed().as_secs_f64())
     };
     let bound = bindings(&target.client, BASE, &from, args.pods(), start);
-    let (created, mut bound) = futures::future::try_join(creator, bound).await?;
+    let (created, mut bound) = fleet.alive(target, futures::future::try_join(creator, bound)).await?;
     let elapsed = start.elapsed().as_secs_f64();
     let mut measures = vec![
         ("all created".to_owned(), created, "s"),
