@@ -2,7 +2,8 @@
 //!
 //! The kubelet is a thread in the cluster's network that follows the Pods by one watch, resumed where it broke, so it sees
 //! every Pod there ever was. A bound Pod becomes Running and Ready at once; one labelled `sampan.test/ends` ends with that
-//! phase. A Pod that is deleted goes. Servers that are killed meanwhile are waited for.
+//! phase. A Pod that is deleted goes. Servers that are killed meanwhile are waited for. A node that is silenced says nothing
+//! and does nothing until it is woken; then it catches up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, WatchEvent, WatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -35,6 +36,7 @@ pub struct Seen {
 struct Shared {
     stop: AtomicBool,
     nodes: Mutex<BTreeSet<String>>,
+    silent: Mutex<BTreeSet<String>>,
     seen: Mutex<BTreeMap<String, Seen>>,
 }
 
@@ -68,6 +70,17 @@ impl Fleet {
     pub fn join(&self, prefix: &str, count: usize, cpu: usize) {
         let mut nodes = self.shared.nodes.lock().expect("the nodes");
         nodes.extend((0..count).map(|index| format!("{prefix}-{index}={cpu}")));
+    }
+
+    /// Cuts nodes off, all at once.
+    pub fn silence(&self, nodes: &[&str]) {
+        let mut silent = self.shared.silent.lock().expect("the silent");
+        silent.extend(nodes.iter().map(|node| (*node).to_owned()));
+    }
+
+    /// Brings all nodes back.
+    pub fn wake(&self) {
+        self.shared.silent.lock().expect("the silent").clear();
     }
 
     /// Every Pod there ever was since the kubelet started, by uid.
@@ -125,7 +138,7 @@ async fn session(
         }
         *from = list.metadata.resource_version;
         for pod in list.items {
-            act(client, &pod).await?;
+            act(shared, client, &pod).await?;
         }
     }
     let version = from.clone().unwrap_or_default();
@@ -140,7 +153,7 @@ async fn session(
                 None => return Ok(()),
                 Some(WatchEvent::Added(pod) | WatchEvent::Modified(pod)) => {
                     note(shared, &pod);
-                    act(client, &pod).await?;
+                    act(shared, client, &pod).await?;
                     from.clone_from(&pod.metadata.resource_version);
                 }
                 Some(WatchEvent::Deleted(pod)) => {
@@ -156,8 +169,12 @@ async fn session(
                 }
                 let wanted = shared.nodes.lock().expect("the nodes").clone();
                 for node in wanted {
+                    if is_silent(shared, node.split('=').next()) {
+                        joined.remove(&node);
+                        continue;
+                    }
                     if joined.get(&node).is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
-                        beat(client, &node, joined.contains_key(&node)).await?;
+                        beat(shared, client, &node, joined.contains_key(&node)).await?;
                         joined.insert(node, Instant::now());
                     }
                 }
@@ -206,7 +223,12 @@ fn now() -> Value {
     .expect("a time")
 }
 
-async fn beat(client: &Client, node: &str, known: bool) -> Result<(), kube::Error> {
+fn is_silent(shared: &Shared, node: Option<&str>) -> bool {
+    let silent = shared.silent.lock().expect("the silent");
+    node.is_some_and(|node| silent.contains(node))
+}
+
+async fn beat(shared: &Shared, client: &Client, node: &str, known: bool) -> Result<(), kube::Error> {
     let (name, cpu) = node.split_once('=').unwrap_or((node, "1"));
     let nodes: Api<Node> = Api::all(client.clone());
     let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
@@ -232,11 +254,33 @@ async fn beat(client: &Client, node: &str, known: bool) -> Result<(), kube::Erro
             .create(&PostParams::default(), &serde_json::from_value(lease).map_err(parse)?)
             .await,
     )?;
-    known_already(
-        nodes
-            .create(&PostParams::default(), &serde_json::from_value(node).map_err(parse)?)
-            .await,
-    )
+    let status = json!({"status": node["status"]});
+    let created = nodes
+        .create(&PostParams::default(), &serde_json::from_value(node).map_err(parse)?)
+        .await;
+    if created.is_ok() {
+        return Ok(());
+    }
+    known_already(created)?;
+    // It was there before: it says how it is, and sees what has become of its Pods.
+    leases
+        .patch(name, &PatchParams::default(), &Patch::Merge(renewed))
+        .await?;
+    nodes
+        .patch_status(name, &PatchParams::default(), &Patch::Strategic(status))
+        .await?;
+    let pods: Api<Pod> = Api::all(client.clone());
+    let mine = ListParams::default().fields(&format!("spec.nodeName={name}"));
+    for pod in pods.list(&mine).await?.items {
+        act(shared, client, &pod).await?;
+    }
+    Ok(())
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn known_already<T>(outcome: Result<T, kube::Error>) -> Result<(), kube::Error> {
@@ -246,11 +290,12 @@ fn known_already<T>(outcome: Result<T, kube::Error>) -> Result<(), kube::Error> 
     }
 }
 
-async fn act(client: &Client, pod: &Pod) -> Result<(), kube::Error> {
+async fn act(shared: &Shared, client: &Client, pod: &Pod) -> Result<(), kube::Error> {
     let (Some(name), Some(namespace)) = (&pod.metadata.name, &pod.metadata.namespace) else {
         return Ok(());
     };
-    if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    if node.is_none() || is_silent(shared, node) {
         return Ok(());
     }
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
@@ -273,6 +318,7 @@ async fn act(client: &Client, pod: &Pod) -> Result<(), kube::Error> {
             .and_then(|labels| labels.get("sampan.test/ends"));
         let wanted = match (phase, ends) {
             (Some("Running"), Some(end)) => end.as_str(),
+            (Some("Running"), None) if !is_ready(pod) => "Running",
             (Some("Running" | "Succeeded" | "Failed"), _) => return Ok(()),
             _ => "Running",
         };

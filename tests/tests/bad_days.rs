@@ -3,7 +3,7 @@
 //!
 //! What is asked each time: nothing lost, nothing doubled, no more work than there is, and recovery by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -253,6 +253,94 @@ fn a_deployment_edited_without_end() {
     for pod in pods {
         assert_eq!(pod["metadata"]["ownerReferences"][0]["name"], newest.as_str());
     }
+}
+
+/// The NoExecute taints of all nodes.
+fn evicting(cluster: &Cluster) -> Vec<String> {
+    let taints = cluster.kubectl(r#"get nodes -o jsonpath={.items[*].spec.taints[?(@.effect=="NoExecute")].key}"#);
+    taints.split_whitespace().map(str::to_owned).collect()
+}
+
+fn nodes_ready(cluster: &Cluster, status: &str) -> usize {
+    let all = cluster.kubectl(r#"get nodes -o jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#);
+    all.split(' ').filter(|ready| *ready == status).count()
+}
+
+/// Uids of Pods that are to stay, by node.
+fn staying(cluster: &Cluster) -> BTreeMap<String, BTreeSet<String>> {
+    let mut staying: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let pods = cluster.get("pods -l app=web");
+    for pod in pods["items"].as_array().expect("items") {
+        if pod["metadata"]["deletionTimestamp"].is_null() {
+            let text = |pointer: &str| pod.pointer(pointer).and_then(|text| text.as_str()).unwrap_or_default();
+            let uid = text("/metadata/uid").to_owned();
+            staying
+                .entry(text("/spec/nodeName").to_owned())
+                .or_default()
+                .insert(uid);
+        }
+    }
+    staying
+}
+
+#[test]
+fn all_nodes_fall_silent_and_then_one() {
+    if !ready("all_nodes_fall_silent_and_then_one") {
+        return;
+    }
+    let flags = ["--node-monitor-grace-period=24s", "--node-monitor-period=2s"];
+    let mut cluster = Cluster::prepare("silent", &[SERVER, &flags].concat());
+    cluster.start_server();
+    let fleet = Fleet::new(&cluster);
+    fleet.join("n", 6, 8);
+    // Pods that would be driven away at once.
+    let impatient = "terminationGracePeriodSeconds: 0
+      tolerations:
+      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 0}
+      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 0}";
+    let web = deployment("web", 24, 1).replace("terminationGracePeriodSeconds: 0", impatient);
+    cluster.apply(&web);
+    cluster.kubectl("rollout status deployment/web --timeout=60s");
+    let before = staying(&cluster);
+
+    fleet.silence(&["n-0", "n-1", "n-2", "n-3", "n-4", "n-5"]);
+    cluster.wait("all nodes to count as gone", 90, |cluster| {
+        assert_eq!(evicting(cluster), [""; 0], "nobody is driven away");
+        nodes_ready(cluster, "Unknown") == 6
+    });
+    let spent = cpu(&cluster);
+    std::thread::sleep(Duration::from_secs(10));
+    let spent = cpu(&cluster) - spent;
+    eprintln!("  {spent:.2} s of CPU in ten seconds without any node");
+    assert!(spent < 2.0, "{spent} s of CPU while nothing can be done");
+    assert_eq!(evicting(&cluster), [""; 0]);
+    assert_eq!(staying(&cluster), before, "every Pod is where it was");
+
+    fleet.wake();
+    cluster.wait("all nodes to be back", 60, |cluster| nodes_ready(cluster, "True") == 6);
+    cluster.kubectl("rollout status deployment/web --timeout=60s");
+    assert_eq!(staying(&cluster), before, "every Pod is where it was");
+
+    fleet.silence(&["n-0"]);
+    cluster.wait("the Pods of one node to be elsewhere", 120, |cluster| {
+        let now = staying(cluster);
+        !now.contains_key("n-0") && now.values().map(BTreeSet::len).sum::<usize>() == 24
+    });
+    let now = staying(&cluster);
+    for (node, pods) in &before {
+        assert!(node == "n-0" || pods.is_subset(&now[node]), "{node} keeps its own");
+    }
+    cluster.kubectl("taint node n-0 node.kubernetes.io/out-of-service=nodeshutdown:NoExecute");
+    cluster.wait("what is left on it to go", 60, |cluster| {
+        let pods = cluster.get("pods --field-selector spec.nodeName=n-0");
+        pods["items"].as_array().is_some_and(Vec::is_empty)
+    });
+    fleet.wake();
+    cluster.wait("the node to be back", 60, |cluster| nodes_ready(cluster, "True") == 6);
+    cluster.wait("its taints to go", 30, |cluster| {
+        evicting(cluster) == ["node.kubernetes.io/out-of-service"]
+    });
+    assert_eq!(staying(&cluster), now);
 }
 
 #[test]

@@ -31,24 +31,6 @@ spec:
     spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
 ";
 
-const SCRATCH: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: scratch}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: localhost/sampan/busybox:1.35
-    command: [sh, -c, 'echo x > /e/x && sleep 3600']
-    volumeMounts: [{name: e, mountPath: /e}]
-  volumes:
-  - name: e
-    ephemeral:
-      volumeClaimTemplate:
-        spec: {accessModes: [ReadWriteOncePod], resources: {requests: {storage: 1Gi}}}
-";
-
 fn starts(cluster: &Cluster, pod: &str) -> usize {
     let told = cluster.try_kubectl(&format!("exec {pod} -- cat /data/starts"));
     told.map_or(0, |told| told.lines().filter(|line| *line == pod).count())
@@ -69,25 +51,6 @@ fn claims_of_a_statefulset_get_volumes_that_outlive_pods_and_the_server() {
         "Bound Bound"
     );
     assert_eq!((starts(&cluster, "store-0"), starts(&cluster, "store-1")), (1, 1));
-
-    // More room, said where people look for it.
-    let more = r#"{"spec":{"resources":{"requests":{"storage":"2Gi"}}}}"#;
-    cluster.kubectl_args(&["patch", "pvc", "data-store-0", "-p", more]);
-    cluster.wait("the claim to have grown", 30, |cluster| {
-        cluster.kubectl("get pvc data-store-0 -o jsonpath={.status.capacity.storage}") == "2Gi"
-    });
-
-    // A volume as long as its Pod.
-    cluster.apply(SCRATCH);
-    cluster.kubectl("wait --for=condition=Ready --timeout=60s pod/scratch");
-    assert_eq!(
-        cluster.kubectl("get pvc scratch-e -o jsonpath={.status.phase}"),
-        "Bound"
-    );
-    cluster.kubectl("delete pod scratch --wait=true");
-    cluster.wait("the claim to go with its Pod", 30, |cluster| {
-        cluster.try_kubectl("get pvc scratch-e").is_err()
-    });
 
     // Another Pod of the same name finds what the first left, before and after the server was killed.
     cluster.kubectl("delete pod store-0 --wait=true");

@@ -53,10 +53,10 @@ impl Controller {
             return Ok(());
         }
         let per_index = view.spec.backoff_limit_per_index.is_some();
-        if !per_index && let Some(last) = round.failures.last {
-            let left = view::back_off(round.failures.count, last, now);
-            if left.is_positive() {
-                self.queue.add_after(key.clone(), pods::delay(left));
+        if !per_index && let Some(since) = round.failures.since {
+            let left = view::back_off(round.failures.count, since.elapsed());
+            if !left.is_zero() {
+                self.queue.add_after(key.clone(), left);
                 return Ok(());
             }
         }
@@ -69,7 +69,7 @@ impl Controller {
 
     /// The free indexes whose back-off has passed; the queue brings the Job back for the others.
     fn due_indexes(&self, key: &Key, view: &View, missing: usize, now: Timestamp) -> Vec<Option<i32>> {
-        let mut soonest: Option<jiff::SignedDuration> = None;
+        let mut soonest: Option<std::time::Duration> = None;
         let due = view
             .free_indexes(missing)
             .into_iter()
@@ -78,16 +78,17 @@ impl Controller {
                     return true;
                 };
                 let (counted, ignored) = view::earlier_failures(last);
-                let left = view::back_off(counted + ignored + 1, view::finished_at(last), now);
-                if left.is_positive() {
+                let waited = pods::delay(now.duration_since(view::finished_at(last)));
+                let left = view::back_off(counted + ignored + 1, waited);
+                if !left.is_zero() {
                     soonest = Some(soonest.map_or(left, |known| known.min(left)));
                 }
-                !left.is_positive()
+                left.is_zero()
             })
             .map(Some)
             .collect();
         if let Some(left) = soonest {
-            self.queue.add_after(key.clone(), pods::delay(left));
+            self.queue.add_after(key.clone(), left);
         }
         due
     }

@@ -12,6 +12,7 @@ mod view;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
@@ -21,6 +22,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use sampan_client::owner::{self, Claimer};
 use sampan_client::{Change, EventType, Expectations, Informer, Key, WorkQueue, or_absent, retry_on_conflict};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::pods::{self, BY_OWNER, PodControl};
 use crate::{Context, SyncError, add_paced};
@@ -33,7 +35,8 @@ const POD: &str = "pod/";
 #[derive(Clone, Copy, Default)]
 struct Failures {
     count: i32,
-    last: Option<Timestamp>,
+    /// Since when a replacement waits, by the steady clock: what nodes say of the time, and who sets it, changes nothing.
+    since: Option<Instant>,
 }
 
 /// What is remembered of a Job between syncs.
@@ -279,7 +282,7 @@ impl Controller {
             active: count(view.active.len()),
             ready: count(view.ready),
             terminating: count(view.terminating),
-            failures: after(failures, &view),
+            failures: after(failures, &view, now),
             ending: None,
         };
         if round.status.start_time.is_none() && !view::is_suspended(&view.spec) {
@@ -631,18 +634,27 @@ fn selector(job: &Job) -> Option<kube::core::Selector> {
 }
 
 /// The failures in a row after what was newly seen: a success ends the row.
-fn after(before: Failures, view: &View) -> Failures {
+fn after(before: Failures, view: &View, now: Timestamp) -> Failures {
     let ends = |pods: &[Arc<Pod>]| -> Vec<Timestamp> { pods.iter().map(|pod| view::finished_at(pod)).collect() };
     let good = ends(&view.newly_succeeded).into_iter().max();
     let bad = ends(&view.newly_failed);
-    let since: Vec<Timestamp> = match good {
+    let row: Vec<Timestamp> = match good {
         Some(good) => bad.into_iter().filter(|end| *end > good).collect(),
         None => bad,
     };
     let base = if good.is_some() { Failures::default() } else { before };
+    let since = row.iter().max().map(|last| {
+        let seen = Instant::now();
+        // What others saw before us may be long ago; what we see happens now.
+        let ago = match before.since {
+            None => pods::delay(now.duration_since(*last)).min(view::MAX_BACKOFF),
+            Some(_) => Duration::ZERO,
+        };
+        seen.checked_sub(ago).unwrap_or(seen)
+    });
     Failures {
-        count: base.count.saturating_add(count(since.len())),
-        last: since.into_iter().max().max(base.last),
+        count: base.count.saturating_add(count(row.len())),
+        since: since.or(base.since),
     }
 }
 

@@ -166,6 +166,42 @@ async fn failures_are_retried_with_growing_pauses_up_to_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_whose_pods_always_fail_costs_little() {
+    let cluster = cluster();
+    let api = &cluster.api;
+    api.create(&job(|spec| {
+        spec.backoff_limit = Some(1_000_000);
+        (spec.parallelism, spec.completions) = (Some(10), Some(10));
+    }));
+    let hours = Duration::from_secs(3 * 3600);
+    let begun = tokio::time::Instant::now();
+    let (mut made, mut steps) = (0, 0);
+    while begun.elapsed() < hours {
+        for pod in api.all::<Pod>().into_iter().filter(pods::is_active) {
+            end(&cluster, &pod.name_any(), 1);
+            made += 1;
+        }
+        // The clock is set now and then, which hastens nothing.
+        steps += 1;
+        if steps % 100 == 0 {
+            cluster.step_clock(if steps % 200 == 0 { -3600 } else { 3600 });
+        }
+        tokio::time::sleep(Duration::from_secs(7)).await;
+    }
+    // Six pauses that double, then one of ten minutes after the other, for ten Pods at a time.
+    assert!((100..=400).contains(&made), "{made} Pods in three hours");
+    let writes = api
+        .actions()
+        .iter()
+        .filter(|action| action.resource != "events")
+        .count();
+    assert!(writes < made * 8, "{writes} writes for {made} Pods");
+    assert_eq!(finalizers_left(api), 0);
+    let status = api.get::<Job>("ns", "j").unwrap().status.unwrap();
+    assert_eq!(status.failed, i32::try_from(made).ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deadline_ends_what_runs() {
     let cluster = cluster();
     let api = &cluster.api;

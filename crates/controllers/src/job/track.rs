@@ -144,7 +144,8 @@ pub(super) fn finish(status: &mut JobStatus, ending: &JobCondition, now: Timesta
     let message = ending.message.as_deref().unwrap_or_default();
     let last = new_condition(kind, reason, message, now);
     if kind == "Complete" {
-        status.completion_time = last.last_transition_time.clone();
+        // Not before it started, even if the clock was set back meanwhile: the API refuses that.
+        status.completion_time = last.last_transition_time.clone().max(status.start_time.clone());
     }
     status.conditions.get_or_insert_default().push(last.clone());
     Some(last)

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
@@ -16,8 +17,8 @@ use crate::pods;
 pub(super) const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
 pub(super) const FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
 pub(super) const IGNORED_FAILURES: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
-const BACKOFF: i64 = 10;
-const MAX_BACKOFF: i64 = 600;
+const BACKOFF: Duration = Duration::from_secs(10);
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
 pub(super) fn spec(job: &Job) -> JobSpec {
     job.spec.clone().unwrap_or_default()
@@ -113,15 +114,14 @@ pub(super) fn finished_at(pod: &Pod) -> Timestamp {
         .unwrap_or_default()
 }
 
-/// How long a replacement has to wait after `failures` failures in a row, the last at `last`.
-pub(super) fn back_off(failures: i32, last: Timestamp, now: Timestamp) -> SignedDuration {
+/// How much longer a replacement has to wait after `failures` failures in a row, the last one `waited` ago.
+pub(super) fn back_off(failures: i32, waited: Duration) -> Duration {
     if failures <= 0 {
-        return SignedDuration::ZERO;
+        return Duration::ZERO;
     }
     let doublings = u32::try_from(failures - 1).unwrap_or(0).min(16);
-    let seconds = (BACKOFF << doublings).min(MAX_BACKOFF);
-    let left = SignedDuration::from_secs(seconds) - now.duration_since(last);
-    left.max(SignedDuration::ZERO)
+    let pause = BACKOFF.saturating_mul(1 << doublings).min(MAX_BACKOFF);
+    pause.saturating_sub(waited)
 }
 
 /// A Job with its Pods.

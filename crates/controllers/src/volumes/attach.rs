@@ -63,10 +63,6 @@ struct Known {
     unwanted: HashMap<Key, Timestamp>,
     /// Places that are being given up: their nodes are told.
     leaving: HashSet<Key>,
-    /// Volumes that only one node may have and that are being given to one, until the cache has the attachment.
-    giving: HashMap<String, String>,
-    /// The uids of attachments that were deleted, until the cache knows.
-    ending: HashSet<String>,
     /// Places whose Pods were told that the volume is elsewhere.
     told: HashSet<Key>,
 }
@@ -230,12 +226,8 @@ fn follow(attacher: &Arc<Attacher>) {
     let a = Arc::clone(attacher);
     attacher.attachments.on_change(move |change| {
         let Some(place) = place_of(change.object()) else { return };
-        a.known().giving.remove(&place.name);
         if matches!(change, Change::Deleted(_)) {
-            let mut known = a.known();
-            known.leaving.remove(&place);
-            known.ending.remove(change.object().uid());
-            drop(known);
+            a.known().leaving.remove(&place);
             // Another node may be waiting for it.
             if let Some(volume) = a.volumes.get("", &place.name) {
                 a.add_users(&volume);
@@ -388,18 +380,7 @@ impl Attacher {
                 };
             }
         }
-        let given = {
-            let mut known = self.known();
-            known.told.remove(at);
-            let given = known.giving.get(&at.name) == Some(&at.namespace);
-            if given {
-                known.giving.remove(&at.name);
-            }
-            given
-        };
-        if let Some(volume) = volume.as_ref().filter(|_| given) {
-            self.add_users(volume);
-        }
+        self.known().told.remove(at);
         match self.attachment(at, volume.as_deref()) {
             Some(attachment) => self.detach(at, volume.as_deref(), node, &attachment).await,
             None => {
@@ -423,21 +404,17 @@ impl Attacher {
         here: &[Arc<Pod>],
         elsewhere: &[Arc<Pod>],
     ) -> Result<(), SyncError> {
-        let name = volume.name();
-        let found = self.attachment(at, Some(volume));
         {
             let mut known = self.known();
             known.unwanted.remove(at);
-            let ends = |found: &Arc<VolumeAttachment>| {
-                found.metadata.deletion_timestamp.is_some() || known.ending.contains(found.uid())
-            };
-            if found.as_ref().is_some_and(ends) {
+            known.leaving.remove(at);
+        }
+        let name = volume.name();
+        if let Some(attachment) = self.attachment(at, Some(volume)) {
+            if attachment.metadata.deletion_timestamp.is_some() {
                 // It is made anew when it is gone.
                 return Ok(());
             }
-            known.leaving.remove(at);
-        }
-        if let Some(attachment) = found {
             let status = attachment.status.as_ref();
             if is_attached(&attachment) {
                 let node = self.nodes.get("", &at.namespace);
@@ -455,12 +432,15 @@ impl Attacher {
             }
             return Ok(());
         }
-        if !is_shared(volume) && !self.take(at) {
-            // Tried again when that attachment is gone.
-            if self.known().told.insert(at.clone()) {
-                self.tell_taken(name, here, elsewhere);
+        if !is_shared(volume) {
+            let attachments = self.attachments.by_index(ATTACHMENTS_BY_VOLUME, name);
+            if attachments.iter().any(|other| other.spec.node_name != at.namespace) {
+                // Tried again when that attachment is gone.
+                if self.known().told.insert(at.clone()) {
+                    self.tell_taken(name, here, elsewhere);
+                }
+                return Ok(());
             }
-            return Ok(());
         }
         self.known().told.remove(at);
         let wanted = VolumeAttachment {
@@ -483,27 +463,11 @@ impl Attacher {
             Ok(_) => Ok(()),
             Err(error) if is_already_exists(&error) => Ok(()),
             Err(error) => {
-                self.known().giving.remove(name);
-                self.add_users(volume);
                 let message = format!("AttachVolume.Attach failed for volume {name:?} : {error}");
                 self.tell(here, EventType::Warning, "FailedAttachVolume", &message);
                 Err(error.into())
             }
         }
-    }
-
-    /// Whether a volume that only one node may have is this node's to have.
-    fn take(&self, at: &Key) -> bool {
-        let mut known = self.known();
-        let attachments = self.attachments.by_index(ATTACHMENTS_BY_VOLUME, &at.name);
-        if attachments.iter().any(|other| other.spec.node_name != at.namespace) {
-            return false;
-        }
-        let given = known
-            .giving
-            .entry(at.name.clone())
-            .or_insert_with(|| at.namespace.clone());
-        *given == at.namespace
     }
 
     /// Tells Pods that their volume is on another node. Names of Pods are told within their namespace only.
@@ -573,15 +537,7 @@ impl Attacher {
             ..DeleteParams::default()
         };
         let api: Api<VolumeAttachment> = Api::all(self.client.clone());
-        self.known().ending.insert(attachment.uid().to_owned());
-        if let Err(error) = or_absent(api.delete(attachment.name(), &params).await) {
-            self.known().ending.remove(attachment.uid());
-            return Err(error.into());
-        }
-        // The cache may have learned of its end before it was noted.
-        if self.attachments.get("", attachment.name()).is_none() {
-            self.known().ending.remove(attachment.uid());
-        }
+        or_absent(api.delete(attachment.name(), &params).await)?;
         Ok(())
     }
 
