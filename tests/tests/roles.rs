@@ -17,6 +17,7 @@ impl Role {
             .arg(role)
             .arg("--kubeconfig")
             .arg(cluster.kubeconfig())
+            .args(["--secure-port", "0"])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a file handle"))

@@ -293,6 +293,10 @@ impl ControlPlane {
     pub fn serving_tls(self: &Arc<Self>) -> Result<Present<ServerConfig>, StartError> {
         crate::certificates::serving(self)
     }
+    /// Has another part of this process tell at `/metrics` what it counts.
+    pub fn tell_also(&self, other: impl Fn(&mut String) + Send + Sync + 'static) {
+        self.metrics.tell_also(Box::new(other));
+    }
     /// Whom to ask for what concerns certificates below `/sampan/v1/`, from now on. The first who offers stays.
     pub fn look_after_certificates(&self, keeper: Arc<dyn crate::admin::Certificates>) {
         if self.certificates.set(keeper).is_err() {

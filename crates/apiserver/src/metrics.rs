@@ -38,7 +38,11 @@ pub struct Metrics {
     reading: AtomicI64,
     writing: AtomicI64,
     long_running: AtomicI64,
+    /// What else of this process is told here.
+    others: Mutex<Vec<Teller>>,
 }
+
+type Teller = Box<dyn Fn(&mut String) + Send + Sync>;
 
 /// A request being measured.
 pub struct Measured<'a> {
@@ -76,6 +80,11 @@ impl Metrics {
                 },
             },
         }
+    }
+
+    /// Has another part of this process tell here what it counts.
+    pub fn tell_also(&self, other: Teller) {
+        lock(&self.others).push(other);
     }
 
     /// The whole exposition.
@@ -183,6 +192,9 @@ impl Metrics {
         crate::flow::metrics(&plane.flow, &mut out);
         plane.authentication.text(&mut out);
         plane.authorization.text(&plane.authorizer, &mut out);
+        for other in lock(&self.others).iter() {
+            other(&mut out);
+        }
         process(&mut out);
         out
     }

@@ -59,6 +59,8 @@ struct Note {
     kind: EventType,
     reason: String,
     message: String,
+    /// Who says it while doing what, where that is not the recorder's component.
+    by: Option<(String, &'static str)>,
 }
 
 impl Recorder {
@@ -76,6 +78,9 @@ impl Recorder {
             client,
             component: component.to_owned(),
             host: host.map(str::to_owned),
+            machine: std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .ok()
+                .map(|name| name.trim().to_owned()),
             clock,
             series: Remembered::new(),
             similar: Remembered::new(),
@@ -101,12 +106,34 @@ impl Recorder {
 
     /// Says `message` about whatever `about` refers to.
     pub fn event_about(&self, about: ObjectReference, kind: EventType, reason: &str, message: impl Into<String>) {
-        let note = Note {
+        self.send(Note {
             about,
             kind,
             reason: reason.to_owned(),
             message: message.into(),
-        };
+            by: None,
+        });
+    }
+
+    /// The same in the name of another component, which did something.
+    pub fn event_by(
+        &self,
+        (component, action): (&str, &'static str),
+        about: ObjectReference,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        self.send(Note {
+            about,
+            kind,
+            reason: reason.to_owned(),
+            message: message.into(),
+            by: Some((component.to_owned(), action)),
+        });
+    }
+
+    fn send(&self, note: Note) {
         if self.sender.try_send(note).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -154,6 +181,8 @@ struct Writer {
     client: kube::Client,
     component: String,
     host: Option<String>,
+    /// The name of the machine this runs on.
+    machine: Option<String>,
     clock: Arc<dyn Clock>,
     series: Remembered<(Reason, String), Series>,
     similar: Remembered<Reason, (Instant, Vec<String>)>,
@@ -249,6 +278,11 @@ impl Writer {
             note.about.name.as_deref().unwrap_or("unknown"),
             nanos >> 16
         );
+        let component = note.by.as_ref().map_or(&self.component, |(component, _)| component);
+        let instance = match &note.by {
+            Some((component, _)) => self.machine.as_ref().map(|machine| format!("{component}-{machine}")),
+            None => self.host.clone(),
+        };
         Event {
             metadata: ObjectMeta {
                 name: Some(name),
@@ -263,11 +297,12 @@ impl Writer {
             first_timestamp: Some(now.clone()),
             last_timestamp: Some(now),
             source: Some(EventSource {
-                component: Some(self.component.clone()),
+                component: Some(component.clone()),
                 host: self.host.clone(),
             }),
-            reporting_component: Some(self.component.clone()),
-            reporting_instance: self.host.clone(),
+            action: note.by.as_ref().map(|(_, action)| (*action).to_owned()),
+            reporting_component: Some(component.clone()),
+            reporting_instance: instance,
             ..Default::default()
         }
     }

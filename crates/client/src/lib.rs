@@ -23,6 +23,7 @@ mod expectations;
 pub mod informer;
 mod key;
 pub mod leader;
+pub mod metrics;
 pub mod owner;
 mod queue;
 mod renewable;

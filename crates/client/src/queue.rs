@@ -18,6 +18,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::metrics::{Histogram, QueueFigures};
+
 /// Exponential back-off of one key.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
@@ -63,10 +65,12 @@ struct Inner<K> {
 }
 
 struct State<K> {
-    order: VecDeque<K>,
+    /// With when they came.
+    order: VecDeque<(K, Instant)>,
     /// Keys that wait, or that came back while they were being worked on.
     dirty: HashSet<K>,
-    processing: HashSet<K>,
+    /// With when work on them began.
+    processing: HashMap<K, Instant>,
     delayed: BTreeMap<(Instant, u64), K>,
     due: HashMap<K, (Instant, u64)>,
     failures: HashMap<K, u32>,
@@ -74,6 +78,8 @@ struct State<K> {
     draining: bool,
     added: u64,
     retried: u64,
+    waited: Histogram,
+    worked: Histogram,
 }
 
 impl<K: Clone + Eq + Hash> Default for WorkQueue<K> {
@@ -89,7 +95,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                 state: Mutex::new(State {
                     order: VecDeque::new(),
                     dirty: HashSet::new(),
-                    processing: HashSet::new(),
+                    processing: HashMap::new(),
                     delayed: BTreeMap::new(),
                     due: HashMap::new(),
                     failures: HashMap::new(),
@@ -97,6 +103,8 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                     draining: false,
                     added: 0,
                     retried: 0,
+                    waited: Histogram::exponential(1e-8, 10.0, 11),
+                    worked: Histogram::exponential(1e-8, 10.0, 11),
                 }),
                 changed: Notify::new(),
                 backoff,
@@ -177,9 +185,11 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                     return None;
                 }
                 state.promote(Instant::now());
-                if let Some(key) = state.order.pop_front() {
+                if let Some((key, since)) = state.order.pop_front() {
+                    let now = Instant::now();
+                    state.waited.took(now.duration_since(since));
                     state.dirty.remove(&key);
-                    state.processing.insert(key.clone());
+                    state.processing.insert(key.clone(), now);
                     let more = !state.order.is_empty() || !state.delayed.is_empty();
                     drop(state);
                     if more {
@@ -205,10 +215,12 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
     /// Says that work on `key` has ended; queues it again if it was added meanwhile.
     pub fn done(&self, key: &K) {
         let mut state = self.state();
-        state.processing.remove(key);
+        if let Some(since) = state.processing.remove(key) {
+            state.worked.took(since.elapsed());
+        }
         let again = state.dirty.contains(key) && !state.draining;
         if again {
-            state.order.push_back(key.clone());
+            state.order.push_back((key.clone(), Instant::now()));
         }
         drop(state);
         if again {
@@ -242,6 +254,22 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         state.order.is_empty() && state.processing.is_empty() && state.delayed.is_empty()
     }
 
+    /// What it has seen, for metrics.
+    pub fn figures(&self) -> QueueFigures {
+        let state = self.state();
+        let now = Instant::now();
+        let in_work = || state.processing.values().map(|since| now.duration_since(*since));
+        QueueFigures {
+            waiting: state.order.len(),
+            added: state.added,
+            retried: state.retried,
+            waited: state.waited.clone(),
+            worked: state.worked.clone(),
+            unfinished: in_work().sum(),
+            longest: in_work().max().unwrap_or_default(),
+        }
+    }
+
     /// Counters for metrics: (waiting, delayed, in work, added ever, retried ever).
     pub fn counts(&self) -> (usize, usize, usize, u64, u64) {
         let state = self.state();
@@ -262,10 +290,10 @@ impl<K: Clone + Eq + Hash> State<K> {
             return false;
         }
         self.added += 1;
-        if self.processing.contains(&key) {
+        if self.processing.contains_key(&key) {
             return false;
         }
-        self.order.push_back(key);
+        self.order.push_back((key, Instant::now()));
         true
     }
 

@@ -11,6 +11,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use sampan_client::metrics::Queues;
 use sampan_client::{Clock, Informers, Key, Recorder, SystemClock, WorkQueue, run_controller};
 use sampan_pki::Present;
 use sampan_tasks::{Drain, OnExit, Tasks};
@@ -324,6 +325,8 @@ pub struct Config {
     pub autoscaler: Autoscaling,
     /// How many keys of one controller are worked on at a time.
     pub workers: usize,
+    /// Where the controllers' queues are told of.
+    pub queues: Queues,
 }
 
 impl Default for Config {
@@ -344,6 +347,7 @@ impl Default for Config {
             terminated_pods: 12_500,
             autoscaler: Autoscaling::default(),
             workers: 8,
+            queues: Queues::default(),
         }
     }
 }
@@ -486,6 +490,7 @@ impl Context {
         Fut: Future<Output = Result<(), SyncError>> + Send,
     {
         let (name, queue, drain) = (self.name, queue.clone(), self.drain());
+        self.config.queues.add(name, queue.clone());
         let workers = self.config.workers;
         self.tasks
             .spawn(format!("controller {name}"), OnExit::Critical, async move {

@@ -3,15 +3,20 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
+
 use sampan_client::leader::{self, Election};
-use sampan_client::{Informers, Recorder, SystemClock};
+use sampan_client::metrics::Exposition;
+use sampan_client::{EventType, Informers, Recorder, SystemClock};
 use sampan_pki::Present;
 use sampan_scheduler::Configuration;
 use sampan_scheduler::config::{GoDuration, LeaderElection};
 use sampan_tasks::{Drain, OnExit, Tasks};
 
+use crate::component::{Check, Component, SecurePort};
 use crate::{cli, options};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -25,14 +30,45 @@ pub async fn scheduler(command: cli::Scheduler) -> Result<()> {
         "nothing says how the API server is reached: give --kubeconfig, or clientConnection.kubeconfig in the file of --config",
     )?;
     let client = sampan_client::from_kubeconfig(&kubeconfig).await?;
-    let leading = client.clone();
     let election = command.election.over(configuration.leader_election.clone())?;
+    let metrics = sampan_scheduler::Metrics::default();
+    let term = Term::default();
+    let role = Role {
+        name: "kube-scheduler",
+        reporter: "default-scheduler",
+        client: client.clone(),
+        port: (command.port, 10259),
+        metrics: {
+            let metrics = metrics.clone();
+            Box::new(move |out| metrics.tell(out))
+        },
+        checks: vec![Check {
+            name: "sched-handler-sync",
+            only_ready: true,
+            well: {
+                let term = term.clone();
+                // One that waits for its turn keeps no caches that could be behind.
+                Box::new(move || term.synced.load(Relaxed) || !term.leads.load(Relaxed))
+            },
+        }],
+        configuration: {
+            let in_force = Configuration {
+                leader_election: election.clone(),
+                kubeconfig: Some(kubeconfig),
+                ..configuration.clone()
+            };
+            ("componentconfig", in_force.document())
+        },
+        term: term.clone(),
+    };
     let work = move |tasks: Tasks, drain: Drain| {
         let recorder = Recorder::new(client.clone(), "default-scheduler", None, Arc::new(SystemClock), &tasks);
         let informers = Informers::new(client.clone(), &tasks);
         let run = sampan_scheduler::run(
             sampan_scheduler::Config {
                 configuration: configuration.clone(),
+                metrics: metrics.clone(),
+                synced: term.synced.clone(),
                 ..sampan_scheduler::Config::default()
             },
             client.clone(),
@@ -42,7 +78,7 @@ pub async fn scheduler(command: cli::Scheduler) -> Result<()> {
         );
         Box::pin(run) as Pin<Box<dyn Future<Output = ()> + Send>>
     };
-    run("kube-scheduler", leading, election, work).await
+    run(role, election, work).await
 }
 
 fn text(path: &std::path::Path) -> Result<String> {
@@ -74,7 +110,23 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
             .await?
             .map(Present::from);
     }
-    let leading = client.clone();
+    let election = command.election.over(LeaderElection {
+        name: "kube-controller-manager".into(),
+        ..LeaderElection::default()
+    })?;
+    let role = Role {
+        name: "kube-controller-manager",
+        reporter: "kube-controller-manager",
+        client: client.clone(),
+        port: (command.port, 10257),
+        metrics: {
+            let queues = config.queues.clone();
+            Box::new(move |out| queues.tell(out))
+        },
+        checks: Vec::new(),
+        configuration: ("kubecontrollermanager.config.k8s.io", manager(&config, &election)),
+        term: Term::default(),
+    };
     let work = move |tasks: Tasks, drain: Drain| {
         let informers = Informers::new(client.clone(), &tasks);
         // One kubeconfig, one identity: all controllers act as its user.
@@ -86,17 +138,79 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
             }
         }) as Pin<Box<dyn Future<Output = ()> + Send>>
     };
-    let election = LeaderElection {
-        name: "kube-controller-manager".into(),
-        ..LeaderElection::default()
-    };
-    run(
-        "kube-controller-manager",
-        leading,
-        command.election.over(election)?,
-        work,
-    )
-    .await
+    run(role, election, work).await
+}
+
+/// What of upstream's configuration of the controllers there is here.
+fn manager(config: &sampan_controllers::Config, election: &LeaderElection) -> serde_json::Value {
+    serde_json::json!({
+        "Generic": {
+            "Controllers": config.enabled,
+            "LeaderElection": {
+                "LeaderElect": election.elect,
+                "LeaseDuration": election.lease.to_string(),
+                "RenewDeadline": election.renew.to_string(),
+                "RetryPeriod": election.retry.to_string(),
+                "ResourceLock": election.lock,
+                "ResourceName": election.name,
+                "ResourceNamespace": election.namespace,
+            },
+        },
+        "KubeCloudShared": {"ClusterCIDR": config.cluster_cidr.to_string()},
+    })
+}
+
+/// A role that runs alone.
+struct Role {
+    name: &'static str,
+    /// As whom it reports that it leads.
+    reporter: &'static str,
+    client: kube::Client,
+    /// Its own port, and which that is if nothing else is said.
+    port: (SecurePort, u16),
+    metrics: Box<dyn Fn(&mut Exposition) + Send + Sync>,
+    checks: Vec<Check>,
+    configuration: (&'static str, serde_json::Value),
+    term: Term,
+}
+
+/// How far it is.
+#[derive(Clone, Default)]
+struct Term {
+    leads: Arc<AtomicBool>,
+    synced: Arc<AtomicBool>,
+}
+
+impl Role {
+    /// Serves its port, if it is to have one.
+    async fn serve(self, election: &LeaderElection, tasks: &Tasks) -> Result<()> {
+        let (port, usual) = self.port;
+        let mut checks = self.checks;
+        if election.elect {
+            // Whoever cannot renew its lease stops working and ends: who answers is well.
+            checks.push(Check {
+                name: "leaderElection",
+                only_ready: false,
+                well: Box::new(|| true),
+            });
+        }
+        let (name, leads, tell) = (self.name, self.term.leads, self.metrics);
+        let component = Component {
+            name,
+            checks,
+            metrics: Box::new(move || {
+                let mut out = Exposition::default();
+                tell(&mut out);
+                let leading = "leader_election_master_status";
+                out.heading(leading, "gauge", "Whether this one leads.");
+                out.sample(leading, &[("name", name)], u8::from(leads.load(Relaxed)));
+                out.into_text()
+            }),
+            configuration: self.configuration,
+        };
+        port.serve(usual, component, self.client, tasks).await?;
+        Ok(())
+    }
 }
 
 impl cli::LeaderElect {
@@ -128,14 +242,27 @@ impl cli::LeaderElect {
     }
 }
 
+fn lease(election: &Election) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("coordination.k8s.io/v1".into()),
+        kind: Some("Lease".into()),
+        namespace: Some(election.namespace.clone()),
+        name: Some(election.name.clone()),
+        ..ObjectReference::default()
+    }
+}
+
 /// Runs `work` until the process is asked to stop; where there is an election, only while holding its lease.
-async fn run<F>(name: &'static str, client: kube::Client, election: LeaderElection, work: F) -> Result<()>
+async fn run<F>(role: Role, election: LeaderElection, work: F) -> Result<()>
 where
     F: Fn(Tasks, Drain) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync + 'static,
 {
     use tokio::signal::unix::{SignalKind, signal};
     let tasks = Tasks::new();
     let drain = tasks.drain();
+    let (name, client, term) = (role.name, role.client.clone(), role.term.clone());
+    let recorder = Recorder::new(client.clone(), role.reporter, None, Arc::new(SystemClock), &tasks);
+    role.serve(&election, &tasks).await?;
     if election.elect {
         let identity = format!("{}_{}", options::Machine::here().host_name, uuid::Uuid::new_v4());
         let election = Election {
@@ -144,14 +271,20 @@ where
             retry: election.retry.wait(),
             ..Election::new(&election.namespace, &election.name, &identity)
         };
-        let within = tasks.clone();
+        let (within, elected) = (tasks.clone(), election.clone());
         tasks.spawn(name, OnExit::Critical, async move {
-            let lead = || work(within.clone(), drain.clone());
+            let lead = || {
+                term.leads.store(true, Relaxed);
+                let message = format!("{} became leader", elected.identity);
+                recorder.event_about(lease(&elected), EventType::Normal, "LeaderElection", message);
+                work(within.clone(), drain.clone())
+            };
             let ended = leader::run(client, election, &SystemClock, lead, drain.clone()).await;
             // Having lost the lease the process ends, and whoever supervises it starts it anew.
             tracing::info!(?ended, "no longer the leader");
         });
     } else {
+        term.leads.store(true, Relaxed);
         tasks.spawn(name, OnExit::Critical, work(tasks.clone(), drain));
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::component::SecurePort;
+
 use crate::options::Options;
 
 #[derive(Parser)]
@@ -373,6 +375,8 @@ pub struct Scheduler {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub election: LeaderElect,
+    #[command(flatten)]
+    pub port: SecurePort,
 }
 
 #[derive(Args)]
@@ -382,6 +386,8 @@ pub struct Controllers {
     pub kubeconfig: PathBuf,
     #[command(flatten)]
     pub election: LeaderElect,
+    #[command(flatten)]
+    pub port: SecurePort,
     /// Which controllers run: *, a name, or -name; the last match counts
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "*")]
     pub controllers: Vec<String>,

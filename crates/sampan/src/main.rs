@@ -8,6 +8,7 @@ mod backup;
 mod cert;
 mod cli;
 mod cloud;
+mod component;
 mod facts;
 mod image;
 mod keyring;

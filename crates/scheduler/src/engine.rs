@@ -36,8 +36,11 @@ use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
 #[path = "engine_preemption.rs"]
 mod preempting;
 use preempting::{Nominations, Refused, Remedy};
+#[path = "engine_metrics.rs"]
+mod counting;
 #[path = "engine_extenders.rs"]
 mod extending;
+use counting::Counting;
 #[path = "engine_wake.rs"]
 mod waking;
 #[cfg(test)]
@@ -154,6 +157,7 @@ pub struct Engine {
     failures: HashMap<Arc<str>, u32>,
     nominations: Nominations,
     extending: Extending,
+    counting: Counting,
     budgets: Budgets,
     random: SmallRng,
 }
@@ -183,6 +187,7 @@ impl Engine {
             failures: HashMap::new(),
             nominations: Nominations::default(),
             extending: Extending::default(),
+            counting: Counting::default(),
             budgets: Budgets::default(),
             random: SmallRng::seed_from_u64(seed),
         }
@@ -315,6 +320,10 @@ impl Engine {
             self.queue.remove(uid);
             self.delayed.remove(uid);
             self.extending.forget(uid);
+            self.counting.went(uid, None);
+            if ours && gated {
+                self.counting.is_gated(uid);
+            }
             self.end_nomination(uid);
             return;
         }
@@ -325,6 +334,7 @@ impl Engine {
         let Some(info) = self.read(pod, known.as_ref()) else {
             return;
         };
+        self.counting.came(&info.uid, Instant::now());
         if let Some(before) = self.extending.get(uid) {
             if before.class.id == info.class.id && before.labels == info.labels {
                 return;
@@ -364,6 +374,7 @@ impl Engine {
             return;
         };
         let (class, leaving) = (Arc::clone(&info.class), info.leaving);
+        self.counting.went(uid, was_here.then_some(&class.scheduler));
         let at = self.snapshot.place(info, node);
         let same_class = booked.as_ref().is_some_and(|booked| booked.class.id == class.id);
         if !was_here || !same_class {
@@ -380,6 +391,7 @@ impl Engine {
 
     pub fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
+        self.counting.went(uid, None);
         self.extending.forget(uid);
         self.delayed.remove(uid);
         self.failures.remove(uid);
@@ -419,6 +431,7 @@ impl Engine {
             }
         }
         let class = Arc::clone(&pod.class);
+        self.counting.failed(&pod);
         self.delay(pod, now);
         self.wake(Event::PodGone, Some(at), Some(&class));
         true
@@ -500,7 +513,9 @@ impl Engine {
                             pod
                         }
                     };
+                    let began = Instant::now();
                     let chosen = self.look(&pod, &mut noted);
+                    self.looked(&pod, began, chosen.is_ok());
                     (pod, chosen)
                 }
             };
@@ -513,7 +528,9 @@ impl Engine {
                         diagnosis.message = with_remedy(diagnosis.message, why);
                         // One that stood in line for extenders waits with its class.
                         self.queue.add(pod);
-                        self.queue.park(class, diagnosis, now);
+                        let parked = self.queue.park(class, diagnosis, now);
+                        let metrics = &self.counting.metrics;
+                        metrics.incoming("unschedulable", "ScheduleAttemptFailure", parked);
                         None
                     }
                     remedy => self.carry_out(pod, remedy, refused.diagnosis.message),

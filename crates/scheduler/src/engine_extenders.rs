@@ -178,6 +178,14 @@ impl Extending {
         Some(pod)
     }
 
+    pub(super) fn refused_by_profile(&self) -> BTreeMap<String, usize> {
+        let mut profiles: BTreeMap<String, usize> = BTreeMap::new();
+        for refused in self.refused.values() {
+            *profiles.entry(refused.pod.class.scheduler.clone()).or_default() += 1;
+        }
+        profiles
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(at, _)| *at)
     }
@@ -310,6 +318,9 @@ impl Engine {
     /// Sets a Pod aside that extenders refused. It tries again when something happens, but not too often; where nobody
     /// could say whether it fits, without anything happening.
     fn refuse(&mut self, pod: PodInfo, message: String, failed: bool, now: Instant) -> Followed {
+        if failed {
+            self.counting.failed(&pod);
+        }
         let uid = Arc::clone(&pod.uid);
         let ready = self.rest(&uid, now);
         let extending = &mut self.extending;

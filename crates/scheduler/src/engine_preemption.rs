@@ -329,6 +329,7 @@ impl Engine {
             budgets,
             random,
             extending,
+            counting,
             ..
         } = self;
         let asks = extending.want_victims(&pod.class);
@@ -341,6 +342,7 @@ impl Engine {
         else {
             return Remedy::None(None);
         };
+        counting.metrics.preemption_tried();
         if class.never_preempts {
             return Remedy::None(Some("not eligible due to preemptionPolicy=Never.".into()));
         }
@@ -434,6 +436,7 @@ impl Engine {
 
     /// Nominates a Pod; those of lower priority that were to come to the node look elsewhere.
     pub(super) fn nominate(&mut self, pod: &PodInfo, node: &Arc<str>, victims: &[PodInfo]) {
+        self.counting.metrics.preempted(victims.len());
         self.queue.placed(&pod.uid);
         let others = self.nominations.by_node.get(node).into_iter().flatten();
         let others = others.filter_map(|uid| self.nominations.get(uid));

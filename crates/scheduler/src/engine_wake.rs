@@ -63,20 +63,23 @@ impl Engine {
                 parked.push((class, plugins));
             }
         }
+        let mut woken = 0;
         for (class, plugins) in parked {
             let fits = offered.map_or(Fits::No(None), |at| self.fits_now(&class, at, &mut verdicts));
             if fits == Fits::Yes {
-                self.queue.wake(class.id, true);
+                woken += self.queue.wake(class.id, true);
             } else if fits == Fits::Perhaps
                 || self.helped_elsewhere(&class, &plugins, event, node, pod)
                 || offered.is_some_and(|at| self.could_preempt(&class, at))
             {
-                self.queue.wake(class.id, false);
+                woken += self.queue.wake(class.id, false);
             } else if let Fits::No(Some(plugin)) = fits {
                 // What was refused for one reason may be so for another now, and wait for other events.
                 self.queue.refused_also(class.id, plugin);
             }
         }
+        let metrics = &self.counting.metrics;
+        metrics.incoming("active", counting::label(event), woken);
     }
 
     /// Pods that wait for victims are tried when their node changed, or another would take them.

@@ -18,6 +18,7 @@ pub mod extender;
 pub mod framework;
 pub mod labels;
 pub mod memory;
+pub mod metrics;
 pub mod owners;
 pub mod plugins;
 pub mod pod;
@@ -34,4 +35,5 @@ mod testing;
 pub mod topology;
 
 pub use config::{Configuration, ConfigurationError};
+pub use metrics::Metrics;
 pub use run::{Config, run};

@@ -64,6 +64,17 @@ enum State {
     Resting(Instant),
 }
 
+/// How a class waits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Waiting<'a> {
+    /// For its turn.
+    Now,
+    /// Until it has rested.
+    Later,
+    /// Until something helps these plugins.
+    For(&'a [&'static str]),
+}
+
 struct Queued {
     class: Arc<Class>,
     pods: BTreeMap<Order, PodInfo>,
@@ -310,12 +321,14 @@ impl Queue {
     }
 
     /// Sets a class aside. Its Pods are told again only if other plugins refuse than last time.
-    pub fn park(&mut self, class: ClassId, diagnosis: Diagnosis, now: Instant) {
+    /// How many Pods it has.
+    pub fn park(&mut self, class: ClassId, diagnosis: Diagnosis, now: Instant) -> usize {
         // Under its old diagnosis it is listed elsewhere.
         self.leave(class);
         let Some(queued) = self.classes.get_mut(&class) else {
-            return;
+            return 0;
         };
+        let pods = queued.pods.len();
         queued.state = State::Woken;
         queued.vain = queued.vain.saturating_add(1);
         queued.tried = Some(now);
@@ -328,6 +341,7 @@ impl Queue {
         }
         queued.diagnosis = Some(diagnosis);
         self.enter(class, State::Parked(now));
+        pods
     }
 
     /// Classes parked because one of these plugins refused.
@@ -365,15 +379,31 @@ impl Queue {
     }
 
     /// Makes a parked class worth trying again. `sure`: it was seen that it will find a place, so that it need not rest.
-    pub fn wake(&mut self, class: ClassId, sure: bool) {
+    /// How many Pods of it were parked.
+    pub fn wake(&mut self, class: ClassId, sure: bool) -> usize {
         let Some(queued) = self.classes.get(&class) else {
-            return;
+            return 0;
         };
+        let parked = if queued.is_parked() { queued.pods.len() } else { 0 };
         match queued.state {
             State::Parked(_) | State::Woken | State::Resting(_) if sure => self.enter(class, State::Active),
             State::Parked(_) => self.enter(class, State::Woken),
             _ => {}
         }
+        parked
+    }
+
+    /// All classes: how each waits, and how many Pods it has.
+    pub fn all(&self) -> impl Iterator<Item = (&Class, Waiting<'_>, usize)> {
+        self.classes.values().map(|queued| {
+            let waiting = match (queued.state, &queued.diagnosis) {
+                (State::Parked(_), Some(diagnosis)) => Waiting::For(&diagnosis.plugins),
+                (State::Parked(_), None) => Waiting::For(&[]),
+                (State::Resting(_), _) => Waiting::Later,
+                (State::Active | State::Woken, _) => Waiting::Now,
+            };
+            (&*queued.class, waiting, queued.pods.len())
+        })
     }
 
     /// Lets those try whose time has come.

@@ -5,6 +5,7 @@
 //! deadlines are those of Pods that rest after a failure, and of classes that wait for very long.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -25,6 +26,7 @@ use crate::config::Configuration;
 use crate::engine::{Decision, Engine, Followed};
 use crate::extender::{Extenders, Opinions};
 use crate::framework::BindingPlugin;
+use crate::metrics::Metrics;
 use crate::owners::OwnerKind;
 use crate::plugins::volumes;
 use crate::pod::PodInfo;
@@ -43,6 +45,10 @@ pub struct Config {
     pub explanations_in_flight: usize,
     /// Decides between equally good nodes.
     pub seed: u64,
+    /// Where is counted.
+    pub metrics: Metrics,
+    /// Set once the cluster is known.
+    pub synced: Arc<AtomicBool>,
 }
 
 impl Default for Config {
@@ -52,6 +58,8 @@ impl Default for Config {
             bindings_in_flight: 128,
             explanations_in_flight: 64,
             seed: rand::random(),
+            metrics: Metrics::default(),
+            synced: Arc::default(),
         }
     }
 }
@@ -100,13 +108,17 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
     let storage = volumes::Storage::new(client.clone(), &view);
     let profiles = config.configuration.profiles.iter();
     let profiles = profiles.map(|profile| (profile.name.clone(), storage.framework(profile)));
-    *shared.engine() = Engine::with_backoff(profiles, config.seed, backoff).asking(extenders.interests());
+    *shared.engine() = Engine::with_backoff(profiles, config.seed, backoff)
+        .asking(extenders.interests())
+        .counting(config.metrics.clone());
     if drain.until(storage.synced()).await.is_none() {
         return;
     }
+    config.metrics.follow(&shared.engine);
     if drain.until(subscribe(&shared, &informers)).await.is_none() {
         return;
     }
+    config.synced.store(true, Relaxed);
     for profile in &config.configuration.profiles {
         tracing::info!(scheduler = profile.name, "scheduling");
     }
@@ -471,8 +483,13 @@ impl Hands {
     fn tell_unprepared(&self, pod: &PodInfo, why: String) {
         tracing::warn!(pod = %pod.name, namespace = %pod.namespace, why, "cannot bind yet");
         let message = shortened(&why);
-        self.recorder
-            .event_about(reference(pod), EventType::Warning, "FailedScheduling", message);
+        self.recorder.event_by(
+            (&pod.class.scheduler, "Scheduling"),
+            reference(pod),
+            EventType::Warning,
+            "FailedScheduling",
+            message,
+        );
     }
 
     /// Binds; gives the Pod back if it has to be tried again.
@@ -524,8 +541,13 @@ impl Hands {
 
     fn say_bound(&self, pod: &PodInfo, node: &str) {
         let message = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
-        self.recorder
-            .event_about(reference(pod), EventType::Normal, "Scheduled", message);
+        self.recorder.event_by(
+            (&pod.class.scheduler, "Binding"),
+            reference(pod),
+            EventType::Normal,
+            "Scheduled",
+            message,
+        );
     }
 
     /// The Pod as the API server has it.
@@ -603,8 +625,13 @@ impl Hands {
         match outcome {
             Ok(()) => {
                 let message = format!("Preempted by pod {} on node {node}", pod.uid);
-                self.recorder
-                    .event_about(reference(victim), EventType::Normal, "Preempted", message);
+                self.recorder.event_by(
+                    (scheduler, "Preempting"),
+                    reference(victim),
+                    EventType::Normal,
+                    "Preempted",
+                    message,
+                );
                 true
             }
             // Gone already, perhaps with another under its name.
@@ -666,7 +693,8 @@ impl Hands {
         {
             tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %error, "could not say why a Pod waits");
         }
-        self.recorder.event_about(
+        self.recorder.event_by(
+            (&pod.class.scheduler, "Scheduling"),
             reference(pod),
             EventType::Warning,
             "FailedScheduling",

@@ -60,6 +60,7 @@ pub(crate) fn start(context: Context) {
         absent: Mutex::default(),
     });
     let drain = context.drain();
+    context.config.queues.add(context.name, collector.queue.clone());
     context
         .tasks
         .spawn(format!("controller {}", context.name), OnExit::Critical, async move {

@@ -129,6 +129,12 @@ pub async fn run(settings: Settings) -> Result<()> {
     why
 }
 
+fn tell(out: &mut String, what: impl FnOnce(&mut sampan_client::metrics::Exposition)) {
+    let mut exposition = sampan_client::metrics::Exposition::default();
+    what(&mut exposition);
+    out.push_str(&exposition.into_text());
+}
+
 /// A server whose control plane runs.
 struct Server {
     settings: Settings,
@@ -167,6 +173,8 @@ impl Server {
             };
             settings.controllers.apply(&mut config)?;
             let plane = self.plane.clone();
+            let queues = config.queues.clone();
+            self.plane.tell_also(move |out| tell(out, |told| queues.tell(told)));
             roles::start(self, "kube-controller-manager", move |informers, tasks| {
                 let client_for = |name: &str| client(&plane, named(name));
                 sampan_controllers::Controllers::start(config.clone(), client_for, informers, tasks)
@@ -177,12 +185,17 @@ impl Server {
         if settings.runs(Role::Scheduler) {
             let plane = self.plane.clone();
             let configuration = settings.scheduler.clone();
+            let metrics = sampan_scheduler::Metrics::default();
+            let told = metrics.clone();
+            self.plane
+                .tell_also(move |out| tell(out, |exposition| told.tell(exposition)));
             roles::start(self, "kube-scheduler", move |informers, tasks| {
                 let client = client(&plane, UserInfo::component("system:kube-scheduler"));
                 let clock = Arc::new(SystemClock);
                 let recorder = Recorder::new(client.clone(), "default-scheduler", None, clock, tasks);
                 let config = sampan_scheduler::Config {
                     configuration: configuration.clone(),
+                    metrics: metrics.clone(),
                     ..sampan_scheduler::Config::default()
                 };
                 let work = sampan_scheduler::run(config, client, informers.clone(), recorder, tasks.drain());

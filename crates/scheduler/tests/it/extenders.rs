@@ -20,7 +20,7 @@ use sampan_tasks::{OnExit, Tasks};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::Cluster;
+use crate::{Cluster, eventually};
 
 type Reply = Arc<dyn Fn(&str, &Value) -> (u16, Value) + Send + Sync>;
 
@@ -225,7 +225,7 @@ async fn filter_rank_and_bind() {
     assert!(asked[0].1["Nodes"].is_null());
     assert_eq!(asked[1].0, "bind");
     assert_eq!(binding.asked("secret").len(), 2);
-    let scheduled = sampan_client::testing::eventually("the events are written", || async {
+    let scheduled = eventually("the events are written", async || {
         let events = cluster.events("Scheduled").await;
         (events.len() == 4).then_some(events)
     });
@@ -335,7 +335,7 @@ async fn tls_and_victims() {
     cluster
         .until("high", "Unschedulable: 0/2 nodes are available: 2 Insufficient cpu.")
         .await;
-    sampan_client::testing::eventually("the victim on n2 goes", || async {
+    eventually("the victim on n2 goes", async || {
         let pods = cluster.pods();
         let gone = pods
             .get_opt(doomed)

@@ -1,9 +1,11 @@
 //! The whole scheduler on a real API server.
 
 mod extenders;
+mod leaders;
 mod whole;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
 use kube::Api;
@@ -13,6 +15,18 @@ use sampan_client::{Informers, Recorder, SystemClock};
 use sampan_scheduler::{Config, Configuration};
 use sampan_tasks::{OnExit, Tasks};
 use serde_json::{Value, json};
+
+/// Waits for at most a minute: builds may run beside the tests.
+pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(value) = check().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
 
 /// A control plane without controllers.
 pub struct Cluster {
@@ -87,7 +101,7 @@ impl Cluster {
 
     /// Waits until a Pod is bound, or waits, as expected.
     pub async fn until(&self, name: &str, expected: &str) {
-        sampan_client::testing::eventually(&format!("{name} is {expected}"), || async {
+        eventually(&format!("{name} is {expected}"), async || {
             self.fate(name).await.filter(|fate| fate.starts_with(expected))
         })
         .await;
