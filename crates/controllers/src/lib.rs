@@ -490,7 +490,10 @@ impl Context {
         Fut: Future<Output = Result<(), SyncError>> + Send,
     {
         let (name, queue, drain) = (self.name, queue.clone(), self.drain());
-        self.config.queues.add(name, queue.clone());
+        // Upstream's queues are called as its controllers were before their names ended so.
+        self.config
+            .queues
+            .add(name.trim_end_matches("-controller"), queue.clone());
         let workers = self.config.workers;
         self.tasks
             .spawn(format!("controller {name}"), OnExit::Critical, async move {

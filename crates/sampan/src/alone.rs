@@ -143,6 +143,7 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
 
 /// What of upstream's configuration of the controllers there is here.
 fn manager(config: &sampan_controllers::Config, election: &LeaderElection) -> serde_json::Value {
+    let cidrs: Vec<String> = config.cluster_cidrs.iter().map(ToString::to_string).collect();
     serde_json::json!({
         "Generic": {
             "Controllers": config.enabled,
@@ -156,7 +157,7 @@ fn manager(config: &sampan_controllers::Config, election: &LeaderElection) -> se
                 "ResourceNamespace": election.namespace,
             },
         },
-        "KubeCloudShared": {"ClusterCIDR": config.cluster_cidr.to_string()},
+        "KubeCloudShared": {"ClusterCIDR": cidrs.join(",")},
     })
 }
 
