@@ -10,7 +10,7 @@ use sampan_client::leader::{self, Election};
 use sampan_client::metrics::Exposition;
 use sampan_client::{Informers, Recorder, SystemClock};
 use sampan_scheduler::{Config, Metrics};
-use sampan_tasks::{OnExit, Tasks};
+use sampan_tasks::Tasks;
 use serde_json::json;
 
 use crate::{Cluster, eventually};
