@@ -34,7 +34,8 @@ pub struct Args {
 pub async fn run(target: &Target, args: &Args) -> Result<Vec<Measure>> {
     const BASE: &str = "/api/v1/namespaces/bench-burst/pods";
     const JOBS: &str = "/apis/batch/v1/namespaces/bench-burst/jobs";
-    let made: (&str, fn(&str, &str, &str) -> Bytes) = match args.jobs {
+    type Make = fn(&str, &str, &str) -> Bytes;
+    let made: (&str, Make) = match args.jobs {
         true => (JOBS, batch_job),
         false => (BASE, batch_pod),
     };

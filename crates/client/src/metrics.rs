@@ -165,7 +165,8 @@ impl Queues {
                 out.sample(name, &[("name", queue)], value(figures));
             }
         }
-        let histograms: [(&str, &str, fn(&QueueFigures) -> &Histogram); 2] = [
+        type OfQueue = fn(&QueueFigures) -> &Histogram;
+        let histograms: [(&str, &str, OfQueue); 2] = [
             ("workqueue_queue_duration_seconds", "How long keys wait.", |queue| {
                 &queue.waited
             }),

@@ -245,7 +245,13 @@ mod tests {
         let tracked: Date = "2025-01-01".parse().unwrap();
         let period = SignedDuration::from_hours(100 * 24);
         let hours = SignedDuration::from_hours;
-        let cases: [(&str, &[(&str, &str)], Timestamp, Option<Verdict>); 8] = [
+        type Case = (
+            &'static str,
+            &'static [(&'static str, &'static str)],
+            Timestamp,
+            Option<Verdict>,
+        );
+        let cases: [Case; 8] = [
             ("never used", &[], old, Some(Verdict::Invalidate)),
             (
                 "young",

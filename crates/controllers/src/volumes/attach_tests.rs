@@ -84,8 +84,8 @@ fn in_use(api: &FakeApi, node: &str, used: &[&str]) {
 
 async fn told(api: &FakeApi, reason: &str) -> String {
     eventually(reason, || async {
-        let events = api.all::<Event>().into_iter();
-        let found = events.filter(|event| event.reason.as_deref() == Some(reason)).last();
+        let mut events = api.all::<Event>().into_iter();
+        let found = events.rfind(|event| event.reason.as_deref() == Some(reason));
         found?.message
     })
     .await
@@ -123,9 +123,9 @@ async fn a_volume_is_where_its_pods_are_and_only_there() {
     // Another node has to wait, and its Pod is told for whom.
     pod(api, "q", "b");
     eventually("the second Pod to be told", || async {
-        let events = api.all::<Event>().into_iter();
+        let mut events = api.all::<Event>().into_iter();
         let wanted = "Multi-Attach error for volume \"v1\" Volume is already used by pod(s) p";
-        events.filter(|event| event.message.as_deref() == Some(wanted)).last()
+        events.rfind(|event| event.message.as_deref() == Some(wanted))
     })
     .await;
     api.remove::<Pod>("ns", "p");

@@ -215,7 +215,7 @@ impl View {
         labels: Option<&BTreeMap<String, String>>,
     ) -> bool {
         let driver = self.drivers.get("", &class.provisioner);
-        if !driver.is_some_and(|driver| driver.spec.storage_capacity == Some(true)) {
+        if driver.is_none_or(|driver| driver.spec.storage_capacity != Some(true)) {
             return true;
         }
         let size = claims::request(claim);
