@@ -19,6 +19,7 @@ use sampan_tasks::{Drain, OnExit, Tasks};
 mod accounttokens;
 mod bootstrap;
 mod certificates;
+mod choice;
 mod clusterrole;
 mod cronjob;
 mod daemonset;
@@ -55,6 +56,7 @@ mod volumes;
 
 pub use accounttokens::{TokenSigner, WantedToken};
 pub use certificates::Signing;
+pub use choice::{UnknownController, check_choice};
 
 /// The controllers, in the order they start.
 pub const TABLE: &[Row] = &[
@@ -165,6 +167,11 @@ pub const TABLE: &[Row] = &[
     ),
     row("namespace-controller", "namespace-controller", namespace::start),
     row(
+        "service-cidr-controller",
+        "service-cidrs-controller",
+        servicecidrs::start,
+    ),
+    row(
         "persistentvolume-binder-controller",
         "persistent-volume-binder",
         volumes::start,
@@ -204,30 +211,6 @@ pub const TABLE: &[Row] = &[
         "volumeattributesclass-protection-controller",
         protection::start_classes,
     ),
-];
-
-/// Controllers of upstream that do not run here, and why. Their names are understood where controllers are chosen.
-const ELSEWHERE: &[(&str, &str)] = &[
-    ("service-cidr-controller", "the API server does its work"),
-    ("node-route-controller", "nodes find each other's Pods by themselves"),
-    ("service-lb-controller", "comes with a cloud provider"),
-    ("cloud-node-lifecycle-controller", "comes with a cloud provider"),
-    (
-        "selinux-warning-controller",
-        "off by default; volumes are not relabelled",
-    ),
-    (
-        "storageversion-garbage-collector-controller",
-        "its API is off by default",
-    ),
-    ("storage-version-migrator-controller", "its API is off by default"),
-    ("podcertificaterequest-cleaner-controller", "its API is off by default"),
-    (
-        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
-        "its API is off by default",
-    ),
-    ("resourcepoolstatusrequest-controller", "its API is off by default"),
-    ("podgroup-protection-controller", "its API is off by default"),
 ];
 
 const fn row(name: &'static str, service_account: &'static str, start: fn(Context)) -> Row {
@@ -303,7 +286,7 @@ impl Default for NodeLifecycle {
 /// What the controllers need to know of the cluster.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Which controllers run, in order, the last match counts: `*` (all that are on by default), `name`, `-name`.
+    /// Which controllers run: `*` (all of them), `name`, `-name`; what names one counts before `*`, and the first that does.
     pub enabled: Vec<String>,
     /// Published as `kube-root-ca.crt` in every namespace; the publisher does not run without it.
     pub root_ca: Option<Present<String>>,
@@ -360,13 +343,6 @@ pub struct Row {
     start: fn(Context),
 }
 
-/// Why the controllers did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("there is no controller {name:?}; the controllers are: {known}")]
-    UnknownController { name: String, known: String },
-}
-
 /// The running controllers.
 #[derive(Debug)]
 pub struct Controllers {
@@ -381,7 +357,7 @@ impl Controllers {
         client_for: impl Fn(&str) -> kube::Client,
         informers: &Informers,
         tasks: &Tasks,
-    ) -> Result<Controllers, StartError> {
+    ) -> Result<Controllers, UnknownController> {
         Self::start_with_clock(config, client_for, informers, tasks, Arc::new(SystemClock))
     }
 
@@ -392,8 +368,8 @@ impl Controllers {
         informers: &Informers,
         tasks: &Tasks,
         clock: Arc<dyn Clock>,
-    ) -> Result<Controllers, StartError> {
-        let enabled = enabled(&config.enabled)?;
+    ) -> Result<Controllers, UnknownController> {
+        let enabled = choice::enabled(&config.enabled)?;
         let config = Arc::new(config);
         let mut running = Vec::new();
         for row in enabled {
@@ -440,30 +416,6 @@ fn source(name: &'static str) -> &'static str {
         "persistentvolume-expander-controller" => "volume_expand",
         other => other,
     }
-}
-
-fn enabled(asked: &[String]) -> Result<Vec<&'static Row>, StartError> {
-    for ask in asked {
-        let name = ask.strip_prefix('-').unwrap_or(ask);
-        if let Some((_, why)) = ELSEWHERE.iter().find(|(other, _)| *other == name) {
-            tracing::info!("there is nothing to choose for {name}: {why}");
-        } else if name != "*" && !TABLE.iter().any(|row| row.name == name) {
-            let known: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
-            return Err(StartError::UnknownController {
-                name: name.to_owned(),
-                known: known.join(", "),
-            });
-        }
-    }
-    let on = |row: &&Row| {
-        asked.iter().fold(false, |on, ask| match ask.as_str() {
-            "*" => true,
-            name if name == row.name => true,
-            name if name.strip_prefix('-').is_some_and(|n| n == row.name || n == "*") => false,
-            _ => on,
-        })
-    };
-    Ok(TABLE.iter().filter(on).collect())
 }
 
 /// What a controller is given.
@@ -540,27 +492,5 @@ pub(crate) enum SyncError {
 impl SyncError {
     pub(crate) fn other(text: impl Into<String>) -> Self {
         SyncError::Other(text.into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(asked: &[&str]) -> Vec<&'static str> {
-        let asked: Vec<String> = asked.iter().map(|ask| (*ask).to_owned()).collect();
-        enabled(&asked).unwrap().iter().map(|row| row.name).collect()
-    }
-
-    #[test]
-    fn controllers_are_chosen_by_name() {
-        assert_eq!(names(&["*"]).len(), TABLE.len());
-        assert_eq!(names(&["*", "-namespace-controller"]).len(), TABLE.len() - 1);
-        assert_eq!(names(&["namespace-controller"]), ["namespace-controller"]);
-        assert_eq!(names(&["namespace-controller", "-service-cidr-controller"]).len(), 1);
-        let both = |name| TABLE.iter().any(|row| row.name == name);
-        assert!(!ELSEWHERE.iter().any(|(name, _)| both(*name)));
-        let error = enabled(&["nonsense".into()]).err().unwrap().to_string();
-        assert!(error.contains("nonsense") && error.contains("namespace-controller"));
     }
 }

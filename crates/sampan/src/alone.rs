@@ -86,15 +86,12 @@ fn text(path: &std::path::Path) -> Result<String> {
 }
 
 pub async fn controllers(command: cli::Controllers) -> Result<()> {
-    let client = sampan_client::from_kubeconfig(&command.kubeconfig).await?;
-    let mut config = sampan_controllers::Config {
-        enabled: command.controllers,
-        ..sampan_controllers::Config::default()
-    };
+    let mut config = sampan_controllers::Config::default();
     if let Some(cidrs) = command.cluster_cidr {
         config.cluster_cidrs = cidrs;
     }
     command.tuning.apply(&mut config)?;
+    let client = sampan_client::from_kubeconfig(&command.kubeconfig).await?;
     if let (Some(certificate), Some(key)) = (&command.cluster_signing_cert_file, &command.cluster_signing_key_file) {
         let signer = sampan_pki::request::Signer::from_pem(&text(certificate)?, &text(key)?)?;
         config.signing = Some(sampan_controllers::Signing {

@@ -388,9 +388,6 @@ pub struct Controllers {
     pub election: LeaderElect,
     #[command(flatten)]
     pub port: SecurePort,
-    /// Which controllers run: *, a name, or -name; the last match counts
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "*")]
-    pub controllers: Vec<String>,
     /// The PEM file of the authority to publish as kube-root-ca.crt [default: the kubeconfig's]
     #[arg(long, value_name = "FILE")]
     pub root_ca_file: Option<PathBuf>,

@@ -1,11 +1,11 @@
-//! The figures of controllers, under upstream's names.
+//! Which controllers run and with what figures, under upstream's names.
 //!
 //! In the configuration file they stand under the key `controllers`.
 
 use std::time::Duration;
 
 use clap::Args;
-use sampan_controllers::Config;
+use sampan_controllers::{Config, check_choice};
 use sampan_scheduler::config::GoDuration;
 use serde::Deserialize;
 
@@ -16,6 +16,16 @@ use crate::options::{OptionsError, invalid};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[command(next_help_heading = "Controllers")]
 pub struct Tuning {
+    /// Which controllers run: * (all of them), a name, or -name for all but that; what names one counts before *
+    /// [default: *]
+    #[arg(
+        long,
+        env = "SAMPAN_CONTROLLERS",
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    pub controllers: Option<Vec<String>>,
     /// How long a node may be silent before it counts as gone [default: 50s]
     #[arg(long, env = "SAMPAN_NODE_MONITOR_GRACE_PERIOD", value_name = "DURATION")]
     pub node_monitor_grace_period: Option<String>,
@@ -93,6 +103,7 @@ impl Tuning {
             ($($field:ident),* $(,)?) => { Tuning { $($field: self.$field.or(file.$field)),* } };
         }
         over! {
+            controllers,
             node_monitor_grace_period,
             node_startup_grace_period,
             node_monitor_period,
@@ -114,6 +125,10 @@ impl Tuning {
 
     /// Puts what is said into `config`.
     pub fn apply(&self, config: &mut Config) -> Result<(), OptionsError> {
+        if let Some(asked) = &self.controllers {
+            check_choice(asked).map_err(|unknown| invalid("--controllers", asked.join(","), unknown.to_string()))?;
+            config.enabled.clone_from(asked);
+        }
         let nodes = &mut config.nodes;
         let scaler = &mut config.autoscaler;
         let durations = [
@@ -248,12 +263,21 @@ mod tests {
             ..Tuning::default()
         };
         let mut config = Config::default();
+        let file = Tuning {
+            controllers: Some(vec!["*".into(), "-job-controller".into()]),
+            ..file
+        };
         flags.over(file).apply(&mut config).unwrap();
         assert_eq!(config.nodes.monitor_grace_period, Duration::from_secs(20));
         assert_eq!(config.nodes.startup_grace_period, Duration::from_secs(60));
         assert_eq!(config.nodes.eviction_rate, 0.0);
         assert_eq!(config.autoscaler.period, Duration::from_secs(90));
+        assert_eq!(config.enabled, ["*", "-job-controller"]);
         let wrong = [
+            Tuning {
+                controllers: Some(vec!["*".into(), "-nonsense-controller".into()]),
+                ..Tuning::default()
+            },
             Tuning {
                 node_monitor_period: Some("soon".into()),
                 ..Tuning::default()
