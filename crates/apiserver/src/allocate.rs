@@ -334,7 +334,14 @@ impl Services {
     pub fn observe_range(&self, change: &Change, range: &Object) {
         let mut taken = lock(&self.taken);
         let name = change.entry.name().to_owned();
-        if change.kind == ChangeType::Deleted || meta::is_deleting(range) {
+        // One that nobody speaks of is ready: there may be no controller.
+        let conditions = range.pointer("/status/conditions").and_then(Value::as_array);
+        let mut ready = conditions
+            .into_iter()
+            .flatten()
+            .filter(|condition| condition["type"] == "Ready");
+        let ready = ready.all(|condition| condition["status"] == "True");
+        if change.kind == ChangeType::Deleted || meta::is_deleting(range) || !ready {
             taken.ranges.remove(&name);
             return;
         }

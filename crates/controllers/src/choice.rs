@@ -8,7 +8,6 @@ use crate::{Row, TABLE};
 
 /// Controllers of upstream that do not run here, and why. Their names are understood where controllers are chosen.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("service-cidr-controller", "the API server does its work"),
     ("node-route-controller", "nodes find each other's Pods by themselves"),
     ("service-lb-controller", "comes with a cloud provider"),
     ("cloud-node-lifecycle-controller", "comes with a cloud provider"),

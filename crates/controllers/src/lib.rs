@@ -44,6 +44,7 @@ mod quota;
 mod replicaset;
 mod rootca;
 mod serviceaccount;
+mod servicecidrs;
 mod statefulset;
 #[cfg(test)]
 mod stopped;

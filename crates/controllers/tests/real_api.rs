@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
@@ -544,6 +545,47 @@ async fn custom_resources_own_and_are_owned() {
         left.is_none().then_some(())
     })
     .await;
+    cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_of_service_addresses_stays_while_it_is_needed() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("demo").await;
+    let ranges: Api<ServiceCIDR> = Api::all(cluster.admin.clone());
+    let range = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.200.0.0/24"]}});
+    let range = serde_json::from_value(range).unwrap();
+    ranges.create(&PostParams::default(), &range).await.unwrap();
+    let is = |name: &'static str, status: &'static str, reason: &'static str, message: &'static str| {
+        let ranges = ranges.clone();
+        async move {
+            eventually(message, || async {
+                let range = ranges.get(name).await.unwrap();
+                let mut told = range.status?.conditions?.into_iter();
+                told.find(|told| told.status == status && told.reason == reason && told.message.contains(message))?;
+                assert!(range.metadata.finalizers.is_some(), "held before it is ready");
+                Some(())
+            })
+            .await;
+        }
+    };
+    is("more", "True", "", "Kubernetes Service CIDR is ready").await;
+    is("kubernetes", "True", "", "Kubernetes Service CIDR is ready").await;
+    let service = json!({"metadata": {"name": "s"}, "spec": {"clusterIP": "10.200.0.9", "ports": [{"port": 80}]}});
+    cluster.make::<Service>("demo", service).await;
+    ranges.delete("more", &DeleteParams::default()).await.unwrap();
+    is("more", "False", "Terminating", "There are still IPAddresses").await;
+    let deleted = Instant::now();
+    let services = cluster.api::<Service>("demo");
+    services.delete("s", &DeleteParams::default()).await.unwrap();
+    eventually("the range is gone", || async {
+        ranges.get_opt("more").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    assert!(
+        deleted.elapsed() > Duration::from_secs(5),
+        "others had no time to hear of it"
+    );
     cluster.server.stop().await;
 }
 

@@ -3,16 +3,16 @@
 //! Each cluster address of a Service is an IPAddress object of that name. Making it is what takes the address, so two
 //! servers on one store cannot give one away twice, and an address somebody wrote down by hand is respected. It is
 //! made just before the Service is written and taken back if that fails; when a Service goes or gives its address up, the
-//! object goes with the same request. ServiceCIDRs are where addresses come from: a new one is ready at once, one that is being
-//! deleted stays until no address needs it.
+//! object goes with the same request. ServiceCIDRs are where addresses come from, unless one is being deleted or said not to be
+//! ready; that it stays until no address needs it is a controller's work (`service-cidr-controller`). Of the range a server is
+//! given it says itself that it is ready.
 //!
 //! Different from upstream: no bitmap is kept beside (an upstream server older than 1.33 cannot share the store).
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use sampan_api::codec::printed;
 use sampan_api::status::Status;
 use sampan_api::{Object, field, meta as access};
@@ -27,7 +27,7 @@ use crate::allocate::Reserved;
 use crate::control_plane::ControlPlane;
 use crate::request::WriteOptions;
 use crate::rows::Row;
-use crate::watch_cache::{ChangeType, Queue, Scope, Start, Storage};
+use crate::watch_cache::{Scope, Start, Storage};
 use crate::{Refusal, refuse};
 
 const GROUP: &str = "networking.k8s.io";
@@ -36,7 +36,8 @@ const RANGES: &str = "servicecidrs";
 const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
 const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
 const ALLOCATOR: &str = "ipallocator.k8s.io";
-const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
+/// The range of the servers' own configuration.
+const DEFAULT: &str = "kubernetes";
 /// Addresses tried when others are quicker.
 const ATTEMPTS: usize = 32;
 
@@ -163,7 +164,7 @@ fn parent(entry: &Object) -> Option<(&str, &str)> {
         .then(|| (text("namespace").unwrap_or_default(), text("name").unwrap_or_default()))
 }
 
-/// Puts the book in order, and follows ServiceCIDRs for as long as the server runs.
+/// Puts the book in order, and says that the default range is ready whenever nobody says how it is.
 pub fn keep(plane: &Arc<ControlPlane>) {
     let storages = (
         plane.registry.storage_of("", "services"),
@@ -179,35 +180,18 @@ pub fn keep(plane: &Arc<ControlPlane>) {
         repair(&plane, &services, &addresses).await;
         while !plane.tasks.drain().is_started() {
             let known = plane.registry.cache.revision();
-            let watches = (
-                ranges.watch(Scope::All, Start::After(known), known),
-                addresses.watch(Scope::All, Start::After(known), known),
-            );
-            let (Ok(mut of_ranges), Ok(mut of_addresses)) = watches else {
+            let scope = Scope::Object(DEFAULT.to_owned());
+            let Ok(mut watch) = ranges.watch(scope, Start::After(known), known) else {
                 continue;
             };
             loop {
-                settle_ranges(&plane, &ranges, &addresses).await;
-                let more = tokio::select! {
-                    change = of_ranges.queue.recv() => change.is_some(),
-                    more = given_up(&mut of_addresses.queue) => more,
-                };
-                if !more {
+                settle_default(&plane, &ranges).await;
+                if watch.queue.recv().await.is_none() {
                     break;
                 }
             }
         }
     });
-}
-
-/// Waits for an address to go: only that can let a range go.
-async fn given_up(queue: &mut Queue) -> bool {
-    while let Some(change) = queue.recv().await {
-        if change.kind == ChangeType::Deleted {
-            return true;
-        }
-    }
-    false
 }
 
 /// At start: every address has its object, and no object of ours is left without its Service.
@@ -256,116 +240,52 @@ fn age(object: &Object) -> i64 {
     sampan_api::time::parse(made).map_or(i64::MAX, |made| jiff::Timestamp::now().as_second() - made.as_second())
 }
 
-fn networks(range: &Object) -> Vec<IpNet> {
-    let list = range.pointer("/spec/cidrs").and_then(Value::as_array);
-    list.into_iter()
+/// Nobody has said how the default range is, and it is the one this server was given.
+fn lacks_condition(range: &Object, own: &str) -> bool {
+    let conditions = range.pointer("/status/conditions").and_then(Value::as_array);
+    let mut ready = conditions
+        .into_iter()
         .flatten()
-        .filter_map(|text| text.as_str()?.parse().ok())
-        .collect()
+        .filter(|condition| condition["type"] == "Ready");
+    !access::is_deleting(range)
+        && range.pointer("/spec/cidrs") == Some(&json!([own]))
+        && ready.all(|condition| condition["status"] == "Unknown")
 }
 
-/// Ranges are ready, those that are going are let go when nothing needs them.
-async fn settle_ranges(plane: &Arc<ControlPlane>, ranges: &Storage, addresses: &Storage) {
+async fn settle_default(plane: &Arc<ControlPlane>, ranges: &Storage) {
     let Some(row) = plane.registry.row(GROUP, RANGES) else {
         return;
     };
-    let known: Vec<Object> = ranges.snapshot(0).index.iter().map(|entry| entry.object()).collect();
-    let staying: Vec<IpNet> = known
-        .iter()
-        .filter(|range| !access::is_deleting(range))
-        .flat_map(networks)
-        .collect();
-    for range in &known {
-        let going = access::is_deleting(range);
-        let own = networks(range);
-        let needed = going
-            && addresses.snapshot(0).index.iter().any(|entry| {
-                let address = entry.name().parse::<IpAddr>().ok();
-                let managed = || parent(&entry.object()).is_some();
-                address.is_some_and(|address| {
-                    own.iter().any(|net| net.contains(&address))
-                        && !staying.iter().any(|net| net.contains(&address))
-                        && managed()
-                })
-            });
-        let condition = match (going, needed) {
-            (false, _) => json!({"status": "True", "reason": "", "message": "Kubernetes Service CIDR is ready"}),
-            (true, true) => json!({"status": "False", "reason": "Terminating",
-                "message": "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR"}),
-            (true, false) => Value::Null,
-        };
-        let held = access::finalizers(range).any(|name| name == FINALIZER);
-        let unchanged = match (going, needed) {
-            (true, false) => !held,
-            _ => is_ready_as(range, &condition) && (going || held),
-        };
-        if unchanged {
-            continue;
-        }
-        let mut call = Call::internal(row.clone(), "update", "", access::name(range));
-        let options = WriteOptions::default();
-        let result = if condition.is_null() {
-            let mut new = range.clone();
-            access::remove_finalizer(&mut new, FINALIZER);
-            plane.registry.update(&mut call, Part::Main, new, &options).await
-        } else {
-            let mut make = |_: &mut Call, current: &Object| {
-                let mut new = current.clone();
-                if !access::is_deleting(&new) {
-                    access::add_finalizer(&mut new, FINALIZER);
-                }
-                set_ready(&mut new, &condition);
-                Ok(new)
-            };
-            plane
-                .registry
-                .rewrite(&mut call, Part::View("status"), &options, &mut make)
-                .await
-        };
-        if let Err(refusal) = result
-            && refusal.reason != "NotFound"
-        {
-            tracing::warn!(
-                range = access::name(range),
-                error = refusal.message,
-                "a ServiceCIDR could not be updated"
-            );
-        }
-    }
-}
-
-fn is_ready_as(range: &Object, wanted: &Value) -> bool {
-    let conditions = range.pointer("/status/conditions").and_then(Value::as_array);
-    conditions.into_iter().flatten().any(|condition| {
-        condition["type"] == "Ready"
-            && ["status", "reason", "message"]
-                .iter()
-                .all(|field| condition.get(*field).and_then(Value::as_str).unwrap_or_default() == wanted[*field])
-    })
-}
-
-fn set_ready(range: &mut Object, wanted: &Value) {
-    if is_ready_as(range, wanted) {
+    let own = plane.config.service_range.to_string();
+    if !ranges
+        .get(DEFAULT)
+        .is_some_and(|range| lacks_condition(&range.object(), &own))
+    {
         return;
     }
-    let mut condition = wanted.clone();
-    condition["type"] = "Ready".into();
-    condition["lastTransitionTime"] = sampan_api::time::now().into();
-    let conditions = range
-        .pointer("/status/conditions")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
-    let mut conditions: Vec<Value> = conditions
-        .into_iter()
-        .filter(|other| other["type"] != "Ready")
-        .collect();
-    conditions.push(condition);
-    if let Some(map) = range.as_object_mut() {
-        let status = map.entry("status").or_insert(Value::Null);
-        if !status.is_object() {
-            *status = json!({});
+    let condition = json!({"type": "Ready", "status": "True", "reason": "",
+        "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": sampan_api::time::now()});
+    let mut call = Call::internal(row, "update", "", DEFAULT);
+    let mut make = |_: &mut Call, current: &Object| {
+        let mut new = current.clone();
+        if lacks_condition(&new, &own)
+            && let Some(map) = new.as_object_mut()
+        {
+            map.insert("status".to_owned(), json!({"conditions": [condition]}));
         }
-        status["conditions"] = conditions.into();
+        Ok(new)
+    };
+    let options = WriteOptions::default();
+    let written = plane
+        .registry
+        .rewrite(&mut call, Part::View("status"), &options, &mut make)
+        .await;
+    if let Err(refusal) = written
+        && refusal.reason != "NotFound"
+    {
+        tracing::warn!(
+            error = refusal.message,
+            "the default ServiceCIDR could not be said to be ready"
+        );
     }
 }

@@ -509,37 +509,36 @@ async fn addresses_are_written_down() {
     .await
     .ok();
     assert_eq!(api.get(&format!("{BOOK}/{ip}")).await.code, 404);
-    // Another range serves until it goes, and goes when nothing needs it.
+    // Another range serves until it goes.
     const RANGES: &str = "/apis/networking.k8s.io/v1/servicecidrs";
     assert_eq!(api.post(SERVICES, service("c", Some("10.200.0.9"))).await.code, 422);
     let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
         "spec": {"cidrs": ["10.200.0.0/24"]}});
     api.post(RANGES, range).await.ok();
-    let wait = |condition: &'static str| {
-        let api = &api;
-        async move {
-            for _ in 0..200 {
-                let range = api.get(&format!("{RANGES}/more")).await;
-                let seen = match range.code {
-                    404 => "gone".to_owned(),
-                    _ => range.body["status"]["conditions"][0]["status"]
-                        .as_str()
-                        .unwrap_or_default()
-                        .to_owned(),
-                };
-                if seen == condition {
-                    return;
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-            panic!("the range never was {condition}");
-        }
-    };
-    wait("True").await;
     api.post(SERVICES, service("c", Some("10.200.0.9"))).await.ok();
+    let default = format!("{RANGES}/kubernetes");
+    let ready = format!("{RANGES}/more/status");
+    let status = |status: &str| {
+        json!({"status": {"conditions": [{"type": "Ready", "status": status, "reason": "Tried", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
+    };
+    // One that is said not to be ready gives nothing, and what it gave stays.
+    api.merge(&ready, status("False")).await.ok();
+    assert_eq!(api.post(SERVICES, service("d", Some("10.200.0.10"))).await.code, 422);
+    api.merge(&ready, status("True")).await.ok();
+    api.post(SERVICES, service("d", Some("10.200.0.10"))).await.ok();
+    // No controller holds it here.
     api.delete(&format!("{RANGES}/more")).await.ok();
-    wait("False").await;
-    api.delete(&format!("{SERVICES}/c")).await.ok();
-    wait("gone").await;
+    assert_eq!(api.post(SERVICES, service("e", Some("10.200.0.11"))).await.code, 422);
+    // The server says of its own range that it is ready.
+    let mut told = serde_json::Value::Null;
+    for _ in 0..200 {
+        told = api.get(&default).await.body["status"]["conditions"][0].clone();
+        if told["status"] == "True" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(told["message"], "Kubernetes default Service CIDR is ready");
     api.server.stop().await;
 }
