@@ -3,7 +3,7 @@
 //!
 //! Answers are upstream's. The proxy is healthy unless changes have been waiting for [`LATE`]. `/healthz` adds whether
 //! the node is to get new connections; it is not while it goes. A port that is somebody else's is said once and tried
-//! again, since whoever has it may let go.
+//! again, since whoever has it may let go; of a Service's port an Event says it too.
 //!
 //! Different from upstream: what the label `node.kubernetes.io/exclude-from-external-load-balancers` asks for is, there
 //! as here, up to whoever keeps the load balancer's list of nodes; the proxy answers truthfully on every node.
@@ -27,9 +27,9 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node as NodeObject, Service};
+use k8s_openapi::api::core::v1::{Node as NodeObject, ObjectReference, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use sampan_client::{Informer, Key};
+use sampan_client::{EventType, Informer, Key, Recorder};
 use sampan_tasks::Drain;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -200,6 +200,8 @@ pub struct Server {
     pub own: Option<SocketAddr>,
     pub node: String,
     pub nodes: Informer<NodeObject>,
+    /// Says which ports are somebody else's.
+    pub events: Option<Recorder>,
 }
 
 type Listening = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -236,6 +238,7 @@ impl Server {
                     Err(error) => {
                         if complained.insert(address) {
                             tracing::warn!(%address, %error, "cannot tell load balancers of the proxy's health, will try again");
+                            server.complain(port, &error);
                         }
                     }
                 }
@@ -253,6 +256,35 @@ impl Server {
                 () = again => {}
                 Some(_aborted) = all.next(), if !all.is_empty() => {}
             }
+        }
+    }
+
+    /// Tells the Service that nobody can be told of it.
+    fn complain(&self, port: Option<u16>, error: &io::Error) {
+        let (Some(port), Some(events)) = (port, &self.events) else {
+            return;
+        };
+        let state = self.health.state();
+        for (key, _) in state.services.iter().filter(|(_, (asked, _))| *asked == port) {
+            let about = ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Service".to_owned()),
+                namespace: Some(key.namespace.to_string()),
+                name: Some(key.name.to_string()),
+                ..ObjectReference::default()
+            };
+            let message = format!(
+                "node {} failed to start healthcheck \"{}/{}\" on port {port}: {error}",
+                self.node, key.namespace, key.name
+            );
+            let by = ("kube-proxy", "Listen");
+            events.event_by(
+                by,
+                about,
+                EventType::Warning,
+                "FailedToStartServiceHealthcheck",
+                message,
+            );
         }
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use sampan_client::{Cached, Change, Informer, Informers, Key};
+use sampan_client::{Cached, Change, Informer, Informers, Key, Recorder};
 use sampan_tasks::Drain;
 use tokio::sync::Notify;
 
@@ -102,6 +102,7 @@ pub struct Proxy {
     slices: Informer<EndpointSlice>,
     nodes: Informer<NodeObject>,
     dirty: Arc<Dirty>,
+    events: Option<Recorder>,
 }
 
 /// The zone a node says it is in.
@@ -142,7 +143,14 @@ impl Proxy {
             slices,
             nodes,
             dirty,
+            events: None,
         }
+    }
+
+    /// Says in Events what Services ought to know.
+    pub fn reporting(mut self, events: Recorder) -> Self {
+        self.events = Some(events);
+        self
     }
 
     fn node(&self) -> Node {
@@ -194,6 +202,7 @@ impl Proxy {
             own: self.config.health,
             node: self.config.node.clone(),
             nodes: self.nodes.clone(),
+            events: self.events.clone(),
         };
         tokio::join!(self.follow(&drain), server.run(drain.clone()));
     }

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddrV4;
 
+use k8s_openapi::api::core::v1::Event;
+use sampan_client::SystemClock;
 use sampan_client::testing::{FakeApi, eventually};
 use sampan_tasks::{OnExit, Tasks};
 use serde_json::json;
@@ -263,7 +265,8 @@ impl Cluster {
         };
         Proxy::prepare(&config).await.unwrap();
         let informers = Informers::new(api.client("proxy"), &tasks);
-        let proxy = Proxy::new(config, &informers);
+        let events = Recorder::new(api.client("node"), "kube-proxy", None, Arc::new(SystemClock), &tasks);
+        let proxy = Proxy::new(config, &informers).reporting(events);
         let drain = tasks.drain();
         tasks.spawn("proxy", OnExit::Critical, proxy.run(drain));
         Cluster { world, api, tasks }
@@ -657,6 +660,23 @@ async fn load_balancers_are_told_where_endpoints_are() {
     eventually("the first port is closed", closed(32000)).await;
     put(&cluster.api, &spec(32001, "Cluster"));
     eventually("nobody asks", closed(32001)).await;
+    // A port that somebody else has.
+    let taken = || std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 32002));
+    let taken = cluster.world.config.host.run(taken).unwrap().unwrap();
+    put(&cluster.api, &spec(32002, "Local"));
+    let said = || async {
+        let events: Vec<Event> = cluster.api.all();
+        events
+            .into_iter()
+            .find(|event| event.reason.as_deref() == Some("FailedToStartServiceHealthcheck"))
+    };
+    let event = eventually("the Service is told", said).await;
+    let message = event.message.unwrap();
+    let begins = "node here failed to start healthcheck \"default/web\" on port 32002: ";
+    assert!(message.starts_with(begins), "{message}");
+    assert_eq!(event.involved_object.name.as_deref(), Some("web"));
+    drop(taken);
+    put(&cluster.api, &spec(32002, "Cluster"));
 
     let node: NodeObject = serde_json::from_value(json!({"metadata": {"name": "here"}})).unwrap();
     assert_eq!(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sampan_client::Informers;
+use sampan_client::{Informers, Recorder, SystemClock};
 use sampan_network::{
     Dns, DnsConfig, Fabric, FabricConfig, Host, PodNetwork, PodNetworkConfig, Policies, PolicyConfig, PolicyError,
     Proxy, ProxyConfig,
@@ -53,7 +53,9 @@ impl Machine {
         if self.settings.runs(Role::Proxy) {
             let config = proxy_config(&self.settings);
             Proxy::prepare(&config).await?;
-            let proxy = Proxy::new(config, &self.network_informers);
+            let (node, clock) = (&self.settings.node_name, Arc::new(SystemClock));
+            let events = Recorder::new(self.node.clone(), "kube-proxy", Some(node), clock, &self.tasks);
+            let proxy = Proxy::new(config, &self.network_informers).reporting(events);
             self.tasks
                 .spawn("service-proxy", OnExit::Critical, proxy.run(self.tasks.drain()));
         }
