@@ -32,6 +32,7 @@ mod gc;
 mod history;
 mod hpa;
 mod job;
+mod metrics;
 mod namespace;
 mod nodeipam;
 mod nodelifecycle;
@@ -58,6 +59,7 @@ mod volumes;
 pub use accounttokens::{TokenSigner, WantedToken};
 pub use certificates::Signing;
 pub use choice::{UnknownController, check_choice};
+pub use metrics::Metrics;
 
 /// The controllers, in the order they start.
 pub const TABLE: &[Row] = &[
@@ -311,6 +313,8 @@ pub struct Config {
     pub workers: usize,
     /// Where the controllers' queues are told of.
     pub queues: Queues,
+    /// Where they count.
+    pub metrics: Metrics,
 }
 
 impl Default for Config {
@@ -332,6 +336,7 @@ impl Default for Config {
             autoscaler: Autoscaling::default(),
             workers: 8,
             queues: Queues::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -372,6 +377,11 @@ impl Controllers {
     ) -> Result<Controllers, UnknownController> {
         let enabled = choice::enabled(&config.enabled)?;
         let config = Arc::new(config);
+        let (metrics, drain) = (config.metrics.clone(), tasks.drain());
+        tasks.spawn("controllers' figures", OnExit::Expected, async move {
+            drain.started().await;
+            metrics.rest();
+        });
         let mut running = Vec::new();
         for row in enabled {
             let client = match row.service_account.starts_with("system:") {
@@ -432,6 +442,10 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.config.metrics
+    }
+
     pub(crate) fn drain(&self) -> Drain {
         self.tasks.drain()
     }

@@ -12,12 +12,16 @@ use kube::ResourceExt;
 use kube::api::Api;
 use sampan_client::{Change, Informer, Key, WorkQueue, or_absent};
 
+use crate::metrics::{FORCED_DELETIONS, FORCED_ERRORS};
 use crate::pods::{self, BY_NODE};
 use crate::{Context, SyncError};
 
 const QUARANTINE: Duration = Duration::from_secs(40);
 /// The index of finished Pods, all under one value.
 const FINISHED: &str = "finished";
+/// Reasons, as upstream counts them.
+const OUT: &str = "out-of-service";
+const ORPHANED: &str = "orphaned";
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 struct Collector {
@@ -112,7 +116,7 @@ impl Collector {
         };
         finished.sort_by_key(|pod| (!evicted(pod), pod.creation_timestamp(), pod.name_any()));
         for pod in finished.into_iter().take(surplus) {
-            self.remove(&pod, None).await?;
+            self.remove(&pod, "terminated").await?;
         }
         Ok(())
     }
@@ -123,7 +127,7 @@ impl Collector {
             if is_out_of_service(&node) {
                 for pod in self.pods.by_index(BY_NODE, name) {
                     if pods::is_terminating(&pod) {
-                        self.remove(&pod, None).await?;
+                        self.remove(&pod, OUT).await?;
                     }
                 }
             }
@@ -138,7 +142,7 @@ impl Collector {
             return Ok(());
         }
         for pod in pods {
-            self.remove(&pod, Some("PodGC: node no longer exists")).await?;
+            self.remove(&pod, ORPHANED).await?;
         }
         Ok(())
     }
@@ -149,24 +153,40 @@ impl Collector {
         };
         let node = pods::node_name(&pod);
         let forsaken = match node {
-            "" => true,
-            name => self.nodes.get("", name).is_some_and(|node| is_out_of_service(&node)),
+            "" => Some("unscheduled"),
+            name => {
+                let node = self.nodes.get("", name);
+                node.is_some_and(|node| is_out_of_service(&node)).then_some(OUT)
+            }
         };
-        if pods::is_terminating(&pod) && forsaken {
-            self.remove(&pod, None).await?;
+        if let Some(reason) = forsaken.filter(|_| pods::is_terminating(&pod)) {
+            self.remove(&pod, reason).await?;
         }
         Ok(())
     }
 
-    async fn remove(&self, pod: &Pod, why: Option<&str>) -> Result<(), SyncError> {
+    /// Removes a Pod, and counts that for a reason of upstream's.
+    async fn remove(&self, pod: &Pod, reason: &str) -> Result<(), SyncError> {
+        let removed = self.force(pod, reason).await;
+        let (namespace, metrics) = (pod.namespace().unwrap_or_default(), self.context.metrics());
+        let family = if removed.is_ok() {
+            &FORCED_DELETIONS
+        } else {
+            &FORCED_ERRORS
+        };
+        metrics.add(family, &[&namespace, reason], 1);
+        removed
+    }
+
+    async fn force(&self, pod: &Pod, reason: &str) -> Result<(), SyncError> {
         let client = &self.context.client;
         if !pods::is_terminal(pod) {
-            match why {
-                Some(why) => {
-                    let now = self.context.clock.time();
+            match reason {
+                ORPHANED => {
+                    let (now, why) = (self.context.clock.time(), "PodGC: node no longer exists");
                     pods::mark_disrupted(client, pod, "DeletionByPodGC", why, true, now).await?;
                 }
-                None => {
+                _ => {
                     let generation = pod.metadata.generation;
                     let failed = serde_json::json!({"phase": "Failed", "observedGeneration": generation});
                     pods::patch_status(client, pod, failed).await?;

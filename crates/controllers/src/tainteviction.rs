@@ -16,6 +16,7 @@ use kube::ResourceExt;
 use sampan_client::{Change, EventType, Informer, Key, WorkQueue};
 use tokio::time::Instant;
 
+use crate::metrics::{TAINT_DELETIONS, TAINT_LATENCY};
 use crate::pods::{self, BY_NODE};
 use crate::{Context, SyncError};
 
@@ -159,6 +160,7 @@ impl Evictor {
             return Ok(());
         };
         let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref());
+        let mut due = Instant::now();
         match stay(no_execute(&node), tolerations.unwrap_or_default()) {
             Stay::Forever => {
                 if self.leaving().remove(&key).is_some() {
@@ -176,6 +178,7 @@ impl Evictor {
                     self.queue.add_after(key, its.due - now);
                     return Ok(());
                 }
+                due = its.due;
             }
         }
         if pods::is_terminating(&pod) {
@@ -194,6 +197,9 @@ impl Evictor {
         .await?;
         pods::delete(client, &pod, false).await?;
         self.leaving().remove(&key);
+        let metrics = self.context.metrics();
+        metrics.add(&TAINT_DELETIONS, &[], 1);
+        metrics.took(&TAINT_LATENCY, &[], due.elapsed());
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::api::{Api, DeleteParams, Preconditions};
 use sampan_client::{Change, Key, WorkQueue, or_absent};
 
+use crate::metrics::JOB_EXPIRY;
 use crate::pods::delay;
 use crate::{Context, SyncError};
 
@@ -69,7 +70,10 @@ async fn sync(context: &Context, queue: &WorkQueue<Key>, key: Key) -> Result<(),
         }),
         ..DeleteParams::foreground()
     };
-    or_absent(api.delete(&key.name, &params).await)?;
+    if or_absent(api.delete(&key.name, &params).await)?.is_some() {
+        let late = context.clock.now().duration_since(expires);
+        context.metrics().took(&JOB_EXPIRY, &[], delay(late));
+    }
     Ok(())
 }
 

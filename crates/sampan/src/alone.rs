@@ -117,8 +117,11 @@ pub async fn controllers(command: cli::Controllers) -> Result<()> {
         client: client.clone(),
         port: (command.port, 10257),
         metrics: {
-            let queues = config.queues.clone();
-            Box::new(move |out| queues.tell(out))
+            let (queues, metrics) = (config.queues.clone(), config.metrics.clone());
+            Box::new(move |out| {
+                queues.tell(out);
+                metrics.tell(out);
+            })
         },
         checks: Vec::new(),
         configuration: ("kubecontrollermanager.config.k8s.io", manager(&config, &election)),

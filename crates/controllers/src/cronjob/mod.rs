@@ -22,6 +22,7 @@ use sampan_client::{
     EventType, Informer, Key, WorkQueue, is_already_exists, is_terminating_namespace, or_absent, owner,
 };
 
+use crate::metrics::JOB_SKEW;
 use crate::pods::{self, BY_OWNER};
 use crate::{Context, SyncError};
 use schedule::Schedule;
@@ -436,6 +437,10 @@ impl Controller {
         let api = self.jobs_api(&key.namespace);
         let made = match api.create(&PostParams::default(), &job).await {
             Ok(made) => {
+                if let Some(at) = &made.metadata.creation_timestamp {
+                    let skew = pods::delay(at.0.duration_since(due));
+                    self.context.metrics().took(&JOB_SKEW, &[], skew);
+                }
                 self.say(
                     cron,
                     EventType::Normal,

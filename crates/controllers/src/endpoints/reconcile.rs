@@ -16,6 +16,9 @@ pub(super) struct Plan {
     pub(super) update: Vec<(EndpointSlice, Vec<Endpoint>)>,
     pub(super) delete: Vec<EndpointSlice>,
     pub(super) keep: Vec<EndpointSlice>,
+    /// How many endpoints come and go.
+    pub(super) added: usize,
+    pub(super) removed: usize,
 }
 
 /// Addresses and the UID of what has them.
@@ -40,6 +43,7 @@ pub(super) fn plan(existing: Vec<EndpointSlice>, wanted: Vec<Endpoint>) -> Plan 
     let (mut changed, mut same) = (Vec::new(), Vec::new());
     let mut plan = Plan::default();
     for slice in existing {
+        let before = slice.endpoints.as_ref().map_or(0, Vec::len);
         let mut kept: Vec<Endpoint> = slice
             .endpoints
             .iter()
@@ -47,6 +51,7 @@ pub(super) fn plan(existing: Vec<EndpointSlice>, wanted: Vec<Endpoint>) -> Plan 
             .filter_map(|endpoint| missing.remove(&identity(endpoint)))
             .collect();
         // A slice over its limit (made by another implementation) gives back what is too much.
+        plan.removed += before.saturating_sub(kept.len());
         for endpoint in kept.split_off(kept.len().min(FULL)) {
             missing.insert(identity(&endpoint), endpoint);
         }
@@ -57,6 +62,7 @@ pub(super) fn plan(existing: Vec<EndpointSlice>, wanted: Vec<Endpoint>) -> Plan 
         }
     }
     let mut fresh: Vec<Endpoint> = order.into_iter().filter_map(|id| missing.remove(&id)).collect();
+    plan.added = fresh.len();
     // The fullest first, so that slices end up full.
     changed.sort_by_key(|(_, kept)| std::cmp::Reverse(kept.len()));
     for (slice, mut kept) in changed {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ use super::hints::{self, Routing};
 use super::reconcile::identity;
 use super::trigger::{self, Triggers};
 use super::{Backend, Port, backends, is_headless, publishes_not_ready, reconcile, wake_for_node, wake_services};
+use crate::metrics::{
+    ENDPOINTS_ADDED, ENDPOINTS_DESIRED, ENDPOINTS_REMOVED, SLICE_CHANGES, SLICE_SYNCS, SLICES, SLICES_CHANGED,
+    SLICES_DESIRED,
+};
 use crate::pods;
 use crate::{Context, SyncError};
 
@@ -49,6 +54,15 @@ struct Controller {
     awaited: Mutex<Awaited>,
     triggers: Triggers,
     told: Mutex<Told>,
+    desired: Mutex<Desired>,
+}
+
+/// How many endpoints, in how few slices, there ought to be: of each Service and together.
+#[derive(Default)]
+struct Desired {
+    of: HashMap<Key, (usize, usize)>,
+    endpoints: usize,
+    slices: usize,
 }
 
 /// The index of Services whose endpoints zones share: a node that changes may change all of theirs.
@@ -80,6 +94,7 @@ pub(crate) fn start(context: Context) {
         awaited: Mutex::default(),
         triggers: Triggers::default(),
         told: Mutex::default(),
+        desired: Mutex::default(),
     });
     services.add_index(SHARED, |service| {
         let shared = hints::routing(service) == Routing::Shared;
@@ -107,13 +122,27 @@ pub(crate) fn start(context: Context) {
             this.lock_awaited().remove(&key);
             this.triggers.forget(&key);
             this.lock_told().retain(|(service, _), _| *service != key);
+            this.desire(&key, None);
         }
         changed.add(key);
     });
     let (changed, known, all) = (queue.clone(), services.clone(), pods.clone());
     pods.on_change(move |change| wake_services(&changed, &known, &all, change));
-    let changed = queue.clone();
+    let (changed, metrics, number) = (queue.clone(), context.metrics().clone(), AtomicUsize::new(0));
     slices.on_change(move |change| {
+        let ours = |slice: &EndpointSlice| service_key(slice).is_some();
+        let was = match change {
+            Change::Deleted(slice) => ours(slice),
+            _ => change.old().is_some_and(|old| ours(old)),
+        };
+        let is = !matches!(change, Change::Deleted(_)) && ours(change.object());
+        if was != is {
+            let now = match is {
+                true => number.fetch_add(1, Ordering::Relaxed) + 1,
+                false => number.fetch_sub(1, Ordering::Relaxed).saturating_sub(1),
+            };
+            metrics.set(&SLICES, &[], now as f64);
+        }
         for slice in change.old().into_iter().chain([change.object()]) {
             if let Some(key) = service_key(slice) {
                 changed.add(key);
@@ -128,7 +157,16 @@ pub(crate) fn start(context: Context) {
     };
     context.run(&queue, ready, move |key| {
         let controller = Arc::clone(&controller);
-        async move { controller.sync(&key).await }
+        async move {
+            let done = controller.sync(&key).await;
+            let result = match &done {
+                Ok(true) => "success",
+                Ok(false) => "stale",
+                Err(_) => "error",
+            };
+            controller.context.metrics().add(&SLICE_SYNCS, &[result], 1);
+            done.map(|_| ())
+        }
     });
 }
 
@@ -173,19 +211,20 @@ impl Controller {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn sync(&self, key: &Key) -> Result<(), SyncError> {
+    /// False: the cache is behind, and nothing could be done.
+    async fn sync(&self, key: &Key) -> Result<bool, SyncError> {
         let Some(service) = self.services.get_key(key) else {
-            return Ok(());
+            return Ok(true);
         };
         let Some(spec) = &service.spec else {
-            return Ok(());
+            return Ok(true);
         };
         if !self.cache_is_current(key) {
             self.queue.add_after(key.clone(), PATIENCE);
-            return Ok(());
+            return Ok(false);
         }
         let Some(backends) = backends(&service, &self.pods) else {
-            return Ok(());
+            return Ok(true);
         };
         let selected = backends.iter().map(|backend| &*backend.pod);
         let since = self.triggers.since(key, &service, selected);
@@ -223,8 +262,36 @@ impl Controller {
                 wanted.insert((family, Vec::new()), Vec::new());
             }
         }
+        let least = |endpoints: &Vec<Endpoint>| endpoints.len().div_ceil(reconcile::FULL).max(1);
+        let number = wanted.values().map(Vec::len).sum();
+        self.desire(key, Some((number, wanted.values().map(least).sum())));
         let writes = plan(&service, existing, wanted, foreign);
-        self.write(key, &service, writes, since).await
+        let (metrics, number) = (self.context.metrics(), writes.number());
+        metrics.observe(&ENDPOINTS_ADDED, &[], writes.added as f64);
+        metrics.observe(&ENDPOINTS_REMOVED, &[], writes.removed as f64);
+        let topology = if routing == Routing::Shared { "Auto" } else { "Disabled" };
+        let distribution = spec.traffic_distribution.as_deref().unwrap_or_default();
+        metrics.observe(&SLICES_CHANGED, &[topology, distribution], number as f64);
+        self.write(key, &service, writes, since).await?;
+        Ok(true)
+    }
+
+    /// Notes what there ought to be for a Service; nothing of one that is gone.
+    fn desire(&self, key: &Key, wanted: Option<(usize, usize)>) {
+        let mut desired = self.desired.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match wanted {
+            Some(wanted) => desired.of.insert(key.clone(), wanted),
+            None => desired.of.remove(key),
+        };
+        if before == wanted {
+            return;
+        }
+        let (old, new) = (before.unwrap_or_default(), wanted.unwrap_or_default());
+        desired.endpoints = (desired.endpoints + new.0).saturating_sub(old.0);
+        desired.slices = (desired.slices + new.1).saturating_sub(old.1);
+        let metrics = self.context.metrics();
+        metrics.set(&ENDPOINTS_DESIRED, &[], desired.endpoints as f64);
+        metrics.set(&SLICES_DESIRED, &[], desired.slices as f64);
     }
 
     /// Hints for zones that share endpoints, where the Service asks for that, and an event where that changed.
@@ -311,6 +378,7 @@ impl Controller {
         match self.api(key).create(&PostParams::default(), slice).await {
             Ok(made) => {
                 self.wrote(key, &made.name_any(), Some(version(&made)));
+                self.context.metrics().add(&SLICE_CHANGES, &["create"], 1);
                 Ok(())
             }
             Err(error) if is_terminating_namespace(&error) => Ok(()),
@@ -322,6 +390,7 @@ impl Controller {
         let name = slice.name_any();
         let written = self.api(key).replace(&name, &PostParams::default(), slice).await?;
         self.wrote(key, &name, Some(version(&written)));
+        self.context.metrics().add(&SLICE_CHANGES, &["update"], 1);
         Ok(())
     }
 
@@ -329,6 +398,7 @@ impl Controller {
         let name = slice.name_any();
         or_absent(self.api(key).delete(&name, &DeleteParams::default()).await)?;
         self.wrote(key, &name, None);
+        self.context.metrics().add(&SLICE_CHANGES, &["delete"], 1);
         Ok(())
     }
 
@@ -365,6 +435,15 @@ struct Writes {
     create: Vec<EndpointSlice>,
     update: Vec<EndpointSlice>,
     delete: Vec<EndpointSlice>,
+    /// How many endpoints come and go.
+    added: usize,
+    removed: usize,
+}
+
+impl Writes {
+    fn number(&self) -> usize {
+        self.create.len() + self.update.len() + self.delete.len()
+    }
 }
 
 fn owned_by(slice: &EndpointSlice, service: &Service) -> bool {
@@ -390,6 +469,8 @@ fn plan(
         slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         let empty = endpoints.is_empty();
         let mut plan = reconcile::plan(slices, endpoints);
+        writes.added += plan.added;
+        writes.removed += plan.removed;
         if empty && plan.keep.is_empty() {
             match plan.delete.pop() {
                 Some(slice) => plan.update.push((slice, Vec::new())),

@@ -117,7 +117,7 @@ impl Asked<'_> {
         } else {
             let error = format!("unknown metric source type {:?}", spec.type_);
             return Err(Failure {
-                reason: "InvalidMetricSourceType",
+                reason: super::MISDEFINED,
                 message: error.clone(),
                 error,
             });

@@ -31,6 +31,19 @@ pub(super) struct Look {
     pub(super) before: Arc<HorizontalPodAutoscaler>,
     pub(super) status: HorizontalPodAutoscalerStatus,
     pub(super) now: Time,
+    /// What was done, as it is counted.
+    pub(super) action: &'static str,
+    /// What went wrong is the definition's fault.
+    pub(super) misdefined: bool,
+}
+
+/// How a wish for so many is counted.
+pub(super) fn action(current: i32, wanted: i32) -> &'static str {
+    match wanted.cmp(&current) {
+        std::cmp::Ordering::Greater => "scale_up",
+        std::cmp::Ordering::Less => "scale_down",
+        std::cmp::Ordering::Equal => "none",
+    }
 }
 
 impl Look {

@@ -30,17 +30,22 @@ use sampan_api::selector::LabelSelector;
 use sampan_client::{Change, EventType, Informer, Key, Recorder, WorkQueue, is_conflict, or_absent};
 use tokio::time::Instant;
 
+use crate::metrics::{
+    AUTOSCALERS, COMPUTATION_TIME, COMPUTATIONS, DESIRED_REPLICAS, RECONCILIATION_TIME, RECONCILIATIONS,
+};
 use crate::pods::api_message;
 use crate::{Context, SyncError};
 use asked::Asked;
 use behavior::{Decision, History, Rules, Wish};
-use look::{Failure, Look};
+use look::{Failure, Look, action};
 use metrics::{Metrics, Places};
 use replicas::Tolerances;
 
 /// How often a scale is written anew after a conflict.
 const CONFLICTS: usize = 5;
 const SCALED_TO_ZERO: &str = "ScaledToZero";
+/// Why a metric of a type that nobody knows asks for nothing.
+const MISDEFINED: &str = "InvalidMetricSourceType";
 
 struct Controller {
     context: Context,
@@ -90,10 +95,14 @@ pub(crate) fn start(context: Context) {
         match change {
             Change::Deleted(_) => {
                 this.memory().remove(&key);
+                let of = [key.namespace.as_str(), &key.name];
+                this.context.metrics().forget(&DESIRED_REPLICAS, &of);
+                this.count();
             }
             Change::Modified { .. } => this.queue.add_after(key, period),
             _ => {
                 this.memory().entry(key.clone()).or_default();
+                this.count();
                 let share = share(&key, period);
                 this.queue.add_after(key, share);
             }
@@ -124,6 +133,11 @@ impl Controller {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn count(&self) {
+        let number = self.memory().len();
+        self.context.metrics().set(&AUTOSCALERS, &[], number as f64);
+    }
+
     /// What the history of an autoscaler says; nothing is kept of one that is gone.
     fn with_history<T>(&self, key: &Key, ask: impl FnOnce(&mut History) -> T) -> T {
         let mut memory = self.memory();
@@ -143,11 +157,23 @@ impl Controller {
             status: autoscaler.status.clone().unwrap_or_default(),
             before: autoscaler,
             now: self.context.clock.time(),
+            action: action(0, 0),
+            misdefined: false,
         };
-        if let Err(error) = self.look(&mut look).await {
+        let began = Instant::now();
+        let done = self.look(&mut look).await;
+        let error = match &done {
+            Ok(()) => "none",
+            Err(_) if look.misdefined => "spec",
+            Err(_) => "internal",
+        };
+        let (counts, action) = (self.context.metrics(), look.action);
+        counts.add(&RECONCILIATIONS, &[action, error], 1);
+        if let Err(error) = done {
             tracing::debug!(autoscaler = %key, error, "an autoscaler could not do all of its work");
         }
         self.write(look).await;
+        counts.took(&RECONCILIATION_TIME, &[action, error], began.elapsed());
         self.queue.add_after(key.clone(), self.context.config.autoscaler.period);
     }
 
@@ -186,6 +212,7 @@ impl Controller {
     async fn look(&self, look: &mut Look) -> Result<(), String> {
         let autoscaler = Arc::clone(&look.before);
         let target = &autoscaler.spec.scale_target_ref;
+        look.misdefined = group_of(target.api_version.as_deref().unwrap_or_default()).is_err();
         let found = self.scale_of(&look.key.namespace, target).await;
         let (path, scale) = match found {
             Ok(found) => found,
@@ -263,10 +290,13 @@ impl Controller {
                 let now = Instant::now();
                 self.with_history(&look.key, |history| history.scaled(current, desired, &rules, now));
             }
+            look.action = action(current, desired);
             look.forget(SCALED_TO_ZERO);
             look.status.last_scale_time = Some(look.now.clone());
         }
         look.measured(current, desired, statuses);
+        let (counts, of) = (self.context.metrics(), [look.key.namespace.as_str(), &look.key.name]);
+        counts.set(&DESIRED_REPLICAS, &of, f64::from(desired));
         trouble.map_or(Ok(()), Err)
     }
 
@@ -355,7 +385,18 @@ impl Controller {
         let mut best: Option<(i32, String)> = None;
         let mut failures: Vec<Failure> = Vec::new();
         for spec in specs {
-            match asked.metric(spec).await {
+            let began = Instant::now();
+            let outcome = asked.metric(spec).await;
+            let (action, error) = match &outcome {
+                Ok(proposal) => (action(current, proposal.replicas), "none"),
+                Err(failure) if failure.reason == MISDEFINED => ("none", "spec"),
+                Err(_) => ("none", "internal"),
+            };
+            let counts = self.context.metrics();
+            let labels = [action, error, spec.type_.as_str()];
+            counts.add(&COMPUTATIONS, &labels, 1);
+            counts.took(&COMPUTATION_TIME, &labels, began.elapsed());
+            match outcome {
                 Ok(proposal) => {
                     statuses.push(proposal.status);
                     let higher = |(known, _): &(i32, String)| *known == 0 || proposal.replicas > *known;
@@ -370,6 +411,7 @@ impl Controller {
                 }
             }
         }
+        look.misdefined = failures.first().is_some_and(|first| first.reason == MISDEFINED);
         let error = failures.first().map(|first| {
             let (invalid, all) = (failures.len(), specs.len());
             let first = &first.error;

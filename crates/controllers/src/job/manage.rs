@@ -1,6 +1,7 @@
 //! Making and taking away a Job's Pods.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
@@ -12,6 +13,7 @@ use super::policy::{self, Verdict};
 use super::view::{self, FINALIZER, View};
 use super::{Controller, Round, count, indexes};
 use crate::SyncError;
+use crate::metrics::JOB_PODS_CREATED;
 use crate::pods::{self, PodControl};
 
 /// The most Pods made or deleted in one sync.
@@ -28,6 +30,7 @@ impl Controller {
         round: &mut Round,
         now: Timestamp,
     ) -> Result<(), SyncError> {
+        round.action = "tracking";
         let wanted = if view::is_suspended(&view.spec) {
             0
         } else {
@@ -41,6 +44,7 @@ impl Controller {
         };
         gone.truncate(BURST);
         if !gone.is_empty() {
+            round.action = "pods_deleted";
             return self.take_away(key, job, round, &gone).await;
         }
         let waiting = if view::replaces_failed_only(&view.spec) {
@@ -52,6 +56,7 @@ impl Controller {
         if missing == 0 {
             return Ok(());
         }
+        round.action = "pods_created";
         let per_index = view.spec.backoff_limit_per_index.is_some();
         if !per_index && let Some(since) = round.failures.since {
             let left = view::back_off(round.failures.count, since.elapsed());
@@ -109,21 +114,44 @@ impl Controller {
             recorder: &self.context.recorder,
         };
         self.expectations.expect_creations(key, plans.len());
+        let failed = AtomicUsize::new(0);
         let (made, error) = slow_start_batch(plans.len(), 1, |number| {
             let pod = new_pod(job, view, plans.get(number).copied().flatten());
-            let control = &control;
+            let (control, failed) = (&control, &failed);
             async move {
                 match control.create(job, &pod).await {
                     Err(error) if is_terminating_namespace(&error) => Ok(()),
-                    other => other.map(|_| ()),
+                    Ok(_) => Ok(()),
+                    Err(error) => {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        Err(error)
+                    }
                 }
             }
         })
         .await;
+        self.count_created(view, round, made, failed.into_inner());
         self.expectations
             .creations_observed(key, plans.len().saturating_sub(made));
         round.active += count(made);
         error.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn count_created(&self, view: &View, round: &Round, made: usize, failed: usize) {
+        let ended_badly = round.status.failed.unwrap_or(0) > 0 || !view.newly_failed.is_empty();
+        let reason = if view.spec.pod_replacement_policy.as_deref() == Some("Failed") && ended_badly {
+            "recreate_failed"
+        } else if ended_badly || round.terminating > 0 {
+            "recreate_terminating_or_failed"
+        } else {
+            "new"
+        };
+        for (status, number) in [("succeeded", made), ("failed", failed)] {
+            if number > 0 {
+                let labels = [reason, status];
+                self.context.metrics().add(&JOB_PODS_CREATED, &labels, number);
+            }
+        }
     }
 
     /// Takes Pods away without counting them as failed: their finalizer goes first.

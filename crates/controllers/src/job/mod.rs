@@ -24,6 +24,9 @@ use sampan_client::{Change, EventType, Expectations, Informer, Key, WorkQueue, o
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::metrics::{
+    JOB_INDEXES_FINISHED, JOB_PODS_FINISHED, JOB_PODS_TRACKED, JOB_SYNC_TIME, JOB_SYNCS, JOBS_FINISHED, JOBS_FOREIGN,
+};
 use crate::pods::{self, BY_OWNER, PodControl};
 use crate::{Context, SyncError, add_paced};
 use view::{FINALIZER, View};
@@ -122,6 +125,10 @@ impl Controller {
         let job = change.object();
         let key = Key::of(job.as_ref());
         let gone = matches!(change, Change::Deleted(_));
+        if let (Change::Added(_), true) = (change, is_foreign(job)) {
+            let by = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
+            self.context.metrics().add(&JOBS_FOREIGN, &[by.unwrap_or_default()], 1);
+        }
         if gone {
             self.expectations.forget(&key);
             self.memory().remove(&key);
@@ -153,6 +160,15 @@ impl Controller {
         let pod = change.object();
         let owner = self.owner_of(pod);
         let gone = matches!(change, Change::Deleted(_));
+        let tracked = |pod: &Pod| pods::is_terminal(pod) && view::has_finalizer(pod);
+        let before = match change {
+            Change::Deleted(_) => tracked(pod),
+            _ => change.old().is_some_and(|old| tracked(old)),
+        };
+        if before != (tracked(pod) && !gone) {
+            let event = if before { "delete" } else { "add" };
+            self.context.metrics().add(&JOB_PODS_TRACKED, &[event], 1);
+        }
         if gone || !view::has_finalizer(pod) {
             self.releasing().remove(pod.metadata.uid.as_deref().unwrap_or_default());
         }
@@ -274,9 +290,27 @@ impl Controller {
             // The change we wait for is on its way.
             return Ok(());
         }
-        let pods = self.claim(&job).await?;
+        let (began, mut action) = (Instant::now(), "reconciling");
+        let seen = (may_act, released, failures);
+        let done = self.round(&key, &job, seen, &mut action).await;
+        let result = if done.is_ok() { "success" } else { "error" };
+        let (metrics, labels) = (self.context.metrics(), [mode.unwrap_or("NonIndexed"), result, action]);
+        metrics.add(&JOB_SYNCS, &labels, 1);
+        metrics.took(&JOB_SYNC_TIME, &labels, began.elapsed());
+        done
+    }
+
+    /// Looks at a Job and does what is to be done; `action` becomes what that was.
+    async fn round(
+        &self,
+        key: &Key,
+        job: &Job,
+        (may_act, released, failures): (bool, HashSet<String>, Failures),
+        action: &mut &'static str,
+    ) -> Result<(), SyncError> {
+        let pods = self.claim(job).await?;
         let now = self.context.clock.now();
-        let view = View::new(&job, pods, &released);
+        let view = View::new(job, pods, &released);
         let mut round = Round {
             status: job.status.clone().unwrap_or_default(),
             active: count(view.active.len()),
@@ -284,24 +318,26 @@ impl Controller {
             terminating: count(view.terminating),
             failures: after(failures, &view, now),
             ending: None,
+            action,
         };
         if round.status.start_time.is_none() && !view::is_suspended(&view.spec) {
             round.status.start_time = Some(self.context.clock.time());
         }
-        let verdict = view.verdict(&job, round.status.start_time.as_ref(), now);
+        let verdict = view.verdict(job, round.status.start_time.as_ref(), now);
         let managed = match verdict {
-            Some(ending) => self.stop(&key, &job, &view, &mut round, may_act, ending).await,
+            Some(ending) => self.stop(key, job, &view, &mut round, may_act, ending).await,
             None => {
                 if let Some(left) = view.until_deadline(round.status.start_time.as_ref(), now) {
                     self.queue.add_after(key.clone(), pods::delay(left));
                 }
-                self.go_on(&key, &job, &view, &mut round, may_act, now).await
+                self.go_on(key, job, &view, &mut round, may_act, now).await
             }
         };
         round.status.active = Some(round.active).filter(|number| *number != 0);
         round.status.ready = Some(round.ready.max(0));
         round.status.terminating = Some(round.terminating);
-        self.keep_books(&key, &job, &view, round, now).await?;
+        *action = round.action;
+        self.keep_books(key, job, &view, round, now).await?;
         managed
     }
 
@@ -583,6 +619,13 @@ impl Controller {
     fn say_ended(&self, job: &Job, status: &JobStatus, last: JobCondition) {
         let say = |kind, reason: &str, message: String| self.context.recorder.event(job, kind, reason, message);
         let text = |value: Option<String>| value.unwrap_or_default();
+        let result = if last.type_ == "Complete" {
+            "succeeded"
+        } else {
+            "failed"
+        };
+        let labels = [mode(job), result, last.reason.as_deref().unwrap_or_default()];
+        self.context.metrics().add(&JOBS_FINISHED, &labels, 1);
         if last.type_ != "Complete" {
             say(EventType::Warning, &text(last.reason), text(last.message));
             return;
@@ -595,6 +638,39 @@ impl Controller {
         say(EventType::Normal, "Completed", "Job completed".into());
     }
 
+    /// Counts what is new in the counters of a status that was written in the place of `stored`'s.
+    fn count_finished(&self, stored: &Job, status: &JobStatus) {
+        let before = stored.status.clone().unwrap_or_default();
+        let spec = stored.spec.as_ref();
+        let completions = spec.and_then(|spec| spec.completions).unwrap_or(i32::MAX);
+        let number = |text: &Option<String>| match text {
+            Some(text) => indexes::Indexes::parse(text, completions).len(),
+            None => 0,
+        };
+        let more = |before: i32, now: i32| usize::try_from(now.saturating_sub(before)).unwrap_or(0);
+        let (metrics, mode) = (self.context.metrics(), mode(stored));
+        let mut good = more(before.succeeded.unwrap_or(0), status.succeeded.unwrap_or(0));
+        if mode == "Indexed" {
+            let limit = match spec.and_then(|spec| spec.backoff_limit_per_index) {
+                Some(_) => "perIndex",
+                None => "global",
+            };
+            good = more(number(&before.completed_indexes), number(&status.completed_indexes));
+            let bad = more(number(&before.failed_indexes), number(&status.failed_indexes));
+            for (result, number) in [("succeeded", good), ("failed", bad)] {
+                if number > 0 {
+                    metrics.add(&JOB_INDEXES_FINISHED, &[result, limit], number);
+                }
+            }
+        }
+        let bad = more(before.failed.unwrap_or(0), status.failed.unwrap_or(0));
+        for (result, number) in [("succeeded", good), ("failed", bad)] {
+            if number > 0 {
+                metrics.add(&JOB_PODS_FINISHED, &[mode, result], number);
+            }
+        }
+    }
+
     /// Writes the status if it differs from what is stored.
     async fn write(&self, key: &Key, stored: &mut Job, status: &JobStatus) -> Result<(), SyncError> {
         if stored.status.as_ref() == Some(status) {
@@ -605,6 +681,7 @@ impl Controller {
         let api: Api<Job> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let written = api.replace_status(&key.name, &PostParams::default(), &changed).await;
         if let Some(written) = or_absent(written)? {
+            self.count_finished(stored, status);
             if let Some(memory) = self.memory().get_mut(key) {
                 memory.written = Some((written.metadata.uid.clone(), version(&written)));
             }
@@ -623,6 +700,16 @@ struct Round {
     failures: Failures,
     /// `FailureTarget` or `SuccessCriteriaMet`, once the Job is decided.
     ending: Option<JobCondition>,
+    /// What was done, as it is counted.
+    action: &'static str,
+}
+
+/// How a Job is complete, as it is counted.
+fn mode(job: &Job) -> &'static str {
+    match job.spec.as_ref().is_some_and(view::is_indexed) {
+        true => "Indexed",
+        false => "NonIndexed",
+    }
 }
 
 fn count(number: usize) -> i32 {

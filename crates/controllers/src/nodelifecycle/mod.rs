@@ -22,6 +22,7 @@ use sampan_client::{Change, EventType, Informer, Key, Selection, WorkQueue, or_a
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::metrics::{EVICTIONS, NODE_HEALTH, ZONE_HEALTH, ZONE_SIZE, ZONE_UNHEALTHY};
 use crate::pods::{self, BY_NODE};
 use crate::{Context, SyncError};
 
@@ -108,7 +109,12 @@ pub(crate) fn start(context: Context) {
         let lifecycle = Arc::clone(&lifecycle);
         async move {
             match key.namespace.as_str() {
-                "" => lifecycle.sync(&key).await,
+                "" => {
+                    let began = Instant::now();
+                    let done = lifecycle.sync(&key).await;
+                    lifecycle.context.metrics().took(&NODE_HEALTH, &[], began.elapsed());
+                    done
+                }
                 ZONE => {
                     lifecycle.give_turns(&key);
                     Ok(())
@@ -174,19 +180,47 @@ impl Lifecycle {
                 self.say(node, "RemovingNode", said);
             }
         }
+        let zone = zones::zone_of(node);
+        let stands = |node: &Node| (zones::zone_of(node), is_ready(node), zones::counts(node));
+        let same = !matches!(change, Change::Deleted(_)) && change.old().is_some_and(|old| stands(old) == stands(node));
         let mut state = self.state();
         let shift = match change {
             Change::Deleted(_) => state.zones.forget(&name),
-            _ => {
-                let zone = zones::zone_of(node);
-                state.zones.observe(&name, &zone, is_ready(node), zones::counts(node))
-            }
+            _ => state.zones.observe(&name, &zone, is_ready(node), zones::counts(node)),
         };
+        if !same {
+            self.count_zone(&state.zones, &zone);
+            if let Some(old) = change.old().map(|old| zones::zone_of(old)).filter(|old| *old != zone) {
+                self.count_zone(&state.zones, &old);
+            }
+        }
         // One node more or less that is well can change what happens to its neighbours.
         self.look_at_zones(&state);
         drop(state);
         self.shifted(shift);
         self.queue.add(Key::new("", name));
+    }
+
+    fn count_zone(&self, zones: &Zones, zone: &str) {
+        let metrics = self.context.metrics();
+        match zones.figures(zone) {
+            Some((nodes, unwell)) => {
+                metrics.set(&ZONE_SIZE, &[zone], nodes as f64);
+                metrics.set(&ZONE_UNHEALTHY, &[zone], unwell as f64);
+                let well = if nodes == 0 {
+                    100.0
+                } else {
+                    (100 * (nodes - unwell)) as f64 / nodes as f64
+                };
+                metrics.set(&ZONE_HEALTH, &[zone], well);
+                metrics.add(&EVICTIONS, &[zone], 0);
+            }
+            None => {
+                for family in [&ZONE_SIZE, &ZONE_UNHEALTHY, &ZONE_HEALTH] {
+                    metrics.forget(family, &[zone]);
+                }
+            }
+        }
     }
 
     /// A Pod that comes to a node which is not well is not ready, whatever it brought along.
@@ -362,7 +396,10 @@ impl Lifecycle {
         let written = api
             .patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch))
             .await;
-        or_absent(written)?;
+        let begun = health::no_execute(&wanted) && !health::no_execute(current);
+        if or_absent(written)?.is_some() && begun {
+            self.context.metrics().add(&EVICTIONS, &[&zones::zone_of(node)], 1);
+        }
         Ok(())
     }
 

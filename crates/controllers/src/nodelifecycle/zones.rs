@@ -131,6 +131,12 @@ impl Zones {
         waited_for.map(|(name, _)| name.clone()).collect()
     }
 
+    /// How many nodes of a zone count, and how many of these are not well; nothing of a zone without nodes.
+    pub(super) fn figures(&self, zone: &str) -> Option<(usize, usize)> {
+        let zone = self.zones.get(zone).filter(|zone| zone.nodes > 0)?;
+        Some((zone.ready + zone.unready, zone.unready))
+    }
+
     /// A node as it is now.
     pub(super) fn observe(&mut self, name: &str, zone: &str, ready: bool, counts: bool) -> Shift {
         let seen = Seen {

@@ -173,8 +173,13 @@ impl Server {
             };
             settings.controllers.apply(&mut config)?;
             let plane = self.plane.clone();
-            let queues = config.queues.clone();
-            self.plane.tell_also(move |out| tell(out, |told| queues.tell(told)));
+            let (queues, metrics) = (config.queues.clone(), config.metrics.clone());
+            self.plane.tell_also(move |out| {
+                tell(out, |told| {
+                    queues.tell(told);
+                    metrics.tell(told);
+                });
+            });
             roles::start(self, "kube-controller-manager", move |informers, tasks| {
                 let client_for = |name: &str| client(&plane, named(name));
                 sampan_controllers::Controllers::start(config.clone(), client_for, informers, tasks)
