@@ -657,13 +657,21 @@ impl Engine {
                 return Ok(at);
             }
         } else {
-            if gate.is_open() && !tracking.ranks() && memory.is_flat() {
-                let passes = |at| tracking.check_nominated(class, at, Some(&pod.uid), snapshot).is_ok();
-                if let Some(at) = memory.best_of(framework, random, passes) {
+            memory.rank(framework);
+            // Whether totals are those of the nodes that pass.
+            let settled =
+                memory.is_flat() || (!tracking.may_refuse() && !tracking.concerned_by_nominated(class, snapshot));
+            if gate.is_open() && settled {
+                let best = if tracking.ranks() {
+                    tracking.best(memory, class, Some(&pod.uid), snapshot, random)
+                } else {
+                    let passes = |at| tracking.check_nominated(class, at, Some(&pod.uid), snapshot).is_ok();
+                    memory.best_of(framework, random, passes)
+                };
+                if let Some(at) = best {
                     return Ok(at);
                 }
             }
-            memory.rank(framework);
             let (mut nodes, mut raw): (Vec<NodeIndex>, Vec<&[i64]>) = Default::default();
             for (at, scores) in memory.fitting() {
                 match tracking.check_nominated(class, at, Some(&pod.uid), snapshot) {
@@ -691,10 +699,12 @@ impl Engine {
                 }
             }
             if !nodes.is_empty() {
-                let totals: Option<Vec<i64>> = nodes.iter().map(|at| memory.total(*at)).collect();
+                let totals = || nodes.iter().map(|at| memory.total(*at)).collect();
+                let totals: Option<Vec<i64>> = settled.then(totals).flatten();
                 let mut totals = totals.unwrap_or_else(|| framework.totals(raw.iter().copied()));
+                let alone = vec![1; nodes.len()];
                 for row in &mut tracking.rows {
-                    row.tracker.score(&nodes, row.weight, &mut totals);
+                    row.tracker.score(&nodes, &alone, row.weight, &mut totals);
                 }
                 for (at, total) in nodes.iter().zip(&mut totals) {
                     *total = total.saturating_add(gate.extra(snapshot.name(*at)));
@@ -726,13 +736,14 @@ fn remembered<'a>(
     class: &Arc<Class>,
     snapshot: &Snapshot,
 ) -> &'a mut Memory {
+    let uses = memories.uses;
     if memories.get(class.shape).is_none() {
-        memories.put(class.shape, Memory::new(Arc::clone(class), framework));
+        memories.put(class.shape, Memory::new(Arc::clone(class), framework, uses));
     }
     let (_, memory) = memories
         .values
         .entry(class.shape)
-        .or_insert_with(|| (0, Memory::new(Arc::clone(class), framework)));
+        .or_insert_with(|| (0, Memory::new(Arc::clone(class), framework, uses)));
     memory.catch_up(framework, snapshot);
     memory
 }

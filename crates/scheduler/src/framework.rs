@@ -160,8 +160,14 @@ pub trait Tracker: Send {
     /// Whether it may score nodes differently.
     fn ranks(&self) -> bool;
     fn check(&self, at: NodeIndex) -> Result<(), Refused>;
+    /// Appends what tells the node from others: those with equal signatures are checked and scored alike. Only what a
+    /// node is given by [`Tracker::set`] changes its own signature, until [`Tracker::turns`] does.
+    fn sign(&self, at: NodeIndex, signature: &mut Vec<i64>);
+    /// Changes whenever signatures are made differently from before.
+    fn turns(&self) -> u64;
     /// Adds `weight` times its scores (from 0 to 100) of the nodes that passed all checks to their totals, in order.
-    fn score(&mut self, nodes: &[NodeIndex], weight: i64, totals: &mut [i64]);
+    /// Each node stands for as many as are `alike`.
+    fn score(&mut self, nodes: &[NodeIndex], alike: &[u32], weight: i64, totals: &mut [i64]);
 }
 
 /// A refusal that costs nothing to make.

@@ -30,6 +30,7 @@ mod run;
 #[cfg(test)]
 mod naive;
 pub mod snapshot;
+pub mod standings;
 #[cfg(test)]
 mod testing;
 pub mod topology;

@@ -17,6 +17,7 @@ use crate::framework::{Framework, Normalize, Refusal, Refused, Tracker, Verdict}
 use crate::pod::Class;
 use crate::preemption::{Outcome, Trial};
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
+use crate::standings::Standings;
 
 /// A verdict in little room.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,9 +38,14 @@ struct Kind {
     nodes: usize,
 }
 
+/// What totals were made from: which memory, and which reckoning of it.
+pub type Basis = (u64, u64);
+
 /// See the module's text.
 pub struct Memory {
     pub class: Arc<Class>,
+    /// Tells it from others of its shape, before and after it.
+    id: u64,
     synced: u64,
     seen: Vec<Seen>,
     /// By node: its generation when it was looked at.
@@ -51,9 +57,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(class: Arc<Class>, framework: &Framework) -> Self {
+    pub fn new(class: Arc<Class>, framework: &Framework, id: u64) -> Self {
         Memory {
             class,
+            id,
             synced: 0,
             seen: Vec::new(),
             looked: Vec::new(),
@@ -177,11 +184,14 @@ impl Memory {
         self.best_of(framework, random, |_| true)
     }
 
-    /// The total of a node that fits, where it does not depend on which others do.
-    /// Asked after [`Memory::rank`].
+    /// The total of a node that fits, among all that do. Asked after [`Memory::rank`].
     pub fn total(&self, at: NodeIndex) -> Option<i64> {
-        let totals = self.is_flat().then_some(&self.ranking.totals)?;
-        totals.get(at).copied().flatten()
+        self.ranking.totals.get(at).copied().flatten()
+    }
+
+    /// Changes whenever totals do of nodes that did not change. Asked after [`Memory::rank`].
+    pub fn basis(&self) -> Basis {
+        (self.id, self.ranking.rebuilt)
     }
 
     /// Whether totals do not depend on which other nodes fit: no score is measured by the largest.
@@ -235,6 +245,7 @@ struct Ranking {
     largest: Vec<i64>,
     normalized: Vec<bool>,
     stale: bool,
+    rebuilt: u64,
 }
 
 impl Ranking {
@@ -252,6 +263,7 @@ impl Ranking {
             largest: vec![0; normalized.len()],
             normalized,
             stale: false,
+            rebuilt: 0,
         }
     }
 
@@ -322,6 +334,7 @@ impl Ranking {
             self.enter(at, framework.total(raw, &self.largest));
         }
         self.stale = false;
+        self.rebuilt += 1;
     }
 
     fn best_of(&self, random: &mut SmallRng, mut passes: impl FnMut(NodeIndex) -> bool) -> Option<NodeIndex> {
@@ -342,6 +355,7 @@ pub struct Tracking {
     terms: bool,
     /// One per row of [`Framework::cluster`] that concerns the class.
     pub rows: Vec<Row>,
+    standings: Standings,
 }
 
 pub struct Row {
@@ -360,6 +374,7 @@ impl Tracking {
             namespaces: snapshot.namespaces_generation(),
             owners: snapshot.owners().generation(&class.namespace),
             terms: !snapshot.with_terms().is_empty(),
+            standings: Standings::default(),
             rows: rows
                 .map(|row| Row {
                     name: row.name(),
@@ -425,6 +440,63 @@ impl Tracking {
             row.tracker.check(at).map_err(|refused| (row.name, refused))?;
         }
         Ok(())
+    }
+
+    /// The best of the nodes that fit and pass, these plugins' scores taken into account. It means something only if
+    /// the node plugins' totals do not depend on which nodes pass.
+    pub fn best(
+        &mut self,
+        memory: &Memory,
+        class: &Class,
+        asking: Option<&str>,
+        snapshot: &Snapshot,
+        random: &mut SmallRng,
+    ) -> Option<NodeIndex> {
+        let mut standings = std::mem::take(&mut self.standings);
+        standings.catch_up(&self.rows, memory, snapshot);
+        let best = self.best_of(&standings, memory, class, asking, snapshot, random);
+        self.standings = standings;
+        best
+    }
+
+    fn best_of(
+        &mut self,
+        standings: &Standings,
+        memory: &Memory,
+        class: &Class,
+        asking: Option<&str>,
+        snapshot: &Snapshot,
+        random: &mut SmallRng,
+    ) -> Option<NodeIndex> {
+        let (mut nodes, mut alike, mut totals) = (Vec::new(), Vec::new(), Vec::new());
+        let mut best: Vec<&[NodeIndex]> = Vec::new();
+        for group in standings.groups() {
+            if self.check(group.best[0]).is_ok() {
+                nodes.push(group.best[0]);
+                alike.push(group.size);
+                totals.push(group.total);
+                best.push(group.best);
+            }
+        }
+        for at in snapshot.with_nominations() {
+            if let Some(total) = memory.total(*at)
+                && self.check_nominated(class, *at, asking, snapshot).is_ok()
+            {
+                nodes.push(*at);
+                alike.push(1);
+                totals.push(total);
+                best.push(std::slice::from_ref(at));
+            }
+        }
+        for row in &mut self.rows {
+            row.tracker.score(&nodes, &alike, row.weight, &mut totals);
+        }
+        let most = totals.iter().max().copied()?;
+        let winners = || totals.iter().zip(&best).filter(|(total, _)| **total == most);
+        let among: usize = winners().map(|(_, best)| best.len()).sum();
+        winners()
+            .flat_map(|(_, best)| best.iter().copied())
+            .nth(random.random_range(0..among))
     }
 
     /// The answer if the node's account were `instead`.

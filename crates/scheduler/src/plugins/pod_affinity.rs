@@ -14,7 +14,7 @@ use crate::framework::{ClusterPlugin, Event, MAX_SCORE, Refused, Tracker};
 use crate::labels::Labels;
 use crate::pod::{AffinityTerm, Class, ClassId};
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
-use crate::topology::{KeyId, NOWHERE, ValueId};
+use crate::topology::{Domains, KeyId, NOWHERE, ValueId};
 
 const AFFINITY: Refused = Refused {
     reason: "node(s) didn't match pod affinity rules",
@@ -149,8 +149,8 @@ struct Affinity {
     /// Whether the class may go first where all want company of their own kind and nobody is there yet.
     may_be_first: bool,
     keys: Vec<KeyId>,
-    /// By key, then node: its domain.
-    domains: Vec<Vec<ValueId>>,
+    /// By key.
+    domains: Vec<Domains>,
     counts: [Counts; 4],
     parts: HashMap<NodeIndex, Vec<(Table, Key, ValueId, i64)>>,
     relations: HashMap<ClassId, Relation>,
@@ -194,9 +194,9 @@ impl Affinity {
             return Some(key);
         }
         self.keys.push(id);
-        let mut domains = vec![NOWHERE; snapshot.places()];
+        let mut domains = Domains::default();
         for (at, info) in snapshot.nodes() {
-            domains[at] = info.domain(id);
+            domains.set(at, info.domain(id));
         }
         self.domains.push(domains);
         Some(self.keys.len() - 1)
@@ -258,8 +258,7 @@ impl Affinity {
     }
 
     fn domain(&self, key: Key, at: NodeIndex) -> ValueId {
-        let domains = self.domains.get(key);
-        domains.and_then(|domains| domains.get(at)).copied().unwrap_or(NOWHERE)
+        self.domains.get(key).map_or(NOWHERE, |domains| domains.of(at))
     }
 }
 
@@ -269,10 +268,7 @@ impl Tracker for Affinity {
             self.counts[table as usize].add(key, domain, -amount);
         }
         for (key, domains) in self.keys.iter().zip(&mut self.domains) {
-            if domains.len() <= at {
-                domains.resize(at + 1, NOWHERE);
-            }
-            domains[at] = node.map_or(NOWHERE, |node| node.domain(*key));
+            domains.set(at, node.map_or(NOWHERE, |node| node.domain(*key)));
         }
         let Some(node) = node else { return };
         let own_terms = self.class.has_terms();
@@ -351,7 +347,27 @@ impl Tracker for Affinity {
         Ok(())
     }
 
-    fn score(&mut self, nodes: &[NodeIndex], weight: i64, totals: &mut [i64]) {
+    fn sign(&self, at: NodeIndex, signature: &mut Vec<i64>) {
+        for (key, domains) in self.domains.iter().enumerate() {
+            let domain = domains.of(at);
+            if !domains.are_own() {
+                signature.push(i64::from(domain));
+                continue;
+            }
+            let there = |table, bit: i64| i64::from(self.counts(table).get(key, domain) > 0) * bit;
+            signature.push(match domain {
+                NOWHERE => -1,
+                _ => there(Table::Wanted, 1) + there(Table::Shunned, 2) + there(Table::Barring, 4),
+            });
+            signature.push(self.counts(Table::Liked).get(key, domain));
+        }
+    }
+
+    fn turns(&self) -> u64 {
+        self.domains.iter().map(|domains| domains.turns() + 1).sum()
+    }
+
+    fn score(&mut self, nodes: &[NodeIndex], _: &[u32], weight: i64, totals: &mut [i64]) {
         let liked = self.counts(Table::Liked);
         if liked.nonzero == 0 {
             return;

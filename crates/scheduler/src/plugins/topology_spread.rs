@@ -19,7 +19,7 @@ use crate::owners::Selection;
 use crate::plugins::{node, taints};
 use crate::pod::{Class, ClassId};
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
-use crate::topology::{KeyId, NOWHERE, ValueId};
+use crate::topology::{Domains, KeyId, NOWHERE, ValueId};
 
 const SKEWED: Refused = Refused {
     reason: "node(s) didn't match pod topology spread constraints",
@@ -148,8 +148,7 @@ fn own_selection(given: &TopologySpreadConstraint, labels: &Labels) -> Selection
 /// The sums of one constraint.
 #[derive(Default)]
 struct Sums {
-    /// By node: its domain.
-    domains: Vec<ValueId>,
+    domains: Domains,
     /// By node: matching Pods on it, whether or not the node counts.
     here: Vec<i64>,
     /// By domain: matching Pods on the nodes that count.
@@ -188,9 +187,6 @@ impl Sums {
     fn pods(&self, domain: ValueId) -> i64 {
         self.pods.get(domain as usize).copied().unwrap_or(0)
     }
-    fn domain(&self, at: NodeIndex) -> ValueId {
-        self.domains.get(at).copied().unwrap_or(NOWHERE)
-    }
 }
 
 struct Spread {
@@ -214,21 +210,9 @@ const SELECTED: usize = 8192;
 impl Spread {
     fn new(class: &Arc<Class>, plugin: &PodTopologySpread, snapshot: &Snapshot) -> Self {
         let constraints = constraints(class, plugin, snapshot);
-        let mut sums: Vec<Sums> = Vec::new();
-        for constraint in &constraints {
-            let mut domains = vec![NOWHERE; snapshot.places()];
-            for (at, info) in snapshot.nodes() {
-                domains[at] = constraint.key.map_or(NOWHERE, |key| info.domain(key));
-            }
-            sums.push(Sums {
-                domains,
-                here: vec![0; snapshot.places()],
-                ..Sums::default()
-            });
-        }
         Spread {
             class: Arc::clone(class),
-            sums,
+            sums: constraints.iter().map(|_| Sums::default()).collect(),
             all_keys: !class.spread.is_empty() || !plugin.system,
             parts: HashMap::new(),
             selected: HashMap::new(),
@@ -266,7 +250,7 @@ impl Spread {
             .iter()
             .zip(&self.sums)
             .filter(|(constraint, _)| constraint.hard == hard);
-        of_kind.into_iter().all(|(_, sums)| sums.domain(at) != NOWHERE)
+        of_kind.into_iter().all(|(_, sums)| sums.domains.of(at) != NOWHERE)
     }
 }
 
@@ -278,12 +262,11 @@ impl Tracker for Spread {
             }
         }
         for (constraint, sums) in self.constraints.iter().zip(&mut self.sums) {
-            if sums.domains.len() <= at {
-                sums.domains.resize(at + 1, NOWHERE);
+            if sums.here.len() <= at {
                 sums.here.resize(at + 1, 0);
             }
             let domain = |node: &NodeInfo| constraint.key.map_or(NOWHERE, |key| node.domain(key));
-            sums.domains[at] = node.map_or(NOWHERE, domain);
+            sums.domains.set(at, node.map_or(NOWHERE, domain));
             sums.here[at] = 0;
         }
         let Some(node) = node else { return };
@@ -308,7 +291,7 @@ impl Tracker for Spread {
                 part.push(None);
                 continue;
             }
-            let (domain, pods) = (sums.domains[at], sums.here[at]);
+            let (domain, pods) = (sums.domains.of(at), sums.here[at]);
             sums.add(domain, pods, 1);
             part.push(Some((domain, pods)));
         }
@@ -332,7 +315,7 @@ impl Tracker for Spread {
             if !constraint.hard {
                 continue;
             }
-            let domain = sums.domain(at);
+            let domain = sums.domains.of(at);
             if domain == NOWHERE {
                 return Err(NO_LABEL);
             }
@@ -349,7 +332,22 @@ impl Tracker for Spread {
         Ok(())
     }
 
-    fn score(&mut self, nodes: &[NodeIndex], weight: i64, totals: &mut [i64]) {
+    fn sign(&self, at: NodeIndex, signature: &mut Vec<i64>) {
+        for (constraint, sums) in self.constraints.iter().zip(&self.sums) {
+            signature.push(match sums.domains.of(at) {
+                NOWHERE => i64::MIN,
+                _ if constraint.hostname && !constraint.hard => sums.here[at],
+                domain if sums.domains.are_own() => sums.pods(domain),
+                domain => i64::from(domain),
+            });
+        }
+    }
+
+    fn turns(&self) -> u64 {
+        self.sums.iter().map(|sums| sums.domains.turns()).sum()
+    }
+
+    fn score(&mut self, nodes: &[NodeIndex], alike: &[u32], weight: i64, totals: &mut [i64]) {
         if self.constraints.iter().all(|constraint| constraint.hard) {
             return;
         }
@@ -365,11 +363,13 @@ impl Tracker for Spread {
             }
             let seen = &mut self.seen[index];
             seen.resize(sums.pods.len().max(1), 0);
-            let mut size = 0;
-            for (&at, _) in nodes.iter().zip(&ranked).filter(|(_, ranked)| **ranked) {
-                let domain = sums.domain(at) as usize;
-                if constraint.hostname {
-                    size += 1;
+            let mut size = 0u32;
+            let each = nodes.iter().zip(alike).zip(&ranked);
+            for ((&at, &alike), _) in each.filter(|(_, ranked)| **ranked) {
+                let domain = sums.domains.of(at) as usize;
+                // Nodes that are alike are in one domain, or each in its own.
+                if constraint.hostname || (domain != NOWHERE as usize && sums.domains.are_own()) {
+                    size += alike;
                     continue;
                 }
                 if seen.len() <= domain {
@@ -381,9 +381,9 @@ impl Tracker for Spread {
                 }
             }
             // Topologies of few domains are not to be drowned by those of many.
-            let scale = ((size + 2) as f64).ln();
+            let scale = f64::from(size + 2).ln();
             for (raw, &at) in raw.iter_mut().zip(nodes) {
-                let domain = sums.domain(at);
+                let domain = sums.domains.of(at);
                 if domain == NOWHERE {
                     continue;
                 }
