@@ -456,6 +456,17 @@ impl Engine {
 
     /// When [`Engine::next`] should be asked again even if nothing happens.
     pub fn next_deadline(&self) -> Option<Instant> {
+        let deadlines = [self.next_try(), self.next_retelling()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// When [`Engine::next_telling`] has more to say even if nothing happens.
+    pub fn next_retelling(&self) -> Option<Instant> {
+        self.queue.next_telling()
+    }
+
+    /// When Pods are to be tried even if nothing happens.
+    pub fn next_try(&self) -> Option<Instant> {
         let deadlines = [
             self.delayed.deadline(),
             self.queue.next_deadline(),
@@ -467,7 +478,7 @@ impl Engine {
 
     /// The next thing to do; `None`: nothing until something changes (or [`Engine::next_deadline`]).
     pub fn next(&mut self, now: Instant) -> Option<Decision> {
-        self.next_binding(now).or_else(|| self.next_telling())
+        self.next_binding(now).or_else(|| self.next_telling(now))
     }
 
     /// The next Pod that has a place or can have one made. Parks every class that has none on the way.
@@ -601,8 +612,8 @@ impl Engine {
     }
 
     /// The next Pods to be told why they wait.
-    pub fn next_telling(&mut self) -> Option<Decision> {
-        let told = self.nominations.next_telling().or_else(|| self.queue.tell(TELL));
+    pub fn next_telling(&mut self, now: Instant) -> Option<Decision> {
+        let told = self.nominations.next_telling().or_else(|| self.queue.tell(TELL, now));
         told.map(|(message, pods)| Decision::Tell { message, pods })
     }
 

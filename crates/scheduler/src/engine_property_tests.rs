@@ -18,7 +18,8 @@ impl Chance {
     }
 
     fn node(&mut self, name: &str) -> Arc<Node> {
-        let mut labels = json!({"kubernetes.io/hostname": name});
+        let host = if self.of(8) { "twin" } else { name };
+        let mut labels = json!({"kubernetes.io/hostname": host});
         if !self.of(6) {
             labels["topology.kubernetes.io/zone"] = self.one(&["x", "y", "z"]).into();
         }
@@ -296,9 +297,7 @@ fn run(seed: u64, steps: usize, preemption: bool) {
                 engine.pod_changed(&bound);
                 world.pods.insert(pod.uid.to_string(), bound);
             }
-            let resting = engine
-                .next_deadline()
-                .filter(|due| *due < now + Duration::from_secs(30));
+            let resting = engine.next_try().filter(|due| *due < now + Duration::from_secs(30));
             let Some(due) = resting else { break };
             now = due;
             turns += 1;

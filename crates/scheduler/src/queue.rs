@@ -4,6 +4,12 @@
 //! but it was so in vain so often that it waits a little). Parking and waking a class costs the same whether it holds one
 //! Pod or thirty thousand, and a parked class is found by the plugins that refused it, so that an event which helps none
 //! of them costs it nothing. Within and between classes the order is priority, then arrival.
+//!
+//! What Pods are told: a reason by new plugins, at once; one that only counts differently ("0/4 nodes" for "0/3"), once the
+//! class has been parked with it for a while, and so many Pods a second among all classes ([`RETOLD`]). As upstream's, a
+//! reason is that of the last try: events that help no plugin of a class change the cluster under it, but do not have it
+//! looked at, and after [`LONGEST_PARKED`] it is tried, and its reason renewed, in any case. Upstream rewrites every Pod's
+//! condition with each try that counts differently; that is a write per waiting Pod, as often as the cluster changes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -52,6 +58,11 @@ impl Backoff {
 const FREE_TRIES: u32 = 2;
 /// A class parked for so long is tried once more, should an event have been judged wrongly.
 const LONGEST_PARKED: Duration = Duration::from_secs(300);
+/// A reason that counts differently is told when it has stood for so long.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How many Pods are told such a reason at a time, and the pause after each of them.
+const RETOLD: usize = 10;
+const PAUSE: Duration = Duration::from_millis(20);
 /// Where classes are listed that nobody refused: there was no node.
 pub const NOBODY: &str = "";
 
@@ -83,8 +94,15 @@ struct Queued {
     diagnosis: Option<Diagnosis>,
     /// Pods not yet told why they wait, or told something else.
     untold: BTreeSet<Order>,
-    /// The plugins they were last told of.
+    /// The plugins they were last told of, and in which words.
     told: Vec<&'static str>,
+    said: String,
+    /// Since when the reason is worded otherwise than said.
+    outdated: Option<Instant>,
+    /// When that is worth saying, as listed.
+    renewal: Option<Instant>,
+    /// Pods told, but in other words than what is said.
+    stale: BTreeSet<Order>,
     /// Tries in vain since one of its Pods last found a node, and the last of them.
     vain: u32,
     tried: Option<Instant>,
@@ -119,6 +137,11 @@ pub struct Queue {
     place: HashMap<Arc<str>, (ClassId, Order)>,
     /// Parked classes with Pods that wait for an explanation.
     to_tell: BTreeSet<ClassId>,
+    /// Classes whose reason is worded otherwise than said, by when that is worth saying.
+    renewals: BTreeSet<(Instant, ClassId)>,
+    /// Parked classes with stale Pods, and until when none is told.
+    stale: BTreeSet<ClassId>,
+    pause: Option<Instant>,
     arrivals: u64,
     backoff: Backoff,
 }
@@ -189,6 +212,10 @@ impl Queue {
             diagnosis: None,
             untold: BTreeSet::new(),
             told: Vec::new(),
+            said: String::new(),
+            outdated: None,
+            renewal: None,
+            stale: BTreeSet::new(),
             vain: 0,
             tried: None,
         });
@@ -223,6 +250,10 @@ impl Queue {
         if queued.untold.is_empty() {
             self.to_tell.remove(&class);
         }
+        queued.stale.remove(&order);
+        if queued.stale.is_empty() {
+            self.stale.remove(&class);
+        }
         if queued.state == State::Active && was_first {
             self.active.remove(&(order, class));
             if let Some(next) = queued.first() {
@@ -230,6 +261,9 @@ impl Queue {
             }
         }
         if queued.pods.is_empty() {
+            if let Some(due) = queued.renewal {
+                self.renewals.remove(&(due, class));
+            }
             self.leave(class);
             self.classes.remove(&class);
         }
@@ -320,7 +354,7 @@ impl Queue {
         }
     }
 
-    /// Sets a class aside. Its Pods are told again only if other plugins refuse than last time.
+    /// Sets a class aside. Its Pods are told again at once only if other plugins refuse than last time.
     /// How many Pods it has.
     pub fn park(&mut self, class: ClassId, diagnosis: Diagnosis, now: Instant) -> usize {
         // Under its old diagnosis it is listed elsewhere.
@@ -335,9 +369,27 @@ impl Queue {
         if queued.told != diagnosis.plugins {
             queued.untold = queued.pods.keys().copied().collect();
             queued.told.clone_from(&diagnosis.plugins);
+            queued.said.clone_from(&diagnosis.message);
+            queued.stale.clear();
+            self.stale.remove(&class);
         }
         if !queued.untold.is_empty() {
             self.to_tell.insert(class);
+        }
+        if !queued.stale.is_empty() {
+            self.stale.insert(class);
+        }
+        queued.outdated = match queued.said == diagnosis.message {
+            true => None,
+            false => Some(queued.outdated.unwrap_or(now)),
+        };
+        let due = queued.outdated.map(|since| (now + SETTLED).min(since + LONGEST_PARKED));
+        if queued.renewal != due {
+            if let Some(before) = queued.renewal {
+                self.renewals.remove(&(before, class));
+            }
+            queued.renewal = due;
+            self.renewals.extend(due.map(|due| (due, class)));
         }
         queued.diagnosis = Some(diagnosis);
         self.enter(class, State::Parked(now));
@@ -435,6 +487,13 @@ impl Queue {
         }
     }
 
+    /// When [`Queue::tell`] has more to say though nothing happened.
+    pub fn next_telling(&self) -> Option<Instant> {
+        let stale = self.pause.filter(|_| !self.stale.is_empty());
+        let renewal = self.renewals.first().map(|(at, _)| *at);
+        stale.into_iter().chain(renewal).min()
+    }
+
     /// When [`Queue::advance`] has something to do next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let rested = self.resting.first().map(|(until, _)| *until);
@@ -442,8 +501,71 @@ impl Queue {
         rested.into_iter().chain(parked).min()
     }
 
-    /// At most `limit` Pods of one parked class that were not yet told why they wait, with the explanation.
-    pub fn tell(&mut self, limit: usize) -> Option<(String, Vec<PodInfo>)> {
+    /// At most `limit` Pods of one parked class that were not yet told why they wait, or not as it is now, with the
+    /// explanation.
+    pub fn tell(&mut self, limit: usize, now: Instant) -> Option<(String, Vec<PodInfo>)> {
+        self.tell_new(limit).or_else(|| self.retell(now))
+    }
+
+    fn retell(&mut self, now: Instant) -> Option<(String, Vec<PodInfo>)> {
+        while let Some(&(due, class)) = self.renewals.first()
+            && due <= now
+        {
+            self.renewals.pop_first();
+            let Some(queued) = self.classes.get_mut(&class) else {
+                continue;
+            };
+            queued.renewal = None;
+            let (State::Parked(_), Some(diagnosis)) = (queued.state, &queued.diagnosis) else {
+                // Awake again: the next try says whether it is still outdated.
+                continue;
+            };
+            if !queued.stale.is_empty() {
+                // Each Pod has its turn before any has it again; the others hear it as it is now.
+                let due = now + SETTLED;
+                queued.renewal = Some(due);
+                self.renewals.insert((due, class));
+                continue;
+            }
+            queued.outdated = None;
+            queued.said.clone_from(&diagnosis.message);
+            let told = queued.pods.keys().filter(|order| !queued.untold.contains(order));
+            queued.stale = told.copied().collect();
+            if !queued.stale.is_empty() {
+                self.stale.insert(class);
+            }
+        }
+        if self.pause.is_some_and(|pause| pause > now) {
+            return None;
+        }
+        while let Some(&class) = self.stale.first() {
+            let queued = self.classes.get_mut(&class).filter(|queued| queued.is_parked());
+            let Some((queued, message)) = queued.and_then(|queued| {
+                let message = queued.diagnosis.as_ref()?.message.clone();
+                Some((queued, message))
+            }) else {
+                // Parking puts it back.
+                self.stale.remove(&class);
+                continue;
+            };
+            let mut pods = Vec::new();
+            while pods.len() < RETOLD
+                && let Some(order) = queued.stale.pop_first()
+            {
+                pods.extend(queued.pods.get(&order).cloned());
+            }
+            if queued.stale.is_empty() {
+                self.stale.remove(&class);
+            }
+            if !pods.is_empty() {
+                self.pause = Some(now + PAUSE * u32::try_from(pods.len()).unwrap_or(u32::MAX));
+                return Some((message, pods));
+            }
+        }
+        None
+    }
+
+    fn tell_new(&mut self, limit: usize) -> Option<(String, Vec<PodInfo>)> {
         loop {
             let class = *self.to_tell.first()?;
             let Some(queued) = self.classes.get_mut(&class) else {
@@ -515,19 +637,82 @@ mod tests {
         let class = queue.first().unwrap().class.id;
         queue.park(class, diagnosis("Fit"), Instant::now());
         assert!(queue.first().is_none());
-        assert_eq!(queue.tell(2).unwrap().1.len(), 2);
-        assert_eq!(queue.tell(2).unwrap().1.len(), 1);
-        assert!(queue.tell(2).is_none());
+        assert_eq!(queue.tell(2, Instant::now()).unwrap().1.len(), 2);
+        assert_eq!(queue.tell(2, Instant::now()).unwrap().1.len(), 1);
+        assert!(queue.tell(2, Instant::now()).is_none());
         queue.add(pod_info("p4", spec(0, "1")));
         assert!(queue.first().is_none(), "joins the parked class");
-        assert_eq!(&*queue.tell(9).unwrap().1[0].name, "p4");
+        assert_eq!(&*queue.tell(9, Instant::now()).unwrap().1[0].name, "p4");
         queue.wake(class, true);
         assert_eq!(take(&mut queue), "p1");
         queue.park(class, diagnosis("Fit"), Instant::now());
-        assert!(queue.tell(9).is_none(), "nothing new to say");
+        assert!(queue.tell(9, Instant::now()).is_none(), "nothing new to say");
         queue.wake(class, true);
         queue.park(class, diagnosis("Taints"), Instant::now());
-        assert_eq!(queue.tell(9).unwrap().1.len(), 3);
+        assert_eq!(queue.tell(9, Instant::now()).unwrap().1.len(), 3);
+    }
+
+    #[test]
+    fn a_reason_that_counts_differently_is_renewed_when_it_stood_for_a_while() {
+        let mut queue = Queue::default();
+        let start = Instant::now();
+        for index in 0..25 {
+            queue.add(pod_info(&format!("p{index}"), spec(0, "1")));
+        }
+        let class = queue.first().unwrap().class.id;
+        let park = |queue: &mut Queue, nodes: u32, now| {
+            let message = format!("0/{nodes} nodes are available");
+            let plugins = vec!["Fit"];
+            queue.park(class, Diagnosis { message, plugins }, now);
+        };
+        park(&mut queue, 3, start);
+        assert_eq!(queue.tell(99, start).unwrap().1.len(), 25);
+        // It changes again and again, and back: there is nothing to say.
+        for (after, nodes) in [(1, 4), (2, 5), (3, 3)] {
+            park(&mut queue, nodes, start + Duration::from_secs(after));
+            assert!(queue.tell(99, start + Duration::from_secs(after + 1)).is_none());
+        }
+        assert_eq!(queue.next_telling(), None);
+        let changed = start + Duration::from_secs(20);
+        park(&mut queue, 4, changed);
+        let mut now = queue.next_telling().unwrap();
+        assert_eq!(now, changed + SETTLED);
+        let mut told = Vec::new();
+        while let Some((message, pods)) = queue.tell(99, now) {
+            assert_eq!(message, "0/4 nodes are available");
+            assert!(queue.tell(99, now).is_none(), "not faster than is said");
+            told.push(pods.len());
+            let Some(next) = queue.next_telling() else { break };
+            assert_eq!(next - now, PAUSE * pods.len() as u32);
+            now = next;
+        }
+        assert_eq!(told, [10, 10, 5]);
+        // Where it never stands for long it is said in the end; who was not told yet hears it at once.
+        queue.add(pod_info("new", spec(0, "1")));
+        let mut renewed = None;
+        for second in (0..400).step_by(5) {
+            let now = changed + Duration::from_secs(60 + second);
+            park(&mut queue, 10 + u32::try_from(second).unwrap(), now);
+            if let Some((_, pods)) = queue.tell(99, now) {
+                if second == 0 {
+                    assert_eq!(pods.len(), 1);
+                } else {
+                    renewed = renewed.or(Some(second));
+                }
+            }
+        }
+        assert_eq!(renewed, Some(300));
+        // Other plugins: at once, all.
+        queue.park(class, diagnosis("Taints"), now + Duration::from_secs(900));
+        assert_eq!(queue.tell(99, now).unwrap().1.len(), 26);
+        let uids: Vec<String> = (0..25).map(|index| format!("p{index}")).chain(["new".into()]).collect();
+        park(&mut queue, 1, now);
+        queue.tell(99, now);
+        park(&mut queue, 2, now);
+        for uid in &uids {
+            queue.remove(uid);
+        }
+        assert_eq!((queue.next_telling(), queue.next_deadline()), (None, None));
     }
 
     #[test]
@@ -539,7 +724,7 @@ mod tests {
         queue.add(pod_info("p1", spec(0, "2")));
         assert_eq!(queue.len(), 1);
         assert_eq!(&*queue.first().unwrap().name, "p1");
-        assert!(queue.tell(9).is_none());
+        assert!(queue.tell(9, Instant::now()).is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! One task owns everything. Informer handlers only change the engine and ring a bell; the task then takes decisions
 //! until its bounded sets of bindings and explanations in flight are full. Nothing here repeats on a timer: the only
-//! deadlines are those of Pods that rest after a failure, and of classes that wait for very long.
+//! deadlines are those of Pods that rest after a failure, of classes that wait for very long, and of reasons to be renewed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -175,7 +175,7 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
         }
         while explanations.len() < config.explanations_in_flight {
             if to_explain.is_empty() {
-                let Some(Decision::Tell { message, pods }) = shared.engine().next_telling() else {
+                let Some(Decision::Tell { message, pods }) = shared.engine().next_telling(Instant::now()) else {
                     break;
                 };
                 let why = Why {
@@ -192,7 +192,17 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
                 explanations.push(Box::pin(hands.tell(pod, why)));
             }
         }
-        let deadline = shared.engine().next_deadline();
+        // Nobody is woken for what there is no hand free to do.
+        let (binds, tells) = (
+            bindings.len() + preemptions.len() < config.bindings_in_flight,
+            explanations.len() < config.explanations_in_flight,
+        );
+        let deadline = {
+            let engine = shared.engine();
+            let tries = binds.then(|| engine.next_try()).flatten();
+            let retells = tells.then(|| engine.next_retelling()).flatten();
+            tries.into_iter().chain(retells).min()
+        };
         tokio::select! {
             () = drain.started() => break,
             () = shared.bell.notified() => {}
