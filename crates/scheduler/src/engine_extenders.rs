@@ -73,6 +73,18 @@ struct Asked {
     pod: PodInfo,
     /// Its status says where room was being made for it.
     nominated: bool,
+    /// A disruption budget protects some who would have to leave for it.
+    protected: bool,
+}
+
+/// What extenders refused a Pod.
+#[derive(Clone, Copy, PartialEq)]
+enum Refusing {
+    Nodes,
+    /// Room, where making it would send away Pods that a disruption budget protects.
+    ProtectedVictims,
+    /// They could not say.
+    Unknown,
 }
 
 /// A Pod that extenders refused.
@@ -81,6 +93,8 @@ struct RefusedPod {
     /// Not before this is it worth trying again.
     ready: Instant,
     deadline: Instant,
+    /// What is refused may be to send away whom a disruption budget protects.
+    protected: bool,
 }
 
 #[derive(Default)]
@@ -208,12 +222,26 @@ impl Extending {
 
     /// Something happened: refused Pods try again as soon as they may.
     pub(super) fn something_happened(&mut self) {
-        for uid in self.asleep.drain(..) {
-            if let Some(refused) = self.refused.get_mut(&uid) {
-                self.deadlines.remove(&(refused.deadline, Arc::clone(&uid)));
-                refused.deadline = refused.ready;
-                self.deadlines.insert((refused.deadline, uid));
-            }
+        for uid in std::mem::take(&mut self.asleep) {
+            self.bring_forward(uid);
+        }
+    }
+
+    /// Disruption budgets changed: Pods refused where victims were protected try again as soon as they may.
+    pub(super) fn budgets_changed(&mut self) {
+        let refused = &self.refused;
+        let protected = |uid: &mut Arc<str>| refused.get(uid).is_some_and(|refused| refused.protected);
+        let protected: Vec<Arc<str>> = self.asleep.extract_if(.., protected).collect();
+        for uid in protected {
+            self.bring_forward(uid);
+        }
+    }
+
+    fn bring_forward(&mut self, uid: Arc<str>) {
+        if let Some(refused) = self.refused.get_mut(&uid) {
+            self.deadlines.remove(&(refused.deadline, Arc::clone(&uid)));
+            refused.deadline = refused.ready;
+            self.deadlines.insert((refused.deadline, uid));
         }
     }
 }
@@ -254,6 +282,7 @@ impl Engine {
         let asked = Asked {
             pod: pod.clone(),
             nominated,
+            protected: false,
         };
         self.extending.asked.insert(Arc::clone(&pod.uid), asked);
         let nodes = nodes.iter().filter_map(|at| self.snapshot.node(*at)?.node.clone());
@@ -265,7 +294,7 @@ impl Engine {
 
     /// The extenders answered; an error is that of one that may not be passed over.
     pub fn consulted(&mut self, uid: &str, answer: Result<Opinions, String>, now: Instant) -> Followed {
-        let Some(Asked { pod, nominated }) = self.extending.asked.remove(uid) else {
+        let Some(Asked { pod, nominated, .. }) = self.extending.asked.remove(uid) else {
             return Followed::Nothing;
         };
         let booked = self.snapshot.remove_pod(uid).map(|(at, _)| at);
@@ -304,20 +333,21 @@ impl Engine {
             Ok(Err(refused)) => {
                 let message = refused.diagnosis.message.clone();
                 match self.remedy(&pod, &refused) {
-                    Remedy::None(why) => self.refuse(pod, with_remedy(message, why), false, now),
+                    Remedy::None(why) => self.refuse(pod, with_remedy(message, why), Refusing::Nodes, now),
                     remedy => {
                         let decision = self.carry_out(pod, remedy, message);
                         decision.map_or(Followed::Nothing, Followed::Decision)
                     }
                 }
             }
-            Err(error) => self.refuse(pod, error, true, now),
+            Err(error) => self.refuse(pod, error, Refusing::Unknown, now),
         }
     }
 
     /// Sets a Pod aside that extenders refused. It tries again when something happens, but not too often; where nobody
     /// could say whether it fits, without anything happening.
-    fn refuse(&mut self, pod: PodInfo, message: String, failed: bool, now: Instant) -> Followed {
+    fn refuse(&mut self, pod: PodInfo, message: String, refusing: Refusing, now: Instant) -> Followed {
+        let failed = refusing == Refusing::Unknown;
         if failed {
             self.counting.failed(&pod);
         }
@@ -328,6 +358,7 @@ impl Engine {
             pod: pod.clone(),
             ready,
             deadline: if failed { ready } else { now + LEFTOVER },
+            protected: refusing == Refusing::ProtectedVictims,
         });
         if extending.told.get(&uid) == Some(&message) {
             return Followed::Nothing;
@@ -347,6 +378,7 @@ impl Engine {
         let asked = Asked {
             pod: pod.clone(),
             nominated: false,
+            protected: candidates.values().any(|victims| victims.violations > 0),
         };
         self.extending.asked.insert(Arc::clone(&pod.uid), asked);
         Decision::ConsultVictims {
@@ -374,6 +406,10 @@ impl Engine {
             return Followed::Nothing;
         };
         let pod = asked.pod;
+        let refusing = match asked.protected {
+            true => Refusing::ProtectedVictims,
+            false => Refusing::Nodes,
+        };
         let why = match answer {
             Err(error) => error,
             Ok(candidates) => match candidates.into_iter().min_by_key(|(_, victims)| victims.cost()) {
@@ -390,7 +426,7 @@ impl Engine {
                 }
             },
         };
-        self.refuse(pod, with_remedy(message, Some(why)), false, now)
+        self.refuse(pod, with_remedy(message, Some(why)), refusing, now)
     }
 }
 

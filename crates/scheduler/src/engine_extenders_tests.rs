@@ -223,3 +223,45 @@ fn extenders_have_a_say_in_who_has_to_leave() {
         "{said}"
     );
 }
+
+#[test]
+fn who_was_refused_protected_victims_tries_again_when_budgets_change() {
+    let mut engine = cluster(16, &["n1"]);
+    let mut now = Instant::now();
+    let budget = |allowed: i32| {
+        let object = json!({
+            "metadata": {"name": "b", "namespace": "default"},
+            "spec": {"selector": {"matchLabels": {"app": "low"}}},
+            "status": {"disruptionsAllowed": allowed, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1},
+        });
+        serde_json::from_value(object).unwrap()
+    };
+    let mut spec = asks("4", 1, 0);
+    spec["nodeName"] = "n1".into();
+    let mut low = pod("low", spec);
+    low.metadata.labels = Some([("app".to_owned(), "low".to_owned())].into());
+    engine.pod_changed(&low);
+    let mut refuse = |engine: &mut Engine| {
+        now += Duration::from_secs(30);
+        assert_eq!(show(engine.next(now).unwrap()), "high for whom? 1");
+        engine.victims_consulted("high", Ok(BTreeMap::new()), "no".into(), now);
+        engine.next_deadline().unwrap() - now
+    };
+    // Nobody protects the victim: budgets are not why.
+    engine.pod_changed(&pod("high", asks("1", 1, 10)));
+    assert_eq!(refuse(&mut engine), LEFTOVER);
+    let resting = engine.next_deadline();
+    engine.budget_changed(&budget(0));
+    assert_eq!(engine.next_deadline(), resting);
+    engine.pod_gone("nobody");
+    engine.node_changed(node("n2", json!({"cpu": "1", "pods": "0"})));
+    assert_eq!(refuse(&mut engine), LEFTOVER);
+    let resting = engine.next_deadline();
+    engine.budget_changed(&budget(0));
+    assert_eq!(engine.next_deadline(), resting, "nothing changed");
+    engine.budget_changed(&budget(1));
+    assert!(engine.next_deadline() < resting);
+    assert_eq!(refuse(&mut engine), LEFTOVER);
+    engine.budget_gone("default", "b");
+    assert!(engine.next_deadline() > resting, "no budget protects anyone");
+}

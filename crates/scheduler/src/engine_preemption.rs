@@ -219,11 +219,16 @@ pub(super) enum Remedy {
 
 impl Engine {
     pub fn budget_changed(&mut self, budget: &k8s_openapi::api::policy::v1::PodDisruptionBudget) {
+        let before = self.budgets.generation;
         self.budgets.set(budget);
+        if self.budgets.generation != before {
+            self.extending.budgets_changed();
+        }
     }
 
     pub fn budget_gone(&mut self, namespace: &str, name: &str) {
         self.budgets.remove(namespace, name);
+        self.extending.budgets_changed();
     }
 
     /// The victims could not be sent away: the Pod tries again after a while.

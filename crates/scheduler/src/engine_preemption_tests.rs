@@ -349,3 +349,25 @@ fn the_end_of_a_nomination_is_written_until_it_is() {
     let later = engine.next_deadline().unwrap();
     assert!(matches!(engine.next(later), Some(Decision::Unnominate { pod }) if &*pod.name == "p"));
 }
+
+#[test]
+fn budgets_hold_no_preemption_back_and_wake_nobody() {
+    let mut engine = engine(&["n1"], "4");
+    let budget = |allowed: i32| {
+        let object = json!({
+            "metadata": {"name": "a", "namespace": "default"},
+            "spec": {"selector": {"matchLabels": {"app": "a"}}},
+            "status": {"disruptionsAllowed": allowed, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1},
+        });
+        serde_json::from_value(object).unwrap()
+    };
+    engine.pod_changed(&running("a", "n1", 0, "4", 0));
+    engine.budget_changed(&budget(0));
+    engine.pod_changed(&waiting("equal", spec(0, "2")));
+    settle(&mut engine);
+    engine.budget_changed(&budget(1));
+    assert_eq!(settle(&mut engine), [""; 0], "the equal waits on");
+    engine.budget_changed(&budget(0));
+    engine.pod_changed(&waiting("high", spec(100, "2")));
+    assert_eq!(settle(&mut engine), ["high⇒n1 without a"]);
+}

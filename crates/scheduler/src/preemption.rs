@@ -4,6 +4,12 @@
 //! disruption budgets protect first and from the most important on, each that can stay does. Everything here is a dry
 //! run: the snapshot is as it was afterwards. What was found for a node holds for all equal Pods until the node or the
 //! budgets change.
+//!
+//! A budget holds no preemption back: it makes a node the last choice, and a protected Pod leaves all the same if no other
+//! would do (upstream's rule). A change of budgets can therefore help no Pod that waits, and wakes none, here as there.
+//! Only extenders that have a say in preemption may refuse for a budget's sake; the Pods they refused when a victim was
+//! protected try again when budgets change ([`crate::engine::Engine::budget_changed`]), where upstream's wait for another
+//! event.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
