@@ -23,15 +23,16 @@ use rand::{Rng, SeedableRng};
 
 use crate::classes::Classes;
 use crate::extender::PLUGIN;
-use crate::framework::{BindingPlugin, Event, Framework, Refusal, Verdict};
+use crate::framework::{BindingPlugin, Event, Framework, Refusal};
 use crate::labels::Labels;
-use crate::memory::{Memory, Tracking, judge};
+use crate::memory::{Memory, Tracking, refusal};
 use crate::owners::OwnerKind;
 use crate::pod::{Class, ClassId, PodInfo, is_finished, scheduler_of};
 use crate::preemption::{Budgets, Candidates, Outcome, Trial, Victims};
 use crate::queue::{Backoff, Diagnosis, Order, Queue};
 use crate::resources::pod_requests;
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
+use crate::watch::{Point, Status, Watch};
 
 #[path = "engine_preemption.rs"]
 mod preempting;
@@ -426,9 +427,12 @@ impl Engine {
         };
         if let Some(framework) = self.profiles.get(&pod.class.scheduler) {
             let node = self.snapshot.name(at);
+            let began = Instant::now();
             for plugin in &framework.binding {
                 plugin.unreserve(&pod, node);
             }
+            let metrics = &self.counting.metrics;
+            metrics.point(&pod.class.scheduler, Point::Unreserve, Status::Success, began.elapsed());
         }
         let class = Arc::clone(&pod.class);
         self.counting.failed(&pod);
@@ -524,16 +528,14 @@ impl Engine {
                             pod
                         }
                     };
-                    let began = Instant::now();
                     let chosen = self.look(&pod, &mut noted);
-                    self.looked(&pod, began, chosen.is_ok());
                     (pod, chosen)
                 }
             };
             let decision = match chosen {
                 Ok(at) if !noted.is_empty() => self.consult(pod, at, &noted),
                 Ok(at) => self.book(pod, at, now),
-                Err(refused) => match self.remedy(&pod, &refused) {
+                Err(refused) => match self.timed_remedy(&pod, &refused) {
                     Remedy::None(why) => {
                         let (class, mut diagnosis) = (pod.class.id, refused.diagnosis);
                         diagnosis.message = with_remedy(diagnosis.message, why);
@@ -557,17 +559,25 @@ impl Engine {
 
     /// Looks for a node; where extenders are to be asked, notes all that would do.
     fn look(&mut self, pod: &PodInfo, noted: &mut Vec<NodeIndex>) -> Result<NodeIndex, Refused> {
-        match self.extending.want(&pod.class) {
-            true => self.choose(pod, Gate::Note(noted)),
-            false => self.choose(pod, Gate::Open),
-        }
+        let gate = match self.extending.want(&pod.class) {
+            true => Gate::Note(noted),
+            false => Gate::Open,
+        };
+        let began = Instant::now();
+        let mut watch = Watch::start(self.counting.sample());
+        let chosen = self.choose(pod, gate, &mut watch);
+        self.looked(pod, began, chosen.is_ok(), watch);
+        chosen
     }
 
     /// Books a Pod where it is to be bound; `None` if a plugin could not take there what it needs.
     fn book(&mut self, pod: PodInfo, at: NodeIndex, now: Instant) -> Option<Decision> {
         self.queue.placed(&pod.uid);
         let node = self.snapshot.node(at).map(|info| Arc::clone(&info.name))?;
-        if let Err((plugin, refusal)) = self.reserve(&pod, &node) {
+        let began = Instant::now();
+        let reserved = self.reserve(&pod, &node);
+        self.counting.reserved(&pod, reserved.is_ok(), began.elapsed());
+        if let Err((plugin, refusal)) = reserved {
             let diagnosis = Diagnosis {
                 message: format!(
                     "0/{} nodes are available: {}.",
@@ -618,7 +628,7 @@ impl Engine {
     }
 
     /// The best node for a Pod, or why there is none.
-    fn choose(&mut self, pod: &PodInfo, mut gate: Gate<'_>) -> Result<NodeIndex, Refused> {
+    fn choose(&mut self, pod: &PodInfo, mut gate: Gate<'_>, watch: &mut Watch) -> Result<NodeIndex, Refused> {
         let class = &pod.class;
         let Engine {
             profiles,
@@ -639,19 +649,22 @@ impl Engine {
             return Err(everywhere(message, Vec::new()));
         };
         for row in &framework.pre_filters {
-            if let Err(refusal) = (row.check)(class) {
+            if let Err(refusal) = watch.part(row.name, Point::PreFilter, || (row.check)(class)) {
+                watch.refused();
+                watch.lap(Point::PreFilter);
                 let reasons = refusal.reasons.join(", ");
                 let message = format!("0/{} nodes are available: {reasons}.", snapshot.count());
                 return Err(everywhere(message, vec![row.name]));
             }
         }
-        let memory = remembered(memories, framework, class, snapshot);
-        let tracking = tracked(trackings, framework, class, snapshot);
+        let tracking = tracked(trackings, framework, class, snapshot, watch);
+        watch.lap(Point::PreFilter);
+        let memory = remembered(memories, framework, class, snapshot, watch);
         let own = nominations.get(&pod.uid).and_then(|own| snapshot.find(&own.node));
         let own_fits = own
             .and_then(|at| Some((at, snapshot.node(at)?)))
             .is_some_and(|(at, info)| {
-                judge(framework, class, info, Some(&pod.uid)).is_fit()
+                refusal(framework, class, info, Some(&pod.uid)).is_none()
                     && tracking.check_nominated(class, at, Some(&pod.uid), snapshot).is_ok()
             });
         if let Some(at) = own
@@ -659,25 +672,35 @@ impl Engine {
         {
             // Room was made for it there.
             gate.note(&[at]);
+            watch.lap(Point::Filter);
             return Ok(at);
         }
         let mut refused: BTreeMap<String, usize> = BTreeMap::new();
         let mut refusing: BTreeSet<&'static str> = BTreeSet::new();
         if gate.is_open() && tracking.is_idle() && !tracking.concerned_by_nominated(class, snapshot) {
-            if let Some(at) = memory.best(framework, random) {
+            watch.lap(Point::Filter);
+            let best = memory.best(framework, random);
+            watch.lap(Point::Score);
+            if let Some(at) = best {
                 return Ok(at);
             }
         } else {
+            watch.lap(Point::Filter);
             memory.rank(framework);
+            watch.lap(Point::Score);
             // Whether totals are those of the nodes that pass.
             let settled =
                 memory.is_flat() || (!tracking.may_refuse() && !tracking.concerned_by_nominated(class, snapshot));
             if gate.is_open() && settled {
                 let best = if tracking.ranks() {
-                    tracking.best(memory, class, Some(&pod.uid), snapshot, random)
+                    let best = tracking.best(memory, class, Some(&pod.uid), snapshot, random, watch);
+                    watch.lap(Point::Score);
+                    best
                 } else {
                     let passes = |at| tracking.check_nominated(class, at, Some(&pod.uid), snapshot).is_ok();
-                    memory.best_of(framework, random, passes)
+                    let best = memory.best_of(framework, random, passes);
+                    watch.lap(Point::Filter);
+                    best
                 };
                 if let Some(at) = best {
                     return Ok(at);
@@ -709,19 +732,20 @@ impl Engine {
                     }
                 }
             }
+            watch.lap(Point::Filter);
             if !nodes.is_empty() {
                 let totals = || nodes.iter().map(|at| memory.total(*at)).collect();
                 let totals: Option<Vec<i64>> = settled.then(totals).flatten();
                 let mut totals = totals.unwrap_or_else(|| framework.totals(raw.iter().copied()));
                 let alone = vec![1; nodes.len()];
-                for row in &mut tracking.rows {
-                    row.tracker.score(&nodes, &alone, row.weight, &mut totals);
-                }
+                tracking.score(&nodes, &alone, &mut totals, watch);
                 for (at, total) in nodes.iter().zip(&mut totals) {
                     *total = total.saturating_add(gate.extra(snapshot.name(*at)));
                 }
                 gate.note(&nodes);
-                return Ok(nodes[pick(&totals, random)]);
+                let best = nodes[pick(&totals, random)];
+                watch.lap(Point::Score);
+                return Ok(best);
             }
         }
         for (filter, refusal, nodes) in memory.refusals() {
@@ -746,6 +770,7 @@ fn remembered<'a>(
     framework: &Framework,
     class: &Arc<Class>,
     snapshot: &Snapshot,
+    watch: &mut Watch,
 ) -> &'a mut Memory {
     let uses = memories.uses;
     if memories.get(class.shape).is_none() {
@@ -755,7 +780,7 @@ fn remembered<'a>(
         .values
         .entry(class.shape)
         .or_insert_with(|| (0, Memory::new(Arc::clone(class), framework, uses)));
-    memory.catch_up(framework, snapshot);
+    memory.catch_up(framework, snapshot, watch);
     memory
 }
 
@@ -765,17 +790,19 @@ fn tracked<'a>(
     framework: &Framework,
     class: &Arc<Class>,
     snapshot: &Snapshot,
+    watch: &mut Watch,
 ) -> &'a mut Tracking {
     let fresh = trackings
         .get(class.id)
-        .is_some_and(|tracking| tracking.catch_up(class, snapshot));
+        .is_some_and(|tracking| tracking.catch_up(class, snapshot, watch));
     if !fresh {
-        trackings.put(class.id, Tracking::new(framework, class, snapshot));
+        trackings.put(class.id, Tracking::new(framework, class, snapshot, watch));
     }
     let (_, tracking) = trackings
         .values
         .entry(class.id)
-        .or_insert_with(|| (0, Tracking::new(framework, class, snapshot)));
+        .or_insert_with(|| (0, Tracking::new(framework, class, snapshot, watch)));
+    watch.note_rows(&tracking.rows);
     tracking
 }
 

@@ -304,7 +304,7 @@ impl Engine {
                 opinions: &opinions,
                 unasked: Cell::new(false),
             };
-            let chosen = self.choose(&pod, Gate::Known(&known));
+            let chosen = self.choose(&pod, Gate::Known(&known), &mut Watch::start(false));
             unasked = known.unasked.get();
             chosen
         });
@@ -332,7 +332,7 @@ impl Engine {
             }
             Ok(Err(refused)) => {
                 let message = refused.diagnosis.message.clone();
-                match self.remedy(&pod, &refused) {
+                match self.timed_remedy(&pod, &refused) {
                     Remedy::None(why) => self.refuse(pod, with_remedy(message, why), Refusing::Nodes, now),
                     remedy => {
                         let decision = self.carry_out(pod, remedy, message);

@@ -1,8 +1,11 @@
 //! What the engine counts of its own work, for [`crate::metrics`].
 
+use std::time::Duration;
+
 use super::*;
-use crate::metrics::{Gauges, Metrics};
+use crate::metrics::{Gauges, Metrics, Plugins};
 use crate::queue::Waiting;
+use crate::watch::Part;
 
 /// What is known of a Pod's way to its node.
 struct Way {
@@ -16,7 +19,13 @@ pub(super) struct Counting {
     pub(super) metrics: Metrics,
     ways: HashMap<Arc<str>, Way>,
     gated: HashSet<Arc<str>>,
+    looks: u64,
+    /// Whether plugins of this decision are timed.
+    sampled: bool,
 }
+
+/// One decision in so many has its plugins timed.
+const SAMPLED: u64 = 10;
 
 impl Counting {
     /// A Pod came that needs a node.
@@ -47,6 +56,41 @@ impl Counting {
         {
             let (came, tried) = (way.came.elapsed(), way.tried.elapsed());
             self.metrics.scheduled(profile, came, tried, way.attempts.max(1));
+        }
+    }
+
+    /// A decision begins: whether its plugins are to be timed.
+    pub(super) fn sample(&mut self) -> bool {
+        self.sampled = self.looks % SAMPLED == 0;
+        self.looks += 1;
+        self.sampled
+    }
+
+    /// Plugins took what the Pod needs on its node, or could not.
+    pub(super) fn reserved(&self, pod: &PodInfo, taken: bool, took: Duration) {
+        self.metrics.reserved(&pod.class.scheduler, taken, took);
+        if self.sampled && !pod.class.volumes.is_empty() {
+            self.metrics.parts(&[Part {
+                plugin: "VolumeBinding",
+                point: Point::Reserve,
+                status: if taken { Status::Success } else { Status::Unschedulable },
+                took,
+            }]);
+        }
+    }
+
+    /// Pods were looked for that could make room.
+    pub(super) fn remedied(&self, pod: &PodInfo, helps: bool, took: Duration) {
+        let status = if helps { Status::Success } else { Status::Unschedulable };
+        self.metrics
+            .point(&pod.class.scheduler, Point::PostFilter, status, took);
+        if self.sampled {
+            self.metrics.parts(&[Part {
+                plugin: "DefaultPreemption",
+                point: Point::PostFilter,
+                status,
+                took,
+            }]);
         }
     }
 
@@ -92,16 +136,18 @@ impl Engine {
     }
 
     /// Notes an attempt that began then.
-    pub(super) fn looked(&mut self, pod: &PodInfo, began: Instant, found: bool) {
+    pub(super) fn looked(&mut self, pod: &PodInfo, began: Instant, found: bool, mut watch: Watch) {
         self.counting.tried(&pod.uid, began);
-        let profile = &pod.class.scheduler;
-        if self.counting.metrics.looked(profile, found, began.elapsed()) {
-            self.time_plugins(&pod.class);
+        let took = began.elapsed();
+        self.counting.metrics.looked(&pod.class.scheduler, found, took, &watch);
+        if self.counting.sampled {
+            self.time_plugins(&pod.class, &mut watch);
+            self.counting.metrics.parts(&watch.parts);
         }
     }
 
-    /// Runs the node plugins once on some node, with a watch.
-    fn time_plugins(&mut self, class: &Class) {
+    /// Has the node checked and scored once more by every plugin, with a watch.
+    fn time_plugins(&mut self, class: &Class, watch: &mut Watch) {
         let places = self.snapshot.places();
         if places == 0 {
             return;
@@ -111,20 +157,31 @@ impl Engine {
         let (Some(framework), Some(info)) = (self.profiles.get(&class.scheduler), self.snapshot.node(at)) else {
             return;
         };
-        for row in &framework.filters {
+        let mut check = |plugin, check: &dyn Fn() -> bool| {
             let began = Instant::now();
-            let passed = (row.check)(class, info).is_ok();
-            self.counting
-                .metrics
-                .plugin(row.name, "Filter", passed, began.elapsed());
-            if !passed {
+            let passed = check();
+            let status = if passed { Status::Success } else { Status::Unschedulable };
+            watch.parts.push(Part {
+                plugin,
+                point: Point::Filter,
+                status,
+                took: began.elapsed(),
+            });
+            passed
+        };
+        for row in &framework.filters {
+            if !check(row.name, &|| (row.check)(class, info).is_ok()) {
+                return;
+            }
+        }
+        let tracking = self.trackings.get(class.id);
+        for row in tracking.iter().flat_map(|tracking| &tracking.rows) {
+            if row.filters && row.tracker.may_refuse() && !check(row.name, &|| row.tracker.check(at).is_ok()) {
                 return;
             }
         }
         for row in &framework.scores {
-            let began = Instant::now();
-            (row.score)(class, info);
-            self.counting.metrics.plugin(row.name, "Score", true, began.elapsed());
+            watch.part(row.name, Point::Score, || (row.score)(class, info));
         }
     }
 
@@ -157,13 +214,12 @@ impl Engine {
             }
         }
         for (name, framework) in &self.profiles {
-            let filters = framework.filters.iter().map(|row| row.name);
-            let scores = framework.scores.iter().map(|row| row.name);
-            let cluster = || framework.cluster.iter().map(|plugin| plugin.name());
-            gauges.plugins.insert(
-                name.clone(),
-                (filters.chain(cluster()).collect(), scores.chain(cluster()).collect()),
-            );
+            let plugins = Plugins {
+                pre_filter: framework.pre_filters.iter().map(|row| row.name).collect(),
+                filter: framework.filters.iter().map(|row| row.name).collect(),
+                score: framework.scores.iter().map(|row| row.name).collect(),
+            };
+            gauges.plugins.insert(name.clone(), plugins);
         }
         for (_, info) in self.snapshot.nodes() {
             gauges.pods += info.pods.len();

@@ -316,16 +316,34 @@ impl Engine {
         let Some(framework) = self.profiles.get(&pod.class.scheduler) else {
             return false;
         };
-        if let Verdict::Refused { refusal, .. } = judge(framework, &pod.class, info, Some(&pod.uid)) {
+        if let Some((_, refusal)) = refusal(framework, &pod.class, info, Some(&pod.uid)) {
             return refusal.resolvable;
         }
-        let tracking = tracked(&mut self.trackings, framework, &pod.class, &self.snapshot);
+        let watch = &mut Watch::start(false);
+        let tracking = tracked(&mut self.trackings, framework, &pod.class, &self.snapshot, watch);
         let answer = tracking.check_nominated(&pod.class, at, Some(&pod.uid), &self.snapshot);
         answer.err().is_none_or(|(_, refused)| refused.resolvable)
     }
 
+    /// [`Engine::remedy`], counted.
+    pub(super) fn timed_remedy(&mut self, pod: &PodInfo, refused: &Refused) -> Remedy {
+        let began = Instant::now();
+        let remedy = self.remedy(pod, refused);
+        if self.preempts(&pod.class) {
+            let helps = !matches!(remedy, Remedy::None(_));
+            self.counting.remedied(pod, helps, began.elapsed());
+        }
+        remedy
+    }
+
+    /// Whether preemption is what follows when no node fits.
+    fn preempts(&self, class: &Class) -> bool {
+        let framework = self.profiles.get(&class.scheduler);
+        framework.is_some_and(|framework| framework.preemption.is_some()) && self.snapshot.count() > 0
+    }
+
     /// Looks for Pods that could make room.
-    pub(super) fn remedy(&mut self, pod: &PodInfo, refused: &Refused) -> Remedy {
+    fn remedy(&mut self, pod: &PodInfo, refused: &Refused) -> Remedy {
         let Engine {
             profiles,
             snapshot,
@@ -354,8 +372,9 @@ impl Engine {
         let mut candidates = Candidates::default();
         let mut all = BTreeMap::new();
         if refused.filtered {
-            let memory = remembered(memories, framework, class, snapshot);
-            let tracking = tracked(trackings, framework, class, snapshot);
+            let watch = &mut Watch::start(false);
+            let memory = remembered(memories, framework, class, snapshot, watch);
+            let tracking = tracked(trackings, framework, class, snapshot, watch);
             let alone = !tracking.may_refuse() && !tracking.concerned_by_nominated(class, snapshot);
             // Of nodes that node plugins let pass, cluster plugins refused each.
             let passed: Vec<NodeIndex> = if alone {
@@ -482,7 +501,7 @@ impl Engine {
         let mut tracking = self.trackings.get(class.id);
         if tracking
             .as_mut()
-            .is_some_and(|tracking| !tracking.catch_up(class, &self.snapshot))
+            .is_some_and(|tracking| !tracking.catch_up(class, &self.snapshot, &mut Watch::start(false)))
         {
             tracking = None;
         }

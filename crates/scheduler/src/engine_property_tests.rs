@@ -138,8 +138,9 @@ impl Chance {
 fn examined(engine: &mut Engine, pod: &PodInfo) -> BTreeMap<String, Result<(), Vec<String>>> {
     let class = &pod.class;
     let framework = &engine.profiles[&class.scheduler];
-    let memory = remembered(&mut engine.memories, framework, class, &engine.snapshot);
-    let tracking = tracked(&mut engine.trackings, framework, class, &engine.snapshot);
+    let watch = &mut Watch::start(false);
+    let memory = remembered(&mut engine.memories, framework, class, &engine.snapshot, watch);
+    let tracking = tracked(&mut engine.trackings, framework, class, &engine.snapshot, watch);
     let mut answer = BTreeMap::new();
     for (at, info) in engine.snapshot.nodes() {
         let here = match memory.refusal(at) {
@@ -168,7 +169,8 @@ fn compare(engine: &mut Engine, world: &World, pod: &Pod, step: usize) -> Answer
         serde_json::to_string(pod).unwrap()
     );
     let best = plain.values().flatten().max();
-    match engine.choose(&info, Gate::Open) {
+    let watch = &mut Watch::start(step % 2 == 0);
+    match engine.choose(&info, Gate::Open, watch) {
         Ok(at) => {
             let name = engine.snapshot.name(at);
             let total = plain[name].as_ref().ok();

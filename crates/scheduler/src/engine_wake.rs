@@ -124,9 +124,9 @@ impl Engine {
         };
         let judged = verdicts
             .entry(class.shape)
-            .or_insert_with(|| match judge(framework, class, info, None) {
-                Verdict::Fits(_) => Ok(()),
-                Verdict::Refused { filter, .. } => Err(framework.filters[filter].name),
+            .or_insert_with(|| match refusal(framework, class, info, None) {
+                None => Ok(()),
+                Some((filter, _)) => Err(framework.filters[filter].name),
             });
         if let Err(plugin) = *judged {
             return Fits::No(Some(plugin));
@@ -136,7 +136,7 @@ impl Engine {
             let alone = !class.looks_beyond_the_node() && snapshot.with_terms().is_empty();
             return if alone { Fits::Yes } else { Fits::Perhaps };
         };
-        if !tracking.catch_up(class, snapshot) {
+        if !tracking.catch_up(class, snapshot, &mut Watch::start(false)) {
             return Fits::Perhaps;
         }
         match tracking.check_nominated(class, at, None, snapshot) {

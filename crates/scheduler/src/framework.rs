@@ -362,21 +362,6 @@ impl Framework {
     }
 }
 
-/// A node plugin's whole answer about one node.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
-    /// Raw scores, one per row of [`Framework::scores`].
-    Fits(Box<[i64]>),
-    /// The row of [`Framework::filters`] that refused, and why.
-    Refused { filter: usize, refusal: Refusal },
-}
-
-impl Verdict {
-    pub fn is_fit(&self) -> bool {
-        matches!(self, Verdict::Fits(_))
-    }
-}
-
 impl Framework {
     /// The plugins whose refusal `event` can end.
     pub fn helped_by(&self, event: Event) -> Vec<&'static str> {
@@ -389,17 +374,12 @@ impl Framework {
             .collect()
     }
 
-    /// Runs the node plugins, stopping at the first refusal as upstream does.
-    pub fn judge(&self, class: &Class, node: &NodeInfo) -> Verdict {
-        for (filter, row) in self.filters.iter().enumerate() {
-            if let Err(refusal) = (row.check)(class, node) {
-                return Verdict::Refused { filter, refusal };
-            }
-        }
-        Verdict::Fits(self.scores.iter().map(|row| (row.score)(class, node)).collect())
+    /// Raw scores of a node, one per row of [`Framework::scores`].
+    pub fn raw(&self, class: &Class, node: &NodeInfo) -> Box<[i64]> {
+        self.scores.iter().map(|row| (row.score)(class, node)).collect()
     }
 
-    /// The first refusal, without scores: (filter, refusal).
+    /// The first refusal, with its row of [`Framework::filters`]; the others are not asked, as upstream's are not.
     pub fn refusal(&self, class: &Class, node: &NodeInfo) -> Option<(usize, Refusal)> {
         let mut checks = self.filters.iter().enumerate();
         checks.find_map(|(filter, row)| Some((filter, (row.check)(class, node).err()?)))

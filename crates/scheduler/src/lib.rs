@@ -34,6 +34,7 @@ pub mod standings;
 #[cfg(test)]
 mod testing;
 pub mod topology;
+pub mod watch;
 
 pub use config::{Configuration, ConfigurationError};
 pub use metrics::Metrics;

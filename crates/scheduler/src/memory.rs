@@ -13,11 +13,12 @@ use std::sync::Arc;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use crate::framework::{Framework, Normalize, Refusal, Refused, Tracker, Verdict};
+use crate::framework::{Framework, Normalize, Refusal, Refused, Tracker};
 use crate::pod::Class;
 use crate::preemption::{Outcome, Trial};
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
 use crate::standings::Standings;
+use crate::watch::{Point, Watch};
 
 /// A verdict in little room.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -71,7 +72,7 @@ impl Memory {
     }
 
     /// Looks at what changed since the last time.
-    pub fn catch_up(&mut self, framework: &Framework, snapshot: &Snapshot) {
+    pub fn catch_up(&mut self, framework: &Framework, snapshot: &Snapshot, watch: &mut Watch) {
         self.seen.resize(snapshot.places(), Seen::Nothing);
         self.looked.resize(snapshot.places(), 0);
         self.outcomes.resize(snapshot.places(), None);
@@ -79,33 +80,43 @@ impl Memory {
         if self.synced == snapshot.generation() {
             return;
         }
-        match snapshot.changed_since(self.synced) {
-            Some(changed) => {
-                for at in changed {
-                    self.look(framework, snapshot, at);
-                }
-            }
+        let checked: Vec<_> = match snapshot.changed_since(self.synced) {
+            Some(changed) => changed.filter_map(|at| self.check(framework, snapshot, at)).collect(),
             None => {
-                for at in 0..snapshot.places() {
-                    self.look(framework, snapshot, at);
-                }
+                let all = 0..snapshot.places();
+                all.filter_map(|at| self.check(framework, snapshot, at)).collect()
             }
+        };
+        watch.lap(Point::Filter);
+        for (at, answer) in checked {
+            self.note(framework, snapshot, at, answer);
         }
+        watch.lap(Point::Score);
         self.synced = snapshot.generation();
     }
 
-    fn look(&mut self, framework: &Framework, snapshot: &Snapshot, at: NodeIndex) {
+    /// Who refuses a node and why, if it changed.
+    fn check(
+        &mut self,
+        framework: &Framework,
+        snapshot: &Snapshot,
+        at: NodeIndex,
+    ) -> Option<(NodeIndex, Option<(usize, Refusal)>)> {
         let node = snapshot.node(at);
         let generation = node.map_or(0, |node| node.generation);
         // It may be in the log several times.
         if node.is_some() && self.looked[at] == generation {
-            return;
+            return None;
         }
         self.looked[at] = generation;
-        let now = match node.map(|node| judge(framework, &self.class, node, None)) {
-            None => Seen::Nothing,
-            Some(Verdict::Fits(raw)) => Seen::Fits(raw),
-            Some(Verdict::Refused { filter, refusal }) => {
+        Some((at, node.and_then(|node| refusal(framework, &self.class, node, None))))
+    }
+
+    fn note(&mut self, framework: &Framework, snapshot: &Snapshot, at: NodeIndex, answer: Option<(usize, Refusal)>) {
+        let now = match (snapshot.node(at), answer) {
+            (None, _) => Seen::Nothing,
+            (Some(node), None) => Seen::Fits(framework.raw(&self.class, node)),
+            (Some(_), Some((filter, refusal))) => {
                 let same = |kind: &Kind| kind.filter == filter && kind.refusal == refusal;
                 let free = |kind: &Kind| kind.nodes == 0;
                 let place = self
@@ -223,14 +234,16 @@ impl Memory {
     }
 }
 
-/// The node plugins' verdict, nominated Pods taken into account; `asking` does not yield to itself.
-pub fn judge(framework: &Framework, class: &Class, node: &NodeInfo, asking: Option<&str>) -> Verdict {
-    if let Some(fuller) = node.with_nominated(class.priority, asking)
-        && let refused @ Verdict::Refused { .. } = framework.judge(class, &fuller)
-    {
-        return refused;
-    }
-    framework.judge(class, node)
+/// Who of the node plugins refuses, nominated Pods taken into account; `asking` does not yield to itself.
+pub fn refusal(
+    framework: &Framework,
+    class: &Class,
+    node: &NodeInfo,
+    asking: Option<&str>,
+) -> Option<(usize, Refusal)> {
+    let fuller = node.with_nominated(class.priority, asking);
+    let fuller = fuller.and_then(|fuller| framework.refusal(class, &fuller));
+    fuller.or_else(|| framework.refusal(class, node))
 }
 
 /// Nodes in buckets of equal totals. The totals depend on the largest raw scores among all nodes; when one of those
@@ -367,7 +380,7 @@ pub struct Row {
 }
 
 impl Tracking {
-    pub fn new(framework: &Framework, class: &Arc<Class>, snapshot: &Snapshot) -> Self {
+    pub fn new(framework: &Framework, class: &Arc<Class>, snapshot: &Snapshot, watch: &mut Watch) -> Self {
         let rows = framework.cluster.iter().filter(|row| row.concerns(class, snapshot));
         let mut tracking = Tracking {
             synced: snapshot.generation(),
@@ -385,9 +398,11 @@ impl Tracking {
                 .collect(),
         };
         for row in &mut tracking.rows {
-            for (at, node) in snapshot.nodes() {
-                row.tracker.set(at, Some(node), snapshot);
-            }
+            watch.part(row.name, Point::PreFilter, || {
+                for (at, node) in snapshot.nodes() {
+                    row.tracker.set(at, Some(node), snapshot);
+                }
+            });
         }
         tracking
     }
@@ -395,20 +410,22 @@ impl Tracking {
     /// Looks at what changed since the last time. `false`: it is too far behind, or what it knows of namespaces or owners no
     /// longer holds; make a new one.
     #[must_use]
-    pub fn catch_up(&mut self, class: &Class, snapshot: &Snapshot) -> bool {
+    pub fn catch_up(&mut self, class: &Class, snapshot: &Snapshot, watch: &mut Watch) -> bool {
         if self.namespaces != snapshot.namespaces_generation()
             || self.owners != snapshot.owners().generation(&class.namespace)
             || (!self.terms && !snapshot.with_terms().is_empty())
         {
             return false;
         }
-        let Some(changed) = snapshot.changed_since(self.synced) else {
-            return false;
-        };
-        for at in changed {
-            for row in &mut self.rows {
-                row.tracker.set(at, snapshot.node(at), snapshot);
-            }
+        for row in &mut self.rows {
+            let Some(changed) = snapshot.changed_since(self.synced) else {
+                return false;
+            };
+            watch.part(row.name, Point::PreFilter, || {
+                for at in changed {
+                    row.tracker.set(at, snapshot.node(at), snapshot);
+                }
+            });
         }
         self.synced = snapshot.generation();
         true
@@ -451,10 +468,12 @@ impl Tracking {
         asking: Option<&str>,
         snapshot: &Snapshot,
         random: &mut SmallRng,
+        watch: &mut Watch,
     ) -> Option<NodeIndex> {
         let mut standings = std::mem::take(&mut self.standings);
         standings.catch_up(&self.rows, memory, snapshot);
-        let best = self.best_of(&standings, memory, class, asking, snapshot, random);
+        watch.lap(Point::PreScore);
+        let best = self.best_of(&standings, memory, class, asking, snapshot, random, watch);
         self.standings = standings;
         best
     }
@@ -467,6 +486,7 @@ impl Tracking {
         asking: Option<&str>,
         snapshot: &Snapshot,
         random: &mut SmallRng,
+        watch: &mut Watch,
     ) -> Option<NodeIndex> {
         let (mut nodes, mut alike, mut totals) = (Vec::new(), Vec::new(), Vec::new());
         let mut best: Vec<&[NodeIndex]> = Vec::new();
@@ -488,9 +508,8 @@ impl Tracking {
                 best.push(std::slice::from_ref(at));
             }
         }
-        for row in &mut self.rows {
-            row.tracker.score(&nodes, &alike, row.weight, &mut totals);
-        }
+        watch.lap(Point::Filter);
+        self.score(&nodes, &alike, &mut totals, watch);
         let most = totals.iter().max().copied()?;
         let winners = || totals.iter().zip(&best).filter(|(total, _)| **total == most);
         let among: usize = winners().map(|(_, best)| best.len()).sum();
@@ -527,6 +546,15 @@ impl Tracking {
             self.check_if(at, &fuller, snapshot)?;
         }
         self.check(at)
+    }
+
+    /// Adds what these plugins make of the nodes, each standing for as many as are alike, to their totals.
+    pub fn score(&mut self, nodes: &[NodeIndex], alike: &[u32], totals: &mut [i64], watch: &mut Watch) {
+        for row in &mut self.rows {
+            watch.part(row.name, Point::Score, || {
+                row.tracker.score(nodes, alike, row.weight, totals);
+            });
+        }
     }
 
     fn put(&mut self, at: NodeIndex, node: Option<&NodeInfo>, snapshot: &Snapshot) {

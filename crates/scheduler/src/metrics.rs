@@ -1,10 +1,13 @@
 //! What the scheduler counts, under upstream's names.
 //!
-//! Counting costs a short lock per decision and per binding; what can be derived (how often each plugin was asked, what
-//! waits where) is worked out when somebody looks. A class of equal Pods is examined once, so an attempt in vain is
-//! counted once for it and not for each of its Pods; a Pod's own attempts are those made for it. To filter and to rank is
-//! one step here, and its time stands under `Filter`. Plugins' own times are a sample: one decision in ten has the node
-//! plugins run once more, on one node, with a watch.
+//! Counting costs two short locks per decision and two per binding; what can be derived (how often each node plugin was
+//! asked, what waits where) is worked out when somebody looks. A class of equal Pods is examined once, so an attempt in vain
+//! is counted once for it and not for each of its Pods; a Pod's own attempts are those made for it.
+//!
+//! Extension points are told as [`crate::watch`] cuts a decision. Nothing runs at Permit and PostBind: they are counted, as
+//! upstream counts a point without plugins, and take no time. Plugins' own times are a sample, as upstream's: of one
+//! decision in ten what each cluster plugin took in all, and node plugins once more on one node, since in the decision
+//! itself they look at no node that did not change.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,9 +16,8 @@ use std::time::Duration;
 use sampan_client::metrics::{Exposition, Histogram};
 
 use crate::engine::Engine;
+use crate::watch::{Part, Point, Status, Watch};
 
-/// One decision in so many has its plugins timed.
-const SAMPLED: u64 = 10;
 /// Attempts beyond this are one label.
 const MANY_ATTEMPTS: u32 = 15;
 
@@ -57,10 +59,20 @@ impl Outcome {
 #[derive(Default)]
 struct Profile {
     attempts: BTreeMap<Outcome, Histogram>,
-    /// By extension point and status.
-    points: BTreeMap<(&'static str, &'static str), Histogram>,
+    points: BTreeMap<(Point, Status), Histogram>,
+    /// Decisions, those in which nodes were looked at, and those that found one.
     looks: u64,
+    filtered: u64,
     found: u64,
+    /// By cluster plugin: decisions it had a part in, by point.
+    beyond: BTreeMap<&'static str, Beyond>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Beyond {
+    pre_filter: u64,
+    filter: u64,
+    score: u64,
 }
 
 struct Counts {
@@ -73,9 +85,7 @@ struct Counts {
     victims: Histogram,
     /// By queue and event.
     incoming: BTreeMap<(&'static str, &'static str), u64>,
-    /// By plugin, extension point and status.
-    plugins: BTreeMap<(&'static str, &'static str, &'static str), Histogram>,
-    looks: u64,
+    plugins: BTreeMap<(&'static str, Point, Status), Histogram>,
 }
 
 impl Default for Counts {
@@ -89,7 +99,6 @@ impl Default for Counts {
             victims: Histogram::exponential(1.0, 2.0, 7),
             incoming: BTreeMap::new(),
             plugins: BTreeMap::new(),
-            looks: 0,
         }
     }
 }
@@ -108,11 +117,19 @@ impl Profile {
     fn ended(&mut self, outcome: Outcome, took: Duration) {
         self.attempts.entry(outcome).or_insert_with(decisions).took(took);
     }
-    fn point(&mut self, point: &'static str, status: &'static str, took: Duration) {
+    fn point(&mut self, point: Point, status: Status, took: Duration) {
         let row = self.points.entry((point, status));
         row.or_insert_with(|| Histogram::exponential(0.0001, 2.0, 12))
             .took(took);
     }
+}
+
+/// The plugins that take part in every decision, by point.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plugins {
+    pub pre_filter: Vec<&'static str>,
+    pub filter: Vec<&'static str>,
+    pub score: Vec<&'static str>,
 }
 
 /// What waits, and where.
@@ -124,8 +141,8 @@ pub struct Gauges {
     pub gated: usize,
     /// By plugin and profile.
     pub refused: BTreeMap<(&'static str, String), usize>,
-    /// By profile: the plugins that filter, and those that rank.
-    pub plugins: BTreeMap<String, (Vec<&'static str>, Vec<&'static str>)>,
+    /// By profile.
+    pub plugins: BTreeMap<String, Plugins>,
     pub nodes: usize,
     pub pods: usize,
     pub assumed: usize,
@@ -142,34 +159,88 @@ impl Metrics {
         *followed = Arc::downgrade(engine);
     }
 
-    /// A decision was looked for. Whether its plugins are to be timed.
-    pub fn looked(&self, profile: &str, found: bool, took: Duration) -> bool {
+    /// A decision was looked for.
+    pub fn looked(&self, profile: &str, found: bool, took: Duration, watch: &Watch) {
         let mut counts = self.counts();
-        counts.looks += 1;
-        let sampled = counts.looks % SAMPLED == 1;
         counts.algorithm.took(took);
         let profile = counts.profile(profile);
         profile.looks += 1;
         profile.found += u64::from(found);
-        profile.point("Filter", if found { "Success" } else { "Unschedulable" }, took);
+        let filtered = watch.spent(Point::Filter).is_some();
+        profile.filtered += u64::from(filtered);
+        for (plugin, filters, ranks) in &watch.beyond {
+            let beyond = profile.beyond.entry(plugin).or_default();
+            beyond.pre_filter += 1;
+            beyond.filter += u64::from(*filters);
+            beyond.score += u64::from(*ranks && found);
+        }
+        let refused = |by_this: bool| {
+            if by_this {
+                Status::Unschedulable
+            } else {
+                Status::Success
+            }
+        };
+        for (point, status) in [
+            (Point::PreFilter, refused(!filtered)),
+            (Point::Filter, refused(!found)),
+            (Point::PreScore, Status::Success),
+            (Point::Score, Status::Success),
+        ] {
+            // What was ranked in vain is ranked for a later decision.
+            if let Some(took) = watch.spent(point)
+                && (found || point < Point::PreScore)
+            {
+                profile.point(point, status, took);
+            }
+        }
         if !found {
             profile.ended(Outcome::Unschedulable, took);
         }
-        sampled
     }
 
-    /// A plugin took so long on one node.
-    pub fn plugin(&self, plugin: &'static str, point: &'static str, passed: bool, took: Duration) {
-        let status = if passed { "Success" } else { "Unschedulable" };
+    /// What a Pod needs on its node was taken there, or could not be.
+    pub fn reserved(&self, profile: &str, taken: bool, took: Duration) {
         let mut counts = self.counts();
-        let row = counts.plugins.entry((plugin, point, status));
-        row.or_insert_with(|| Histogram::exponential(0.000_01, 1.5, 20))
-            .took(took);
+        let profile = counts.profile(profile);
+        if taken {
+            profile.point(Point::Reserve, Status::Success, took);
+            profile.point(Point::Permit, Status::Success, Duration::ZERO);
+        } else {
+            profile.point(Point::Reserve, Status::Unschedulable, took);
+        }
+    }
+
+    /// What comes before a binding was done, or failed.
+    pub fn prepared(&self, profile: &str, done: bool, took: Duration) {
+        let status = if done { Status::Success } else { Status::Error };
+        self.point(profile, Point::PreBind, status, took);
+    }
+
+    /// A binding was written, or failed.
+    pub fn bound(&self, profile: &str, done: bool, took: Duration) {
+        let mut counts = self.counts();
+        let profile = counts.profile(profile);
+        if done {
+            profile.point(Point::Bind, Status::Success, took);
+            profile.point(Point::PostBind, Status::Success, Duration::ZERO);
+        } else {
+            profile.point(Point::Bind, Status::Error, took);
+        }
+    }
+
+    /// Plugins had these parts in a decision.
+    pub fn parts(&self, parts: &[Part]) {
+        let mut counts = self.counts();
+        for part in parts {
+            let row = counts.plugins.entry((part.plugin, part.point, part.status));
+            row.or_insert_with(|| Histogram::exponential(0.000_01, 1.5, 20))
+                .took(part.took);
+        }
     }
 
     /// All plugins of an extension point took so long.
-    pub fn point(&self, profile: &str, point: &'static str, passed: bool, took: Duration) {
-        let status = if passed { "Success" } else { "Error" };
+    pub fn point(&self, profile: &str, point: Point, status: Status, took: Duration) {
         self.counts().profile(profile).point(point, status, took);
     }
 
@@ -265,27 +336,52 @@ impl Counts {
         out.heading(name, "histogram", "How long all plugins of an extension point took.");
         for (profile, counts) in &self.profiles {
             for ((point, status), durations) in &counts.points {
-                let labels = [("extension_point", *point), ("profile", profile), ("status", status)];
+                let labels = [
+                    ("extension_point", point.label()),
+                    ("profile", profile.as_str()),
+                    ("status", status.label()),
+                ];
                 out.histogram(name, &labels, durations);
             }
         }
         let name = "scheduler_plugin_execution_duration_seconds";
-        out.heading(name, "histogram", "How long a plugin took for one node; a sample.");
+        out.heading(name, "histogram", "How long a plugin took; a sample.");
         for ((plugin, point, status), durations) in &self.plugins {
-            let labels = [("extension_point", *point), ("plugin", plugin), ("status", status)];
+            let labels = [
+                ("extension_point", point.label()),
+                ("plugin", *plugin),
+                ("status", status.label()),
+            ];
             out.histogram(name, &labels, durations);
         }
         let name = "scheduler_plugin_evaluation_total";
         out.heading(name, "counter", "Attempts that a plugin took part in.");
         for (profile, counts) in &self.profiles {
-            let Some((filter, score)) = gauges.plugins.get(profile) else {
+            let Some(plugins) = gauges.plugins.get(profile) else {
                 continue;
             };
-            for (point, plugins, times) in [("Filter", filter, counts.looks), ("Score", score, counts.found)] {
+            let mut tell = |point: Point, plugin: &str, times: u64| {
+                let labels = [
+                    ("extension_point", point.label()),
+                    ("plugin", plugin),
+                    ("profile", profile.as_str()),
+                ];
+                out.sample(name, &labels, times);
+            };
+            for (point, plugins, times) in [
+                (Point::PreFilter, &plugins.pre_filter, counts.looks),
+                (Point::Filter, &plugins.filter, counts.filtered),
+                (Point::Score, &plugins.score, counts.found),
+            ] {
                 for plugin in plugins {
-                    let labels = [("extension_point", point), ("plugin", plugin), ("profile", profile)];
-                    out.sample(name, &labels, times);
+                    tell(point, plugin, times);
                 }
+            }
+            for (plugin, beyond) in &counts.beyond {
+                tell(Point::PreFilter, plugin, beyond.pre_filter);
+                tell(Point::Filter, plugin, beyond.filter);
+                tell(Point::PreScore, plugin, beyond.score);
+                tell(Point::Score, plugin, beyond.score);
             }
         }
     }

@@ -125,6 +125,7 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
 
     let hands = Hands {
         client,
+        metrics: config.metrics.clone(),
         recorder,
         extenders,
         pods: informers.of::<Pod>(),
@@ -151,9 +152,11 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
             match decision {
                 Some(Decision::Bind { pod, node }) => {
                     let plugins = shared.engine().binding_plugins(&pod);
+                    let began = Instant::now();
                     if plugins.iter().any(|plugin| plugin.pre_bind(&pod, &node).is_some()) {
-                        preparations.push(Box::pin(prepare(plugins, pod, node)));
+                        preparations.push(Box::pin(prepare(plugins, pod, node, &config.metrics)));
                     } else {
+                        config.metrics.prepared(&pod.class.scheduler, true, began.elapsed());
                         bindings.push(Box::pin(hands.bind(pod, node)));
                     }
                 }
@@ -264,16 +267,24 @@ struct Unprepared {
 }
 
 /// Does what comes before a binding.
-async fn prepare(plugins: Vec<Arc<dyn BindingPlugin>>, pod: PodInfo, node: Arc<str>) -> Result<Prepared, Unprepared> {
+async fn prepare(
+    plugins: Vec<Arc<dyn BindingPlugin>>,
+    pod: PodInfo,
+    node: Arc<str>,
+    metrics: &Metrics,
+) -> Result<Prepared, Unprepared> {
+    let began = Instant::now();
     for plugin in &plugins {
         let Some(work) = plugin.pre_bind(&pod, &node) else {
             continue;
         };
         if let Err(error) = work.await {
             let why = format!("running PreBind plugin \"{}\": {error}", plugin.name());
+            metrics.prepared(&pod.class.scheduler, false, began.elapsed());
             return Err(Unprepared { pod, why });
         }
     }
+    metrics.prepared(&pod.class.scheduler, true, began.elapsed());
     Ok((pod, node))
 }
 
@@ -441,6 +452,7 @@ fn shortened(message: &str) -> String {
 
 struct Hands {
     client: kube::Client,
+    metrics: Metrics,
     recorder: Recorder,
     extenders: Extenders,
     pods: Informer<Pod>,
@@ -504,6 +516,13 @@ impl Hands {
 
     /// Binds; gives the Pod back if it has to be tried again.
     async fn bind(&self, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
+        let (began, profile) = (Instant::now(), Arc::clone(&pod.class));
+        let outcome = self.bind_now(pod, node).await;
+        self.metrics.bound(&profile.scheduler, outcome.is_ok(), began.elapsed());
+        outcome
+    }
+
+    async fn bind_now(&self, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
         match self.extenders.bind(&pod, &node).await {
             None => {}
             Some(Ok(())) => {

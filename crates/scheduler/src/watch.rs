@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::memory::Row;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Point {
     PreFilter,
@@ -75,7 +77,7 @@ pub struct Watch {
     /// Whether plugins are timed.
     sampled: bool,
     pub parts: Vec<Part>,
-    /// Plugins that looked beyond the nodes, and whether they filtered and ranked.
+    /// Plugins that had something to say about Pods elsewhere, and whether they could filter and rank.
     pub beyond: Vec<(&'static str, bool, bool)>,
 }
 
@@ -101,6 +103,20 @@ impl Watch {
 
     pub fn spent(&self, point: Point) -> Option<Duration> {
         self.spent.get(point as usize).copied().flatten()
+    }
+
+    /// The plugin whose part was last refused.
+    pub fn refused(&mut self) {
+        if let Some(part) = self.parts.last_mut() {
+            part.status = Status::Unschedulable;
+        }
+    }
+
+    /// Notes which cluster plugins take part.
+    pub fn note_rows(&mut self, rows: &[Row]) {
+        let rows = rows.iter().filter(|row| !row.tracker.is_idle());
+        self.beyond
+            .extend(rows.map(|row| (row.name, row.filters && row.tracker.may_refuse(), row.tracker.ranks())));
     }
 
     /// Does a plugin's part, with a watch if this decision's plugins are timed.
