@@ -4,34 +4,17 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, PersistentVolume, TopologySelectorTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use sampan_api::selector::holds;
 
 type Labels = BTreeMap<String, String>;
-
-fn holds(operator: &str, value: Option<&String>, wanted: &[String]) -> bool {
-    match operator {
-        "In" => value.is_some_and(|value| wanted.contains(value)),
-        "NotIn" => value.is_none_or(|value| !wanted.contains(value)),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" | "Lt" => {
-            let number = |text: &String| text.parse::<i64>().ok();
-            match (value.and_then(number), wanted.first().and_then(number)) {
-                (Some(value), Some(bound)) if operator == "Gt" => value > bound,
-                (Some(value), Some(bound)) => value < bound,
-                _ => false,
-            }
-        }
-        _ => false,
-    }
-}
 
 /// Whether labels are what a selector asks for; an absent selector asks for nothing.
 pub fn labels_match(selector: Option<&LabelSelector>, labels: Option<&Labels>) -> bool {
     let Some(selector) = selector else { return true };
-    let get = |key: &str| labels.and_then(|labels| labels.get(key));
+    let get = |key: &str| labels?.get(key).map(String::as_str);
     let exact = selector.match_labels.iter().flatten();
     let expressions = selector.match_expressions.iter().flatten();
-    exact.into_iter().all(|(key, value)| get(key) == Some(value))
+    exact.into_iter().all(|(key, value)| get(key) == Some(value.as_str()))
         && expressions.into_iter().all(|wanted| {
             holds(
                 &wanted.operator,
@@ -54,7 +37,11 @@ pub fn node_affinity(volume: &PersistentVolume, labels: Option<&Labels>) -> bool
 fn selector_matches(selector: &NodeSelector, labels: Option<&Labels>) -> bool {
     let matches = |wanted: &NodeSelectorRequirement| {
         let value = labels.and_then(|labels| labels.get(&wanted.key));
-        holds(&wanted.operator, value, wanted.values.as_deref().unwrap_or_default())
+        holds(
+            &wanted.operator,
+            value.map(String::as_str),
+            wanted.values.as_deref().unwrap_or_default(),
+        )
     };
     selector.node_selector_terms.iter().any(|term| {
         let expressions = term.match_expressions.as_deref().unwrap_or_default();

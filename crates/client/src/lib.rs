@@ -28,6 +28,7 @@ pub mod owner;
 mod queue;
 mod renewable;
 mod retry;
+pub mod reviews;
 pub mod testing;
 
 pub use batch::slow_start_batch;

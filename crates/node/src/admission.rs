@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use sampan_api::selector;
 use sampan_volumes::downward::{millis, units};
 
 use crate::network::host_ports;
@@ -153,21 +154,7 @@ fn term_matches(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>, name
 
 fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
     let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = || value.is_some_and(|value| values.iter().any(|other| other == value));
-    let compared = || {
-        let left = value?.parse::<i64>().ok()?;
-        let right = values.first()?.parse::<i64>().ok()?;
-        Some(left.cmp(&right))
-    };
-    match requirement.operator.as_str() {
-        "In" => listed(),
-        "NotIn" => !listed(),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compared() == Some(std::cmp::Ordering::Greater),
-        "Lt" => compared() == Some(std::cmp::Ordering::Less),
-        _ => false,
-    }
+    selector::holds(&requirement.operator, value, values)
 }
 
 #[cfg(test)]

@@ -4,31 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use sampan_api::selector::holds;
 
 pub type Labels = BTreeMap<String, String>;
-
-/// Whether one requirement holds. An operator nobody defined never does.
-fn holds(operator: &str, value: Option<&String>, wanted: &[String]) -> bool {
-    match operator {
-        "In" => value.is_some_and(|value| wanted.contains(value)),
-        "NotIn" => value.is_none_or(|value| !wanted.contains(value)),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" | "Lt" => {
-            let number = |text: &str| text.parse::<i64>().ok();
-            match (
-                value.and_then(|value| number(value)),
-                wanted.first().and_then(|bound| number(bound)),
-            ) {
-                (Some(value), Some(bound)) => {
-                    (operator == "Gt" && value > bound) || (operator == "Lt" && value < bound)
-                }
-                _ => false,
-            }
-        }
-        _ => false,
-    }
-}
 
 /// A selector over labels. Empty selects everything; an absent selector (`None`) selects nothing.
 pub fn selects(selector: Option<&LabelSelector>, labels: &Labels) -> bool {
@@ -42,7 +20,7 @@ pub fn selects(selector: Option<&LabelSelector>, labels: &Labels) -> bool {
         && selector.match_expressions.iter().flatten().all(|requirement| {
             holds(
                 &requirement.operator,
-                labels.get(&requirement.key),
+                labels.get(&requirement.key).map(String::as_str),
                 requirement.values.as_deref().unwrap_or_default(),
             )
         })
@@ -58,7 +36,7 @@ pub fn keys(selector: &LabelSelector) -> impl Iterator<Item = &str> {
 fn node_requirement(requirement: &NodeSelectorRequirement, value: Option<&String>) -> bool {
     holds(
         &requirement.operator,
-        value,
+        value.map(String::as_str),
         requirement.values.as_deref().unwrap_or_default(),
     )
 }

@@ -10,7 +10,27 @@ mod labels;
 pub use fields::{FieldRequirement, FieldSelector, FieldSelectorError};
 pub use labels::{LabelSelector, Operator, Requirement, SelectorError, validate_label_selector};
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+
+/// Whether one requirement of an object's selector (`matchExpressions` of labels or of a node's terms) holds for the value found.
+/// An operator nobody defined never does; `Gt` and `Lt` compare whole numbers, and nothing else.
+pub fn holds(operator: &str, value: Option<&str>, wanted: &[String]) -> bool {
+    let listed = || value.is_some_and(|value| wanted.iter().any(|one| one == value));
+    let compared = || {
+        let bound = wanted.first()?.parse::<i64>().ok()?;
+        Some(value?.parse::<i64>().ok()?.cmp(&bound))
+    };
+    match operator {
+        "In" => listed(),
+        "NotIn" => !listed(),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compared() == Some(Ordering::Greater),
+        "Lt" => compared() == Some(Ordering::Less),
+        _ => false,
+    }
+}
 
 /// Where a selector looks values up.
 pub trait Lookup {

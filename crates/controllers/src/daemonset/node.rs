@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{
     Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration,
 };
 use kube::ResourceExt;
+use sampan_api::selector;
 
 use crate::pods;
 use crate::tainteviction::tolerates;
@@ -139,21 +140,7 @@ fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
 
 fn matches(requirement: &NodeSelectorRequirement, have: Option<&str>) -> bool {
     let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = || have.is_some_and(|have| values.iter().any(|value| value == have));
-    let compared = |check: fn(i64, i64) -> bool| {
-        let have = have.and_then(|have| have.parse().ok());
-        let limit = values.first().and_then(|limit| limit.parse().ok());
-        matches!((have, limit), (Some(have), Some(limit)) if check(have, limit))
-    };
-    match requirement.operator.as_str() {
-        "In" => listed(),
-        "NotIn" => !listed(),
-        "Exists" => have.is_some(),
-        "DoesNotExist" => have.is_none(),
-        "Gt" => compared(|have, limit| have > limit),
-        "Lt" => compared(|have, limit| have < limit),
-        _ => false,
-    }
+    selector::holds(&requirement.operator, have, values)
 }
 
 #[cfg(test)]

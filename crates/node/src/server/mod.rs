@@ -35,7 +35,8 @@ use crate::manager::Manager;
 use crate::node::ServerTls;
 use crate::pod;
 use crate::worker::Worker;
-use access::{Access, User};
+use access::Access;
+use sampan_client::reviews::Caller;
 
 /// By any method, as upstream's plain handlers.
 const ANY: &[Method] = &[];
@@ -206,7 +207,7 @@ impl Server {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, certified: Option<User>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, certified: Option<Caller>) -> Response<Body> {
         let outcome = match self.access.check(&request, certified.as_ref()).await {
             Ok(()) => self.route(request).await,
             Err(refusal) => Err(refusal),
