@@ -119,7 +119,7 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    fn nothing() -> Self {
+    pub fn nothing() -> Self {
         Reserved {
             services: None,
             path: String::new(),
@@ -367,6 +367,11 @@ impl Services {
         Some(other)
     }
 
+    /// Whether objects of this row may need something.
+    pub fn concerned(&self, row: &Row) -> bool {
+        row.is("", "services")
+    }
+
     /// Gives a Service what its type needs. Other rows need nothing. `dry`: only says what it would be.
     pub fn reserve(
         self: &Arc<Self>,
@@ -375,7 +380,7 @@ impl Services {
         old: Option<&Object>,
         dry: bool,
     ) -> Result<Reserved, Refusal> {
-        if !row.is("", "services") {
+        if !self.concerned(row) {
             return Ok(Reserved::nothing());
         }
         let path = row.path(meta::namespace(service), meta::name(service));

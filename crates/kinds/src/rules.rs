@@ -107,6 +107,27 @@ pub(crate) fn status_keeps_metadata(part: Part<'_>) -> Option<&'static [&'static
 
 /// Leaves everything as it was but `metadata` and the fields at `paths`: what a view may write.
 pub(crate) fn keep_all_but(paths: &[&str], new: &mut Object, old: &Object) {
+    let free = |key: &str| key == "metadata" || paths.contains(&key);
+    if let (Some(new), Some(old)) = (new.as_object_mut(), old.as_object())
+        && paths.iter().all(|path| !path.contains('.'))
+    {
+        // Nearly always the rest is what it was: nothing is copied then.
+        new.retain(|key, value| {
+            if !free(key)
+                && let Some(was) = old.get(key)
+                && value != was
+            {
+                value.clone_from(was);
+            }
+            free(key) || old.contains_key(key)
+        });
+        for (key, was) in old.iter().filter(|(key, _)| !free(key)) {
+            if !new.contains_key(key) {
+                new.insert(key.clone(), was.clone());
+            }
+        }
+        return;
+    }
     let mut kept = old.clone();
     for path in ["metadata"].iter().chain(paths) {
         tree::carry(&mut kept, new, path);

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sampan_api::Object;
 use sampan_api::status::{Cause, Status};
 
-use super::{Notes, Operation, Plugin, Reader, Review, text};
+use super::{Notes, Operation, Plugin, Reader, Review};
 use crate::{Refusal, refuse};
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
@@ -44,8 +44,14 @@ impl Plugin for Lifecycle {
         if review.operation != Operation::Create {
             return Ok(());
         }
-        let namespace = namespace.object();
-        if text(&namespace, "/status/phase") != "Terminating" && !sampan_api::meta::is_deleting(&namespace) {
+        let terminating = namespace
+            .at(&["status", "phase"])
+            .is_some_and(|phase| phase == "Terminating");
+        if !terminating
+            && namespace
+                .at(&["metadata", "deletionTimestamp"])
+                .is_none_or(|time| time.is_null())
+        {
             return Ok(());
         }
         let mut status = review.forbid(

@@ -25,9 +25,8 @@ impl Priority {
         self.0
             .all("priorityclasses")
             .iter()
-            .map(|entry| entry.object())
-            .filter(|class| class.get("globalDefault").and_then(Value::as_bool) == Some(true))
-            .map(|class| class_of(&class))
+            .filter(|entry| entry.at(&["globalDefault"]) == Some(Value::Bool(true)))
+            .map(|entry| class_of(&entry.object()))
             .min_by_key(|(_, value, _)| *value)
     }
 }

@@ -9,6 +9,7 @@ use sampan_api::{Object, field, meta as access};
 use sampan_store::{Condition, Op, Write, Written};
 
 use super::reply::Reply;
+use super::update::offered;
 use super::{Call, Registry, managers, meta, store_failure};
 use crate::admission::Operation;
 use crate::request::WriteOptions;
@@ -102,6 +103,10 @@ impl Registry {
         let claimed = reserved.addresses().to_vec();
         let mut object = crate::custom::stored(&row, object).await?;
         let value = encode(&mut object);
+        let _offer = match claimed.is_empty() {
+            true => offered(&storage, call, &value, &mut object),
+            false => None,
+        };
         let key: Arc<str> = storage.key(&path).into();
         let expires = row.stored.storage_prefix == "events";
         let mut renewed = false;

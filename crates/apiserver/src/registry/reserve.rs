@@ -19,6 +19,9 @@ impl Registry {
         old: Option<&Object>,
         dry: bool,
     ) -> Result<Reserved, Refusal> {
+        if !self.services.concerned(row) {
+            return Ok(Reserved::nothing());
+        }
         let mut elsewhere = Vec::new();
         let mut attempt = 0;
         let outcome = loop {

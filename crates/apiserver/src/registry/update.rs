@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sampan_api::codec::printed;
 use sampan_api::status::Status;
 use sampan_api::{Object, field, meta as access};
@@ -18,7 +19,7 @@ use super::reply::Reply;
 use super::{Call, Registry, managers, meta, store_failure};
 use crate::admission::Operation;
 use crate::request::WriteOptions;
-use crate::watch_cache::{ChangeType, Entry, Storage};
+use crate::watch_cache::{ChangeType, Entry, Offer, Storage};
 use crate::{Refusal, refuse};
 
 /// How often an update without a stated version is tried against a moving target.
@@ -27,7 +28,7 @@ const ATTEMPTS: usize = 64;
 /// The object as it stands, in the forms an update needs. Settled, as what is written will be before rules
 /// compare the two.
 pub(super) struct Existing {
-    pub object: Object,
+    pub object: Arc<Object>,
     pub revision: Revision,
     pub key: Arc<str>,
     pub lease: Option<sampan_store::LeaseId>,
@@ -36,10 +37,8 @@ pub(super) struct Existing {
 
 impl Existing {
     fn of_entry(entry: &Entry) -> Self {
-        let mut object = entry.object();
-        printed::settle(&mut object);
         Existing {
-            object,
+            object: entry.settled(),
             revision: entry.revision(),
             key: entry.key().clone(),
             lease: None,
@@ -51,7 +50,7 @@ impl Existing {
         printed::settle(&mut object);
         access::set_resource_version(&mut object, &stored.mod_revision.to_string());
         Existing {
-            object,
+            object: Arc::new(object),
             revision: stored.mod_revision,
             key: stored.key,
             lease: stored.lease,
@@ -170,6 +169,7 @@ impl Registry {
                 return Ok(Reply::Object(200, new));
             }
             let value = encode(&mut new);
+            let _offer = offered(&storage, call, &value, &mut new);
             let write = Write {
                 key: old.key.clone(),
                 condition: Condition::ModRevision(old.revision),
@@ -244,9 +244,12 @@ impl Registry {
     ) -> Result<Outcome, Refusal> {
         let row = call.row.clone();
         let strategy = row.strategy();
-        let raw = row.custom.is_some().then(|| existing.object.clone());
-        let old = crate::custom::loaded(&row, existing.object).await?;
-        let shown = row.converts().then(|| Self::in_version(&row, old.clone()));
+        let raw = row.custom.is_some().then(|| Object::clone(&existing.object));
+        let old = match &raw {
+            Some(raw) => Arc::new(crate::custom::loaded(&row, raw.clone()).await?),
+            None => existing.object,
+        };
+        let shown = row.converts().then(|| Self::in_version(&row, Object::clone(&old)));
         let shown = shown.as_ref().unwrap_or(&old);
         // A merge that lacks a webhook's conversion is done again when it is there.
         let mut made = loop {
@@ -348,7 +351,7 @@ impl Registry {
         };
         // A custom object may have been stored in another version: then there is something to write.
         let stale = !gone
-            && new == old
+            && new == *old
             && self
                 .cache
                 .store()
@@ -356,7 +359,7 @@ impl Registry {
                 .await
                 .map_err(store_failure)?;
         // What would be stored in another form (another key of encryption) is written though nothing has changed.
-        if !gone && new == old && raw == written && !stale {
+        if !gone && new == *old && raw == written && !stale {
             // Nothing to write: the client gets what is there.
             if let Some(entry) = storage.get(path).filter(|entry| entry.revision() == existing.revision) {
                 return Ok(Outcome::Done(Reply::Entry(200, entry)));
@@ -365,6 +368,12 @@ impl Registry {
         self.claim(&mut reserved, &mut new).await?;
         let claimed = reserved.addresses().to_vec();
         let value = encode(written.as_mut().unwrap_or(&mut new));
+        // Who gives back what was claimed, or answers with the object, needs the tree.
+        let free = !gone && claimed.is_empty() && !row.is("", "services");
+        let _offer = match free {
+            true => offered(storage, call, &value, &mut new),
+            false => None,
+        };
         let op = if gone {
             Op::Delete
         } else {
@@ -422,6 +431,16 @@ impl Registry {
         }
         Ok(known)
     }
+}
+
+/// Offers the tree that `value` was made of, where it is what reading would give: of built-in kinds.
+pub(super) fn offered<'a>(storage: &'a Storage, call: &Call, value: &Bytes, object: &mut Object) -> Option<Offer<'a>> {
+    if call.row.custom.is_some() {
+        return None;
+    }
+    let mut tree = std::mem::take(object);
+    printed::bare(&mut tree);
+    Some(storage.offer(value, tree))
 }
 
 enum Outcome {

@@ -6,12 +6,15 @@
 //! every watcher share one allocation, and nothing is parsed to build it.
 //!
 //! Labels and selectable fields are read out of the bytes the first time a selector asks.
+//!
+//! What was written a moment ago is likely to be written again: the newest entries of a storage also keep the tree that
+//! their writer made, so that neither the indexes nor the next writer parse it (see [`super::recent`]).
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use sampan_api::Object;
@@ -21,6 +24,7 @@ use sampan_store::Revision;
 use serde::Deserialize;
 
 use super::scan;
+use crate::sync::lock;
 
 const ADDED: &[u8] = br#"{"type":"ADDED","object":"#;
 const MODIFIED: &[u8] = br#"{"type":"MODIFIED","object":"#;
@@ -73,6 +77,8 @@ pub struct Entry {
     line: Bytes,
     body: Range<usize>,
     attributes: OnceLock<Attributes>,
+    /// The object as a settled tree, while the entry is one of the newest.
+    tree: Mutex<Option<Arc<Object>>>,
     /// Why the stored value cannot be read; the object is then a name and nothing else.
     unreadable: Option<Box<str>>,
 }
@@ -98,6 +104,7 @@ impl Entry {
             line: line.freeze(),
             body,
             attributes: OnceLock::new(),
+            tree: Mutex::default(),
             unreadable: unreadable.map(Into::into),
         }
     }
@@ -139,11 +146,44 @@ impl Entry {
     pub fn object(&self) -> Object {
         printed::read(self.as_slice())
     }
+    /// The same, shared where the entry has it: what only reads need not parse.
+    pub fn tree(&self) -> Arc<Object> {
+        self.kept().unwrap_or_else(|| Arc::new(self.object()))
+    }
+    /// The object as a tree in the form that writes compare ([`printed::settle`]).
+    pub fn settled(&self) -> Arc<Object> {
+        self.kept().unwrap_or_else(|| {
+            let mut object = self.object();
+            printed::settle(&mut object);
+            Arc::new(object)
+        })
+    }
+    fn kept(&self) -> Option<Arc<Object>> {
+        lock(&self.tree).clone()
+    }
+    /// Gives the entry the tree its bytes were made of.
+    pub(super) fn keep(&self, tree: Object) {
+        debug_assert_eq!(tree, self.object(), "a kept tree is what its bytes say");
+        *lock(&self.tree) = Some(Arc::new(tree));
+    }
+    pub(super) fn let_go(&self) {
+        lock(&self.tree).take();
+    }
     /// The object's metadata as a tree: a fraction of [`Entry::object`]'s cost.
     pub fn metadata(&self) -> Object {
-        scan::member(self.as_slice(), 0, b"metadata")
-            .and_then(|(start, end)| serde_json::from_slice(self.as_slice().get(start..end)?).ok())
-            .unwrap_or(Object::Null)
+        self.at(&["metadata"]).unwrap_or_default()
+    }
+    /// What is at a path of maps: a scan of the bytes up to there, and a parse of that alone.
+    pub fn at(&self, path: &[&str]) -> Option<Object> {
+        let mut from = 0;
+        let mut found = None;
+        for name in path {
+            let (start, end) = scan::member(self.as_slice(), from, name.as_bytes())?;
+            from = start;
+            found = Some((start, end));
+        }
+        let (start, end) = found?;
+        serde_json::from_slice(self.as_slice().get(start..end)?).ok()
     }
     /// A watch line of this object. Shared bytes when it was written as `kind`.
     pub fn line(&self, kind: ChangeType) -> Bytes {
@@ -176,7 +216,7 @@ impl Entry {
                     fields: Box::default(),
                 }
             } else {
-                Attributes::of(&self.object(), fields)
+                Attributes::of(&self.tree(), fields)
             }
         })
     }
@@ -277,6 +317,10 @@ mod tests {
             format!("{{\"type\":\"MODIFIED\",\"object\":{text}}}\n")
         );
         assert_eq!(*entry.attributes(&[]).labels, [("a".into(), "b".into())]);
+        assert_eq!(entry.at(&["metadata", "labels", "a"]), Some("b".into()));
+        assert_eq!(entry.at(&["metadata", "labels", "b"]), None);
+        assert_eq!(entry.at(&["metadata", "name", "a"]), None);
+        assert_eq!(entry.at(&["status", "phase"]), None);
         let gone = entry.deleted_at(9);
         assert!(
             std::str::from_utf8(gone.as_slice())

@@ -10,6 +10,7 @@ mod crowd;
 mod entry;
 mod index;
 mod queue;
+mod recent;
 pub mod scan;
 mod storage;
 mod watchers;
@@ -27,6 +28,7 @@ pub use change::{Change, FormKey};
 pub use entry::{Attributes, ChangeType, Entry};
 pub use index::{Index, Iter};
 pub use queue::{Batch, Queue};
+pub use recent::Offer;
 pub use storage::{HISTORY, Hook, Snapshot, Start, Storage, TooOld, Watch};
 pub use watchers::Scope;
 

@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use sampan_api::Object;
 use sampan_kinds::SelectableField;
 use sampan_store::{self as store, Revision};
 
 use super::entry::ByPath;
 use super::queue::Queue;
+use super::recent::{Offer, Recent};
 use super::watchers::{Scope, Watchers};
 use super::{Change, ChangeType, Entry, Index};
 use crate::sync::lock;
@@ -44,6 +46,7 @@ pub struct Storage {
     hook: OnceLock<Hook>,
     /// Whether there may be objects that cannot be read.
     unreadable: AtomicBool,
+    recent: Recent,
 }
 
 #[derive(Default)]
@@ -122,6 +125,7 @@ impl Storage {
             state: Mutex::default(),
             hook: OnceLock::new(),
             unreadable: AtomicBool::new(false),
+            recent: Recent::default(),
         }
     }
 
@@ -151,7 +155,7 @@ impl Storage {
     pub fn set_hook(&self, hook: Hook) {
         let state = lock(&self.state);
         for entry in state.index.iter() {
-            let object = entry.object();
+            let object = entry.tree();
             entry.learn(&object, &self.fields);
             hook(
                 &Change::new(entry.revision(), ChangeType::Added, entry.clone(), None),
@@ -170,6 +174,11 @@ impl Storage {
             self.unreadable.store(true, Ordering::Release);
         }
         Arc::new(entry)
+    }
+
+    /// Offers the tree of which `value` was made to the entry it will become. Until the write is over.
+    pub fn offer(&self, value: &Bytes, tree: Object) -> Offer<'_> {
+        self.recent.offer(value, tree)
     }
 
     fn indexed_value<'a>(&self, entry: &'a Entry) -> Option<&'a str> {
@@ -227,7 +236,7 @@ impl Storage {
                 if found.is_err() {
                     let gone = Arc::new(old.deleted_at(revision));
                     let change = Change::new(revision, ChangeType::Deleted, gone, Some(old.clone()));
-                    hook(&change, &old.object());
+                    hook(&change, &old.tree());
                 }
             }
         }
@@ -243,7 +252,7 @@ impl Storage {
                 ChangeType::Added
             };
             if let Some(hook) = self.hook.get() {
-                let object = entry.object();
+                let object = entry.tree();
                 entry.learn(&object, &self.fields);
                 hook(
                     &Change::new(entry.revision(), kind, entry.clone(), old.cloned()),
@@ -279,6 +288,7 @@ impl Storage {
                     ChangeType::Modified
                 };
                 let entry = self.entry(put.key.clone(), &put.value, event.revision, kind);
+                self.recent.meet(&put.value, &entry, event.revision);
                 Change::new(event.revision, kind, entry, previous)
             }
             store::Change::Delete => {
@@ -297,7 +307,7 @@ impl Storage {
         let change = Arc::new(self.change_of(event, cached)?);
         // One parse for whoever needs the tree.
         let hook = self.hook.get();
-        let object = (hook.is_some() || self.indexed_field.is_some()).then(|| change.entry.object());
+        let object = (hook.is_some() || self.indexed_field.is_some()).then(|| change.entry.tree());
         if let Some(object) = &object {
             change.entry.learn(object, &self.fields);
         }

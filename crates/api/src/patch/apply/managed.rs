@@ -53,11 +53,15 @@ pub enum Read {
     Malformed(String),
 }
 
+/// The entries of an object, as they are recorded.
+pub fn entries(object: &Value) -> Option<&Value> {
+    object.get("metadata")?.get("managedFields")
+}
+
 /// Reads the entries of an object.
-pub fn read(object: &Value) -> Read {
-    let entries = match object.pointer("/metadata/managedFields") {
-        Some(Value::Array(entries)) => entries,
-        _ => return Read::None,
+pub fn read(entries: Option<&Value>) -> Read {
+    let Some(Value::Array(entries)) = entries else {
+        return Read::None;
     };
     if entries.is_empty() {
         return Read::Reset;
@@ -126,22 +130,25 @@ pub fn write(object: &mut Value, managers: &Managers) {
     });
     let entries: Vec<Value> = entries
         .into_iter()
-        .map(|(manager, owned)| {
-            let mut entry = Map::new();
-            entry.insert("manager".into(), manager.name.as_str().into());
-            let operation = if manager.applied { "Apply" } else { "Update" };
-            entry.insert("operation".into(), operation.into());
-            entry.insert("apiVersion".into(), owned.api_version.as_str().into());
-            if !owned.time.is_empty() {
-                entry.insert("time".into(), owned.time.as_str().into());
-            }
-            entry.insert("fieldsType".into(), "FieldsV1".into());
-            entry.insert("fieldsV1".into(), owned.fields.to_value());
-            if !manager.subresource.is_empty() {
-                entry.insert("subresource".into(), manager.subresource.as_str().into());
-            }
-            Value::Object(entry)
-        })
+        .map(|(manager, owned)| entry(manager, owned))
         .collect();
     metadata.insert("managedFields".into(), entries.into());
+}
+
+/// One entry as it is recorded.
+pub fn entry(manager: &Manager, owned: &Owned) -> Value {
+    let mut entry = Map::new();
+    entry.insert("manager".into(), manager.name.as_str().into());
+    let operation = if manager.applied { "Apply" } else { "Update" };
+    entry.insert("operation".into(), operation.into());
+    entry.insert("apiVersion".into(), owned.api_version.as_str().into());
+    if !owned.time.is_empty() {
+        entry.insert("time".into(), owned.time.as_str().into());
+    }
+    entry.insert("fieldsType".into(), "FieldsV1".into());
+    entry.insert("fieldsV1".into(), owned.fields.to_value());
+    if !manager.subresource.is_empty() {
+        entry.insert("subresource".into(), manager.subresource.as_str().into());
+    }
+    Value::Object(entry)
 }

@@ -18,9 +18,12 @@
 #![allow(clippy::result_large_err)]
 
 mod managed;
+mod quick;
 mod set;
 mod versions;
 mod walk;
+
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
@@ -74,7 +77,7 @@ pub fn manager_name(field_manager: &str, user_agent: &str) -> String {
 }
 
 /// Fields nobody owns.
-fn strip() -> FieldSet {
+static STRIPPED: LazyLock<FieldSet> = LazyLock::new(|| {
     FieldSet::of(&[
         &["apiVersion"],
         &["kind"],
@@ -89,7 +92,10 @@ fn strip() -> FieldSet {
         &["metadata", "managedFields"],
         &["metadata", "resourceVersion"],
     ])
-}
+});
+
+/// The entries themselves, which are not compared.
+static ENTRIES: LazyLock<FieldSet> = LazyLock::new(|| FieldSet::of(&[&["metadata", "managedFields"]]));
 
 /// One conflict: a field of another manager's that this one would change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,8 +144,7 @@ impl<'a> Context<'a> {
 
     /// Compares trees without looking at what is reset, or at managed fields themselves.
     fn compare(&self, node: Node<'_>, old: &Object, new: &Object) -> Comparison {
-        let managed = FieldSet::of(&[&["metadata", "managedFields"]]);
-        walk::compare(node, old, new).without(self.reset).without(&managed)
+        walk::compare(node, old, new).without(self.reset).without(&ENTRIES)
     }
 }
 
@@ -147,21 +152,40 @@ impl<'a> Context<'a> {
 ///
 /// Entries the request itself carries are taken over for the object; a subresource's requests cannot set them.
 pub fn update(context: Context<'_>, live: Option<&Object>, new: &mut Object) {
-    let carried = if context.subresource.is_empty() {
-        managed::read(new)
-    } else {
-        Read::None
-    };
-    let sent = meta::strip_managed_fields(new);
+    note(context, live, new, true);
+}
+
+/// `quick`: the usual case is dealt with as such; what comes out is the same.
+fn note(context: Context<'_>, live: Option<&Object>, new: &mut Object, quick: bool) {
+    let mut sent = meta::strip_managed_fields(new);
     if walk::has_unkeyed(Node::root(context.ty), new) {
         // Who owns what cannot be said.
         return;
     }
-    let stored = live.and_then(|live| live.pointer("/metadata/managedFields"));
+    let stored = live.and_then(managed::entries);
     let empty = context.empty();
     let old = live.unwrap_or(&empty);
     let mut comparisons = Comparisons::new(context, old, new);
-    let own_entries = matches!(carried, Read::Reset | Read::Managers(_)) && sent.as_ref() != stored;
+    let as_stored = sent.as_ref() == stored;
+    if quick && (as_stored || !context.subresource.is_empty()) {
+        let entries = if as_stored { sent.take() } else { stored.cloned() };
+        if let Some(Value::Array(mut entries)) = entries {
+            if quick::note(context, comparisons.own(), &mut entries) {
+                if !entries.is_empty() {
+                    meta::ensure_metadata(new).insert("managedFields".into(), entries.into());
+                }
+                return;
+            }
+            if as_stored {
+                sent = Some(entries.into());
+            }
+        }
+    }
+    let carried = match context.subresource.is_empty() {
+        true => managed::read(sent.as_ref()),
+        false => Read::None,
+    };
+    let own_entries = matches!(carried, Read::Reset | Read::Managers(_)) && !as_stored;
     if let (Some(entries), false, true) = (stored, own_entries, comparisons.own().is_empty()) {
         // Nothing changed: neither do the owners.
         meta::ensure_metadata(new).insert("managedFields".into(), entries.clone());
@@ -170,8 +194,8 @@ pub fn update(context: Context<'_>, live: Option<&Object>, new: &mut Object) {
     let managers = match carried {
         Read::Managers(managers) => managers,
         Read::Reset => Managers::new(),
-        Read::None | Read::Malformed(_) => match live.map(managed::read) {
-            Some(Read::Managers(managers)) => managers,
+        Read::None | Read::Malformed(_) => match managed::read(stored) {
+            Read::Managers(managers) => managers,
             _ => Managers::new(),
         },
     };
@@ -208,7 +232,7 @@ fn note_update(
     });
     let comparison = comparisons.own();
     let changed = comparison.modified.union(&comparison.added);
-    let taken = changed.without_trees(context.reset).difference(&strip());
+    let taken = changed.without_trees(context.reset).difference(&STRIPPED);
     if !taken.is_empty() {
         let owned = managers.entry(manager).or_default();
         owned.fields = owned.fields.union(&taken);
@@ -299,7 +323,7 @@ pub fn apply(context: Context<'_>, live: Option<&Object>, config: &Object, force
     }
     let empty = context.empty();
     let mut old = live.unwrap_or(&empty).clone();
-    let mut managers = match managed::read(&old) {
+    let mut managers = match managed::read(managed::entries(&old)) {
         Read::Managers(managers) => managers,
         Read::None | Read::Reset => Managers::new(),
         Read::Malformed(why) => {
@@ -404,7 +428,7 @@ fn merge_in(
         return Err(Refusal::Conflicts(conflicts));
     }
     if let Some(own) = managers.get_mut(&manager) {
-        own.fields = own.fields.difference(&strip());
+        own.fields = own.fields.difference(&STRIPPED);
         let same = last.is_some_and(|last| last.fields == own.fields && last.api_version == own.api_version);
         if !same || !unchanged || own.time.is_empty() {
             own.time = context.now.into();

@@ -40,6 +40,10 @@ impl Element {
             _ => None,
         }
     }
+    /// The element a recorded key stands for, if it is spelt as it is here.
+    pub fn canonical(text: &str) -> Option<Self> {
+        Element::parse(text).filter(|element| element.0 == text)
+    }
     /// The field's name, when this is a field.
     pub fn name(&self) -> Option<&str> {
         self.0.strip_prefix("f:")
@@ -60,6 +64,11 @@ impl fmt::Display for Element {
             }
         }
     }
+}
+
+/// Whether what is recorded below an element makes the element itself a member.
+fn is_member(below: &Map<String, Value>) -> bool {
+    below.is_empty() || below.contains_key(".")
 }
 
 /// A path, printed as `.spec.containers[name="a"].image`.
@@ -233,6 +242,16 @@ impl FieldSet {
         FieldSet { nodes: nodes.collect() }
     }
 
+    /// Whether some member is one of a recorded set too.
+    pub fn meets(&self, fields: &Map<String, Value>) -> bool {
+        self.nodes.iter().any(|(element, node)| {
+            let Some(Value::Object(below)) = fields.get(&element.0) else {
+                return false;
+            };
+            (node.member && is_member(below)) || node.below.meets(below)
+        })
+    }
+
     /// Every member's path, in order.
     pub fn paths(&self) -> Vec<Path> {
         fn walk(set: &FieldSet, above: &mut Path, out: &mut Vec<Path>) {
@@ -270,8 +289,13 @@ impl FieldSet {
 
     /// From `FieldsV1`; what is not understood is left out.
     pub fn from_value(value: &Value) -> Self {
+        value.as_object().map(FieldSet::of_map).unwrap_or_default()
+    }
+
+    /// The same from its map.
+    pub fn of_map(fields: &Map<String, Value>) -> Self {
         let mut set = FieldSet::default();
-        for (key, value) in value.as_object().into_iter().flatten() {
+        for (key, value) in fields {
             let Some(element) = Element::parse(key) else {
                 continue;
             };

@@ -103,6 +103,15 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// Whether this is a container that nobody owns a part of.
+    fn is_whole(self) -> bool {
+        let container = matches!(
+            self.ty,
+            Kind::Typed(Type::List(_) | Type::Map(_) | Type::Def(_) | Type::Struct(_))
+        );
+        container && matches!(self.view(&Value::Null), View::Atom)
+    }
+
     /// Whether the element is a field the type names (not a key of a map).
     pub fn names(self, element: &Element) -> bool {
         match (self.view(&Value::Null), element.name()) {
@@ -183,6 +192,22 @@ fn element_of(list: &List, item: &Value) -> Result<Element, String> {
         ));
     }
     Ok(Element::key(&key))
+}
+
+/// Whether there is such an element.
+fn is_keyed(list: &List, item: &Value) -> bool {
+    if list.keys.is_empty() {
+        return !matches!(item, Value::Object(_) | Value::Array(_) | Value::Null);
+    }
+    let assumed = |name: &str| {
+        list.items
+            .as_struct()
+            .and_then(|below| below.field(name)?.default.as_deref())
+    };
+    item.as_object().is_some_and(|map| {
+        let mut keys = list.keys.iter();
+        keys.any(|name| map.contains_key(name.as_ref()) || assumed(name).is_some())
+    })
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -316,7 +341,7 @@ pub fn has_unkeyed(node: Node<'_>, value: &Value) -> bool {
     match (node.view(value), value) {
         (View::Items(list), Value::Array(items)) => items
             .iter()
-            .any(|item| element_of(list, item).is_err() || has_unkeyed(Node::typed(&list.items), item)),
+            .any(|item| !is_keyed(list, item) || has_unkeyed(Node::typed(&list.items), item)),
         (View::Fields(fields), Value::Object(map)) => map
             .iter()
             .any(|(key, item)| fields.child(key).is_some_and(|child| has_unkeyed(child, item))),
@@ -392,15 +417,54 @@ pub fn reconciled(node: Node<'_>, set: &FieldSet) -> FieldSet {
         let Some(child) = node.below(element, &Value::Null) else {
             return Some(below.clone());
         };
-        let whole = matches!(
-            child.ty,
-            Kind::Typed(Type::List(_) | Type::Map(_) | Type::Def(_) | Type::Struct(_))
-        );
-        if whole && matches!(child.view(&Value::Null), View::Atom) {
+        if child.is_whole() {
             return None;
         }
         Some(reconciled(child, below))
     })
+}
+
+/// Whether a recorded set is spelt as it would be written now, and [`reconciled`] would leave it as it is.
+pub fn is_canonical(node: Node<'_>, fields: &Map<String, Value>) -> bool {
+    let mut any = false;
+    let fits = fields.iter().all(|(key, below)| {
+        let Value::Object(below) = below else {
+            return false;
+        };
+        if key == "." {
+            return below.is_empty();
+        }
+        any = true;
+        // Fields are by far the most: no need to make an element of one.
+        let child = match key.strip_prefix("f:") {
+            Some(name) => match node.view(&Value::Null) {
+                View::Fields(fields) => fields.child(name),
+                _ => None,
+            },
+            None => match Element::canonical(key) {
+                Some(element) => node.below(&element, &Value::Null),
+                None => return false,
+            },
+        };
+        if below.is_empty() {
+            return true;
+        }
+        match child {
+            Some(child) => !child.is_whole() && is_canonical(child, below),
+            None => is_spelt(below),
+        }
+    });
+    fits && any
+}
+
+/// The spelling alone, where the type knows nothing.
+fn is_spelt(fields: &Map<String, Value>) -> bool {
+    fields.keys().any(|key| key != ".")
+        && fields.iter().all(|(key, below)| match below {
+            Value::Object(below) if key == "." => below.is_empty(),
+            Value::Object(below) => Element::canonical(key).is_some() && (below.is_empty() || is_spelt(below)),
+            _ => false,
+        })
 }
 
 /// How two trees differ.
@@ -465,6 +529,9 @@ fn compare_at(node: Node<'_>, left: Option<&Value>, right: Option<&Value>, path:
                 if let Some(zero) = &zero {
                     old = old.or(Some(zero));
                     new = new.or(Some(zero));
+                }
+                if old == new {
+                    continue;
                 }
                 path.push(Element::field(key));
                 compare_at(child, old, new, path, out);

@@ -110,4 +110,75 @@ proptest! {
         }]);
         apply(context(&ty, &reset, "a", NOW), Some(&live), &config("{paused: true}"), true).expect("applied");
     }
+
+    #[test]
+    fn the_quick_way_is_the_general_one(
+        writes in proptest::collection::vec((0..4usize, 0..13usize, some_config(), any::<bool>()), 1..24),
+        odd in proptest::option::weighted(0.2, "[fkv]:([a-c.]|[{]\"a\":\"b\"[}]|[{]\"a\": \"b\"[}])"),
+    ) {
+        let (ty, main, status) = (deployment(), FieldSet::of(&[&["status"]]), FieldSet::of(&[&["spec"], &["metadata"]]));
+        let mut live: Option<Value> = None;
+        for (at, (kind, manager, config, sends)) in writes.into_iter().enumerate() {
+            let (manager, now) = (format!("m{manager}"), format!("2026-11-22T10:{:02}:00Z", at / 2));
+            let context = match kind {
+                3 => Context { subresource: "status", ..context(&ty, &status, &manager, &now) },
+                _ => context(&ty, &main, &manager, &now),
+            };
+            let mut new = config;
+            if let Some(live) = &live {
+                if kind == 3 {
+                    let replicas = new["spec"].get("replicas").cloned().unwrap_or(json!(0));
+                    new = live.clone();
+                    new["status"] = json!({ "replicas": replicas });
+                } else if let Some(status) = live.get("status") {
+                    new["status"] = status.clone();
+                }
+                match managed::entries(live) {
+                    Some(entries) if sends => new["metadata"]["managedFields"] = entries.clone(),
+                    _ => drop(meta::strip_managed_fields(&mut new)),
+                }
+            }
+            if kind == 2 {
+                meta::strip_managed_fields(&mut new);
+                live = Some(apply(context, live.as_ref(), &new, true).expect("applied"));
+                continue;
+            }
+            let mut general = new.clone();
+            note(context, live.as_ref(), &mut new, true);
+            note(context, live.as_ref(), &mut general, false);
+            prop_assert_eq!(&new, &general);
+            // What older servers and other programs recorded.
+            if let Some(odd) = &odd
+                && let Some(first) = new.pointer_mut("/metadata/managedFields/0/fieldsV1")
+            {
+                first[odd] = json!({ odd: {}, ".": {} });
+            }
+            live = Some(new);
+        }
+    }
+}
+
+#[test]
+fn the_quick_way_is_gone_when_nobody_elses_fields_change() {
+    let ty = deployment();
+    let reset = FieldSet::of(&[&["status"]]);
+    let gone = |manager: &str, before: &Value, after: &Value| {
+        let context = context(&ty, &reset, manager, LATER);
+        let comparison = context.compare(context.node(), before, after);
+        let mut entries = managed::entries(before)
+            .and_then(Value::as_array)
+            .cloned()
+            .expect("entries");
+        quick::note(context, &comparison, &mut entries)
+    };
+    let live = steps(&[("a", "{replicas: 1}"), ("b=", "{replicas: 1, paused: true}")]).expect("steps");
+    let mut new = live.clone();
+    new["spec"]["paused"] = false.into();
+    assert!(gone("b", &live, &new));
+    assert!(!gone("c", &live, &new), "b loses a field");
+    new = live.clone();
+    new["spec"]["minReadySeconds"] = 5.into();
+    assert!(gone("b", &live, &new) && gone("c", &live, &new));
+    new["spec"]["replicas"] = 2.into();
+    assert!(!gone("b", &live, &new), "a loses a field");
 }
