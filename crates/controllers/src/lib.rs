@@ -7,7 +7,9 @@
 //! [`TABLE`] lists them with their names and identities; [`Controllers::start`] starts those that the configuration
 //! enables. Names are upstream's, so that `--controllers` arguments carry over.
 
+use std::fmt;
 use std::future::Future;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -43,6 +45,7 @@ mod policystatus;
 mod protection;
 mod quota;
 mod replicaset;
+mod resourceclaims;
 mod rootca;
 mod serviceaccount;
 mod servicecidrs;
@@ -163,6 +166,11 @@ pub const TABLE: &[Row] = &[
         endpoints::start_mirror,
     ),
     row("resourcequota-controller", "resourcequota-controller", quota::start),
+    row(
+        "resourceclaim-controller",
+        "resource-claim-controller",
+        resourceclaims::start,
+    ),
     row(
         "validatingadmissionpolicy-status-controller",
         "validatingadmissionpolicy-status-controller",
@@ -451,9 +459,10 @@ impl Context {
     }
 
     /// Runs `sync` over `queue` once `ready` has resolved (the caches are filled), until the process drains.
-    pub(crate) fn run<F, Fut>(&self, queue: &WorkQueue<Key>, ready: impl Future<Output = ()> + Send + 'static, sync: F)
+    pub(crate) fn run<K, F, Fut>(&self, queue: &WorkQueue<K>, ready: impl Future<Output = ()> + Send + 'static, sync: F)
     where
-        F: Fn(Key) -> Fut + Send + Sync + 'static,
+        K: Clone + Eq + Hash + fmt::Display + Send + Sync + 'static,
+        F: Fn(K) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), SyncError>> + Send,
     {
         let (name, queue, drain) = (self.name, queue.clone(), self.drain());

@@ -27,7 +27,7 @@ pub(super) fn merge(target: &mut Value, patch: &Value) {
 fn merge_key(field: &str) -> Option<&'static str> {
     Some(match field {
         "conditions" => "type",
-        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets" => "name",
+        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets" | "resourceClaimStatuses" => "name",
         "ownerReferences" => "uid",
         "taints" => "key",
         "addresses" => "type",
