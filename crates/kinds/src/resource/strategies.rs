@@ -1,10 +1,14 @@
 //! The rules of the resource allocation kinds.
 
+use std::collections::BTreeSet;
+
 use sampan_api::Object;
+use serde_json::Value;
 
 use super::{published, validate};
 use crate::defaults::{Default, Fill};
 use crate::rules::{RULES, Rules, Status};
+use crate::spec::Part;
 use crate::{names, tree};
 
 pub(super) static DEVICE_CLASS: Rules = Rules {
@@ -29,9 +33,32 @@ pub(super) static CLAIM: Rules = Rules {
     // A spec that cannot change is not judged again.
     validate_create: validate::claim,
     validate_update: validate::claim_update,
+    update: devices_go_with_their_allocation,
     reset: crate::rules::status_keeps_metadata,
     ..RULES
 };
+
+/// What drivers said of devices that are allocated no more is dropped, so that whoever gives them back need not know of it.
+fn devices_go_with_their_allocation(part: Part<'_>, new: &mut Object, old: &Object) {
+    if part != Part::View("status") {
+        return;
+    }
+    let allocated = |claim: &Object| -> BTreeSet<String> {
+        let results = tree::items(claim, "status.allocation.devices.results");
+        results.iter().map(validate::device_id).collect()
+    };
+    let (before, now) = (allocated(old), allocated(new));
+    let Some(Value::Array(devices)) = tree::get_mut(new, "status.devices") else {
+        return;
+    };
+    devices.retain(|device| {
+        let id = validate::device_id(device);
+        now.contains(&id) || !before.contains(&id)
+    });
+    if devices.is_empty() {
+        tree::remove(new, "status.devices");
+    }
+}
 
 const CLAIM_DEFAULTS: &[Default] = &[
     ("spec", Fill::Map),

@@ -373,7 +373,7 @@ pub(super) fn claim_update(part: Part<'_>, new: &Object, old: &Object, errors: &
 }
 
 /// A device as upstream names it: where it is from, and which share of it.
-fn device_id(device: &Value) -> String {
+pub(super) fn device_id(device: &Value) -> String {
     let mut id = ["driver", "pool", "device"]
         .map(|name| tree::text(device, name))
         .join("/");
@@ -595,6 +595,19 @@ mod tests {
                 r#"spec.devices.config[1].requests[0]: Invalid value: "gpu/x": must be the name of a request in the claim or the name of a request and a subrequest separated by '/'"#
             ]
         );
+    }
+
+    #[test]
+    fn what_is_said_of_devices_goes_with_their_allocation() {
+        let device = |name: &str| json!({"driver": "d.example", "pool": "p", "device": name});
+        let claim = |allocated: Value, said: Value| json!({"spec": {}, "status": {"allocation": {"devices": {"results": allocated}}, "devices": said}});
+        let old = claim(json!([device("a"), device("b")]), json!([device("a"), device("b")]));
+        let mut new = claim(json!([device("a")]), json!([device("a"), device("b"), device("c")]));
+        CLAIM.prepare_update(Part::View("status"), &mut new, &old);
+        assert_eq!(tree::items(&new, "status.devices"), [device("a"), device("c")]);
+        let mut free = json!({"spec": {}, "status": {"devices": [device("a")]}});
+        CLAIM.prepare_update(Part::View("status"), &mut free, &old);
+        assert!(tree::get(&free, "status.devices").is_none());
     }
 
     #[test]
