@@ -27,6 +27,7 @@ use crate::framework::{BindingPlugin, Event, Framework, Refusal};
 use crate::labels::Labels;
 use crate::memory::{Memory, Tracking, refusal};
 use crate::owners::OwnerKind;
+use crate::plugins::dynamic_resources;
 use crate::pod::{Class, ClassId, PodInfo, is_finished, scheduler_of};
 use crate::preemption::{Budgets, Candidates, Outcome, Trial, Victims};
 use crate::queue::{Backoff, Diagnosis, Order, Queue};
@@ -283,6 +284,7 @@ impl Engine {
                 && known.generation == generation
                 && *known.labels == *labels
                 && known.class.requests == pod_requests(pod).0
+                && known.class.claims == dynamic_resources::asked(pod)
         });
         let class = match unchanged {
             Some(known) => Arc::clone(&known.class),

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::labels::Labels;
 use crate::owners::OwnerKind;
+use crate::plugins::dynamic_resources;
 use crate::plugins::images::normalized;
 use crate::plugins::node::named_nodes;
 use crate::resources::{Resources, pod_requests};
@@ -82,7 +83,7 @@ impl AffinityTerm {
 pub struct Class {
     pub id: ClassId,
     /// Equal for classes that differ in nothing node plugins look at, which is all but labels, namespace and wishes about
-    /// other Pods. (The namespace counts where volumes are named.)
+    /// other Pods. (The namespace counts where volumes or claims are named.)
     pub shape: ClassId,
     /// Equal for classes that differ in labels alone.
     base: ClassId,
@@ -118,7 +119,9 @@ pub struct Class {
     pub owner: Option<(OwnerKind, String)>,
     /// The volumes that plugins may have to find a place for.
     pub volumes: Vec<Volume>,
-    /// Its name and uid, where those decide which claims are meant (volumes made for the Pod alone).
+    /// The claims of devices it asks for.
+    pub claims: Vec<dynamic_resources::Asked>,
+    /// Its name and uid, where those decide which claims are meant (volumes made for the Pod alone, devices).
     pub pod: Option<(String, String)>,
 }
 
@@ -288,6 +291,7 @@ impl Class {
             .chain(volumes.filter_map(|volume| volume.image.as_ref()?.reference.as_deref()))
             .map(normalized)
             .collect();
+        let claims = dynamic_resources::asked(pod);
         let mut class = Class {
             id: ClassId::default(),
             shape: ClassId::default(),
@@ -333,6 +337,7 @@ impl Class {
                 .iter()
                 .flatten()
                 .any(|volume| volume.ephemeral.is_some())
+                .max(!claims.is_empty())
                 .then(|| {
                     let text = |part: &Option<String>| part.clone().unwrap_or_default();
                     (text(&pod.metadata.name), text(&pod.metadata.uid))
@@ -344,6 +349,7 @@ impl Class {
                 .filter(|volume| needs_a_place(volume))
                 .cloned()
                 .collect(),
+            claims,
             owner: owner(pod),
             namespace,
             labels: Labels::new(),
@@ -382,6 +388,7 @@ impl Class {
             never_preempts,
             only_nodes,
             volumes,
+            claims,
             owner,
             pod,
         } = &*self;
@@ -395,10 +402,10 @@ impl Class {
             preferred_nodes,
         );
         let more = (tolerations, host_ports, images, containers, scheduler, never_preempts);
-        let named = (only_nodes, volumes, pod);
+        let named = (only_nodes, volumes, claims, pod);
         // Writing into a digest cannot fail.
         let _ = write!(digest, "{asked:?}{more:?}{named:?}");
-        if !volumes.is_empty() {
+        if !volumes.is_empty() || !claims.is_empty() {
             let _ = write!(digest, "{namespace}");
         }
         let shape = ClassId::from(digest.0.clone());

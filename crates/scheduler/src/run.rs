@@ -12,7 +12,9 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Binding, Namespace, Node, ObjectReference, Pod, PodResourceClaimStatus, ReplicationController, Service,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -25,9 +27,10 @@ use tokio::sync::Notify;
 use crate::config::Configuration;
 use crate::engine::{Decision, Engine, Followed};
 use crate::extender::{Extenders, Opinions};
-use crate::framework::BindingPlugin;
+use crate::framework::{BindingPlugin, Event};
 use crate::metrics::Metrics;
 use crate::owners::OwnerKind;
+use crate::plugins::dynamic_resources::{self, Devices};
 use crate::plugins::volumes;
 use crate::pod::PodInfo;
 use crate::preemption::Victims;
@@ -106,12 +109,22 @@ pub async fn run(config: Config, client: kube::Client, informers: Informers, rec
         to.change(|engine| engine.objects_changed(event, |class| volumes::concerned(class, claim)));
     });
     let storage = volumes::Storage::new(client.clone(), &view);
+    let to = shared.clone();
+    let devices = Devices::new(client.clone(), &informers, move |claim| {
+        let event = Event::ResourceClaim;
+        to.change(|engine| engine.objects_changed(event, |class| dynamic_resources::concerned(class, claim)));
+    });
     let profiles = config.configuration.profiles.iter();
-    let profiles = profiles.map(|profile| (profile.name.clone(), storage.framework(profile)));
+    let profiles = profiles.map(|profile| (profile.name.clone(), storage.framework(profile, &devices)));
     *shared.engine() = Engine::with_backoff(profiles, config.seed, backoff)
         .asking(extenders.interests())
         .counting(config.metrics.clone());
-    if drain.until(storage.synced()).await.is_none() {
+    // An API server may not have claims of devices; a Pod that names one waits until it is seen.
+    let ready = async {
+        storage.synced().await;
+        tokio::time::timeout(CLAIMS, devices.synced()).await.is_ok()
+    };
+    if drain.until(ready).await.is_none() {
         return;
     }
     config.metrics.follow(&shared.engine);
@@ -341,6 +354,7 @@ async fn subscribe(shared: &Shared, informers: &Informers) {
             && phase(old) == phase(new)
             && preemption_facts(old) == preemption_facts(new)
             && pod_requests(old) == pod_requests(new)
+            && made_claims(old) == made_claims(new)
         {
             return;
         }
@@ -430,10 +444,17 @@ fn preemption_facts(pod: &Pod) -> (bool, Option<&str>) {
     )
 }
 
+/// The claims of devices that were made for a Pod.
+fn made_claims(pod: &Pod) -> Option<&[PodResourceClaimStatus]> {
+    pod.status.as_ref()?.resource_claim_statuses.as_deref()
+}
+
 fn phase(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.phase.as_deref()
 }
 
+/// How long the start waits for the cluster's claims of devices.
+const CLAIMS: std::time::Duration = std::time::Duration::from_secs(5);
 /// The most that an event may say, in bytes.
 const LONGEST_NOTE: usize = 1024;
 

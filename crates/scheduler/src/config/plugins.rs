@@ -89,7 +89,7 @@ pub const KNOWN: [Known; 20] = [
             "reserve",
             "preBind",
         ],
-        lives: false,
+        lives: true,
     },
     known("DefaultPreemption", &["preEnqueue", "postFilter"]),
     known("NodeResourcesBalancedAllocation", &["preScore", "score"]),

@@ -161,8 +161,8 @@ fn what_has_no_effect_is_said() {
             "profiles[0].plugins.preScore",
         ),
         (
-            "profiles: [{plugins: {filter: {enabled: [{name: DynamicResources}]}}}]",
-            "DynamicResources does nothing here",
+            "profiles: [{plugins: {filter: {enabled: [{name: NodeDeclaredFeatures}]}}}]",
+            "NodeDeclaredFeatures does nothing here",
         ),
         (
             "profiles: [{pluginConfig: [{name: DynamicResources, args: {bindingTimeout: 5s}}]}]",

@@ -1,5 +1,6 @@
 //! The plugins, one idea each. Reasons are worded as upstream words them.
 
+pub mod dynamic_resources;
 pub mod images;
 pub mod node;
 pub mod pod_affinity;

@@ -12,6 +12,7 @@ use sampan_api::quantity::Quantity;
 use sampan_claims as claims;
 use sampan_client::{Cached, Change, Informer, Informers};
 
+use super::dynamic_resources::{self, Devices, Reservation};
 use super::volume_binding::{self, Binder, VolumeBinding};
 use super::volume_restrictions::{self, Restrictions};
 use super::{volume_limits, volume_zone};
@@ -275,8 +276,8 @@ impl Storage {
         self.view.synced().await;
     }
 
-    /// A profile's plugins, with those that look at volumes.
-    pub fn framework(&self, profile: &Profile) -> Framework {
+    /// A profile's plugins, with those that look at volumes and devices.
+    pub fn framework(&self, profile: &Profile, devices: &Arc<Devices>) -> Framework {
         let mut framework = profile.framework();
         for name in profile.enabled_at("filter") {
             match name {
@@ -290,6 +291,10 @@ impl Storage {
                     framework.filters.push(volume_binding::filter(&self.binder));
                 }
                 volume_zone::NAME => framework.filters.push(volume_zone::filter(&self.view)),
+                dynamic_resources::NAME => {
+                    framework.pre_filters.push(devices.pre_filter());
+                    framework.filters.push(devices.filter());
+                }
                 _ => {}
             }
         }
@@ -298,6 +303,9 @@ impl Storage {
                 binder: Arc::clone(&self.binder),
                 timeout: profile.arguments.volume_binding.bind_timeout,
             }));
+        }
+        if profile.enables("reserve", dynamic_resources::NAME) && profile.enables("preBind", dynamic_resources::NAME) {
+            framework.binding.push(Arc::new(Reservation(Arc::clone(devices))));
         }
         framework
     }
