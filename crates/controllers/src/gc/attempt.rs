@@ -1,18 +1,28 @@
 //! What is done about one object: leave it, delete it, cut it loose from absent owners, or let it go.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::PartialObjectMeta;
-use sampan_client::{or_absent, retry_on_conflict};
+use sampan_client::{is_conflict, or_absent, retry_on_conflict};
 use serde_json::json;
 
 use super::graph::{FOREGROUND, Node, ORPHAN, Work};
-use super::{Collector, api, lock};
+use super::{Collector, Identity, api, group_of, lock};
 use crate::SyncError;
 
-/// How many absent owners are remembered.
-const ABSENT: usize = 500;
+/// When an owner that exists and has not been seen is looked for again: it may come and go unseen.
+const UNSEEN: Duration = Duration::from_secs(30);
+
+/// What an owner reference leads to.
+enum Found {
+    Owner(Box<ObjectMeta>),
+    Nothing,
+    /// An object without a namespace refers to one that has one: nothing is concluded from that.
+    Senseless,
+}
 
 /// What the owners of an object say about it.
 #[derive(Default)]
@@ -41,7 +51,7 @@ impl Collector {
             return Ok(());
         }
         let api = api(&self.context.client, &kind.resource, kind.namespaced, &node.namespace);
-        let Some(live) = read(&api, &node.name, uid).await? else {
+        let Some(mut live) = read(&api, &node.name, uid).await? else {
             self.gone(uid);
             return Ok(());
         };
@@ -52,7 +62,9 @@ impl Collector {
         if references.is_empty() {
             return Ok(());
         }
-        let owners = self.classify(&references, &node.namespace).await?;
+        let Some(owners) = self.classify(&references, &node.namespace).await? else {
+            return Ok(());
+        };
         if owners.solid > 0 {
             if owners.absent.is_empty() && owners.waiting.is_empty() {
                 return Ok(());
@@ -62,7 +74,8 @@ impl Collector {
                 .iter()
                 .filter(|reference| !unwanted.contains(&&reference.uid))
                 .collect();
-            return patch(&api, &live, json!({ "ownerReferences": kept })).await;
+            write(&api, &live, json!({ "ownerReferences": kept })).await?;
+            return Ok(());
         }
         let has_dependents = !node.dependents.is_empty();
         let finalizers = live.finalizers.as_deref().unwrap_or_default();
@@ -71,14 +84,18 @@ impl Collector {
             if lock(&self.graph).has_waiting_dependent(uid) {
                 // A circle of objects each waiting for the next: this one stops blocking its owners.
                 let unblocked: Vec<OwnerReference> = references
-                    .into_iter()
+                    .iter()
+                    .cloned()
                     .map(|reference| OwnerReference {
-                        block_owner_deletion: Some(false),
+                        block_owner_deletion: reference.block_owner_deletion.map(|_| false),
                         ..reference
                     })
                     .collect();
                 let change = json!({ "ownerReferences": unblocked });
-                patch(&api, &live, change).await?;
+                let Some(changed) = write(&api, &live, change).await? else {
+                    return Ok(());
+                };
+                live = changed;
             }
             PropagationPolicy::Foreground
         } else if has(ORPHAN) {
@@ -88,16 +105,7 @@ impl Collector {
         } else {
             PropagationPolicy::Background
         };
-        let params = DeleteParams {
-            propagation_policy: Some(policy),
-            preconditions: Some(Preconditions {
-                uid: Some(uid.to_owned()),
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
-        };
-        or_absent(api.delete(&node.name, &params).await)?;
-        Ok(())
+        remove(&api, &live, policy).await
     }
 
     /// Whether the graph already answers that every owner is there to stay.
@@ -119,28 +127,55 @@ impl Collector {
             uid: uid.to_owned(),
             ..Default::default()
         };
-        if self.read_owner(&reference, &node.namespace).await?.is_none() {
-            let mut absent = lock(&self.absent);
-            if absent.len() >= ABSENT {
-                absent.clear();
+        match self.read_owner(&reference, &node.namespace).await? {
+            Found::Owner(_) => self.queue.add_after(Work::Delete(uid.to_owned()), UNSEEN),
+            Found::Nothing | Found::Senseless => {
+                let work = lock(&self.graph).disproved(uid, |reference, namespace| {
+                    let Some(identity) = self.identity(reference, namespace) else {
+                        return true;
+                    };
+                    lock(&self.absent).contains(&identity)
+                });
+                for one in work {
+                    self.queue.add(one);
+                }
             }
-            absent.insert(uid.to_owned());
-            drop(absent);
-            self.gone(uid);
         }
         Ok(())
     }
 
-    async fn classify(&self, references: &[OwnerReference], namespace: &str) -> Result<Owners, SyncError> {
+    /// What a reference in an object of `namespace` means; `None` where it can mean nothing.
+    fn identity(&self, reference: &OwnerReference, namespace: &str) -> Option<Identity> {
+        let kind = self.resource_of(&reference.api_version, &reference.kind);
+        let cluster_wide = kind.is_some_and(|kind| !kind.namespaced);
+        if namespace.is_empty() && !cluster_wide {
+            return None;
+        }
+        Some(Identity {
+            uid: reference.uid.clone(),
+            group: group_of(&reference.api_version).to_owned(),
+            kind: reference.kind.clone(),
+            namespace: if cluster_wide {
+                String::new()
+            } else {
+                namespace.to_owned()
+            },
+            name: reference.name.clone(),
+        })
+    }
+
+    /// `None` where nothing can be said.
+    async fn classify(&self, references: &[OwnerReference], namespace: &str) -> Result<Option<Owners>, SyncError> {
         let mut owners = Owners::default();
         for reference in references {
             let known = lock(&self.graph).owner(reference, namespace).map(|owner| owner.waiting);
             let waiting = match known {
                 Some(waiting) => Some(waiting),
-                None => self
-                    .read_owner(reference, namespace)
-                    .await?
-                    .map(|owner| is_waiting(&owner)),
+                None => match self.read_owner(reference, namespace).await? {
+                    Found::Owner(owner) => Some(is_waiting(&owner)),
+                    Found::Nothing => None,
+                    Found::Senseless => return Ok(None),
+                },
             };
             match waiting {
                 Some(true) => owners.waiting.push(reference.uid.clone()),
@@ -148,28 +183,31 @@ impl Collector {
                 None => owners.absent.push(reference.uid.clone()),
             }
         }
-        Ok(owners)
+        Ok(Some(owners))
     }
 
-    /// The owner as the API has it now, or `None` if there is no such object.
-    async fn read_owner(&self, reference: &OwnerReference, namespace: &str) -> Result<Option<ObjectMeta>, SyncError> {
+    /// The owner as the API has it now.
+    async fn read_owner(&self, reference: &OwnerReference, namespace: &str) -> Result<Found, SyncError> {
         let Some(kind) = self.resource_of(&reference.api_version, &reference.kind) else {
             return Err(SyncError::other(format!(
                 "the owner {} {} is of a kind that is not served",
                 reference.kind, reference.name
             )));
         };
-        if kind.namespaced && namespace.is_empty() {
-            return Err(SyncError::other(format!(
-                "a cluster-scoped object refers to the namespaced {} {}",
-                reference.kind, reference.name
-            )));
-        }
-        if lock(&self.absent).contains(&reference.uid) && kind.namespaced {
-            return Ok(None);
+        let Some(identity) = self.identity(reference, namespace) else {
+            return Ok(Found::Senseless);
+        };
+        if lock(&self.absent).contains(&identity) {
+            return Ok(Found::Nothing);
         }
         let api = api(&self.context.client, &kind.resource, kind.namespaced, namespace);
-        read(&api, &reference.name, &reference.uid).await
+        match read(&api, &reference.name, &reference.uid).await? {
+            Some(owner) => Ok(Found::Owner(Box::new(owner))),
+            None => {
+                self.note_absent(identity);
+                Ok(Found::Nothing)
+            }
+        }
     }
 
     /// An object deleted in the foreground goes once nothing blocks it.
@@ -227,7 +265,9 @@ impl Collector {
                 return Ok(());
             }
             let kept: Vec<&OwnerReference> = references.iter().filter(|reference| reference.uid != owner).collect();
-            write(&api, &live.metadata, json!({ "ownerReferences": kept })).await
+            write(&api, &live.metadata, json!({ "ownerReferences": kept }))
+                .await
+                .map(|_| ())
         })
         .await?;
         Ok(())
@@ -251,7 +291,9 @@ impl Collector {
                 return Ok(());
             }
             let kept: Vec<&String> = finalizers.iter().filter(|f| *f != finalizer).collect();
-            write(api, &live.metadata, json!({ "finalizers": kept })).await
+            write(api, &live.metadata, json!({ "finalizers": kept }))
+                .await
+                .map(|_| ())
         })
         .await?;
         Ok(())
@@ -275,16 +317,46 @@ async fn read(api: &Api<DynamicObject>, name: &str, uid: &str) -> Result<Option<
         .filter(|meta| meta.uid.as_deref() == Some(uid)))
 }
 
-async fn patch(api: &Api<DynamicObject>, live: &ObjectMeta, change: serde_json::Value) -> Result<(), SyncError> {
-    Ok(write(api, live, change).await?)
+/// Deletes an object as long as its owners are those that were read. What else of it changes does not matter, and may
+/// change so often that no version holds long enough.
+pub(super) async fn remove(
+    api: &Api<DynamicObject>,
+    read: &ObjectMeta,
+    policy: PropagationPolicy,
+) -> Result<(), SyncError> {
+    let name = read.name.as_deref().unwrap_or_default();
+    let params = |resource_version: Option<String>| DeleteParams {
+        propagation_policy: Some(policy.clone()),
+        preconditions: Some(Preconditions {
+            uid: read.uid.clone(),
+            resource_version,
+        }),
+        ..DeleteParams::default()
+    };
+    let error = match or_absent(api.delete(name, &params(read.resource_version.clone())).await) {
+        Err(error) if is_conflict(&error) => error,
+        outcome => return outcome.map(|_| ()).map_err(SyncError::from),
+    };
+    let Some(live) = or_absent(api.get_metadata(name).await)? else {
+        return Ok(());
+    };
+    if live.metadata.uid != read.uid || live.metadata.owner_references != read.owner_references {
+        return Err(error.into());
+    }
+    or_absent(api.delete(name, &params(None)).await)?;
+    Ok(())
 }
 
-/// Patches metadata of exactly the version that was read.
-async fn write(api: &Api<DynamicObject>, live: &ObjectMeta, mut change: serde_json::Value) -> kube::Result<()> {
+/// Patches metadata of exactly the version that was read. What became of it, if it was there still.
+async fn write(
+    api: &Api<DynamicObject>,
+    live: &ObjectMeta,
+    mut change: serde_json::Value,
+) -> kube::Result<Option<ObjectMeta>> {
     change["uid"] = json!(live.uid);
     change["resourceVersion"] = json!(live.resource_version);
     let name = live.name.as_deref().unwrap_or_default();
     let patch = Patch::Merge(json!({ "metadata": change }));
-    or_absent(api.patch_metadata(name, &PatchParams::default(), &patch).await)?;
-    Ok(())
+    let written = or_absent(api.patch_metadata(name, &PatchParams::default(), &patch).await)?;
+    Ok(written.map(|written| written.metadata))
 }

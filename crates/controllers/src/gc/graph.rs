@@ -79,7 +79,12 @@ impl Node {
 /// An owner in another namespace than its dependent: not allowed, and taken for absent.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Invalid {
+    /// The dependent's UID, and what else it is known by.
     pub(super) dependent: String,
+    pub(super) api_version: String,
+    pub(super) kind: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
     pub(super) reference: OwnerReference,
 }
 
@@ -118,10 +123,17 @@ impl Graph {
             node.namespace.clone_from(&meta.namespace);
             node.name.clone_from(&meta.name);
             // Those that referred to it before it was seen may have meant another namespace.
-            for dependent in &node.dependents {
-                work.push(Work::Delete(dependent.clone()));
+            let dependents: Vec<String> = node.dependents.iter().cloned().collect();
+            for dependent in dependents {
+                if !meta.namespace.is_empty() {
+                    invalid.extend(self.misplaced(&dependent, &meta.uid, &meta.namespace));
+                }
+                work.push(Work::Delete(dependent));
             }
         }
+        let Some(node) = self.nodes.get_mut(&meta.uid) else {
+            return (work, invalid);
+        };
         if has(ORPHAN) && !node.orphaning {
             node.orphaning = true;
             work.push(Work::Orphan(meta.uid.clone()));
@@ -137,6 +149,55 @@ impl Graph {
             self.relink(object, &before, &mut work, &mut invalid);
         }
         (work, invalid)
+    }
+
+    /// The reference of a dependent to an owner that is in another namespace.
+    fn misplaced(&self, dependent: &str, owner: &str, namespace: &str) -> Option<Invalid> {
+        let node = self.nodes.get(dependent).filter(|node| node.namespace != namespace)?;
+        let reference = node.owners.iter().find(|reference| reference.uid == owner)?;
+        Some(Invalid {
+            dependent: dependent.to_owned(),
+            api_version: node.api_version.clone(),
+            kind: node.kind_name.clone(),
+            namespace: node.namespace.clone(),
+            name: node.name.clone(),
+            reference: reference.clone(),
+        })
+    }
+
+    /// An owner that nobody had seen does not exist by the name that was tried; `absent` says of a reference, and the
+    /// namespace it is in, whether that is known of it too. Others may mean the same UID by another name: they are not
+    /// judged by what was found out for this one.
+    pub(super) fn disproved(&mut self, uid: &str, absent: impl Fn(&OwnerReference, &str) -> bool) -> Vec<Work> {
+        let Some(node) = self.nodes.get(uid) else {
+            return Vec::new();
+        };
+        let (mut work, mut other) = (Vec::new(), None);
+        for dependent in &node.dependents {
+            let Some(known) = self.nodes.get(dependent) else {
+                continue;
+            };
+            for reference in known.owners.iter().filter(|reference| reference.uid == uid) {
+                if absent(reference, &known.namespace) {
+                    work.push(Work::Delete(dependent.clone()));
+                } else {
+                    other.get_or_insert_with(|| (reference.clone(), known.namespace.clone()));
+                }
+            }
+        }
+        if node.kind.is_some() {
+            // It was seen meanwhile, under another name.
+            return work;
+        }
+        let Some((reference, namespace)) = other else {
+            return self.remove(uid);
+        };
+        if let Some(node) = self.nodes.get_mut(uid) {
+            (node.api_version, node.kind_name) = (reference.api_version, reference.kind);
+            (node.name, node.namespace) = (reference.name, namespace);
+        }
+        work.push(Work::Delete(uid.to_owned()));
+        work
     }
 
     fn relink(
@@ -173,12 +234,13 @@ impl Graph {
                     if known {
                         continue;
                     }
-                    if owner.kind.is_some() && !owner.is_meant_by(reference, &meta.namespace) {
-                        invalid.push(Invalid {
-                            dependent: meta.uid.clone(),
-                            reference: reference.clone(),
-                        });
+                    let seen = owner.kind.is_some();
+                    let home = owner.namespace.clone();
+                    if !owner.is_meant_by(reference, &meta.namespace) || !seen && home != meta.namespace {
                         work.push(Work::Delete(meta.uid.clone()));
+                        if seen && !home.is_empty() {
+                            invalid.extend(self.misplaced(&meta.uid, &reference.uid, &home));
+                        }
                     } else if owner.waiting {
                         // Came too late: its owner is going.
                         work.push(Work::Delete(meta.uid.clone()));
@@ -379,6 +441,46 @@ mod tests {
         let reference = &invalid[0].reference;
         assert!(graph.owner(reference, "other").is_none());
         assert!(graph.owner(reference, "n").is_some());
+    }
+
+    #[test]
+    fn one_wrong_name_of_an_owner_says_nothing_of_the_others() {
+        let (mut graph, kind) = (Graph::default(), kind());
+        // Nobody has seen the owner, and the first to name it is in the wrong namespace.
+        let asked = graph.upsert(&kind, &object("a", "bad", &["owner"], &[])).0;
+        assert_eq!(asked, delete(&["owner"]));
+        assert_eq!(
+            graph.upsert(&kind, &object("b", "good", &["owner"], &[])).0,
+            delete(&["good"])
+        );
+        let work = graph.disproved("owner", |_, namespace| namespace == "a");
+        assert_eq!(work, delete(&["bad", "owner"]));
+        assert_eq!(
+            graph.get("owner").unwrap().namespace,
+            "b",
+            "it is looked for there next"
+        );
+        assert_eq!(graph.disproved("owner", |_, _| true), delete(&["bad", "good"]));
+        assert!(graph.get("owner").is_none());
+        // One that is seen at last under another name stays.
+        graph.upsert(&kind, &object("a", "worse", &["late"], &[]));
+        let (work, invalid) = graph.upsert(&kind, &object("b", "late", &[], &[]));
+        assert_eq!((work, invalid.len()), (delete(&["worse"]), 1));
+        assert_eq!(
+            (invalid[0].name.as_str(), invalid[0].namespace.as_str()),
+            ("worse", "a")
+        );
+        assert_eq!(graph.disproved("late", |_, _| true), delete(&["worse"]));
+        assert!(graph.get("late").is_some_and(|late| late.kind.is_some()));
+    }
+
+    #[test]
+    fn a_wrong_name_in_the_right_namespace_is_only_looked_into() {
+        let (mut graph, kind) = (Graph::default(), kind());
+        graph.upsert(&kind, &object("n", "owner", &[], &[]));
+        let mut child = object("n", "child", &["owner"], &[]);
+        child.metadata.owner_references[0].name = "other".into();
+        assert_eq!(graph.upsert(&kind, &child), (delete(&["child"]), Vec::new()));
     }
 
     #[test]

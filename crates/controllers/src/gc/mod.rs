@@ -5,7 +5,7 @@
 //! definitions do.
 //!
 //! Nothing is deleted on the word of a cache: an owner that the graph does not know is asked for at the API first, and so
-//! is the object itself; a delete carries its UID. Differs from upstream: an owner that the graph knows counts as present
+//! is the object itself; a delete carries its UID and, as long as its owners are as they were, its version. Differs from upstream: an owner that the graph knows counts as present
 //! without asking the API; should it be gone already, its deletion is an event that brings its dependents back here.
 
 mod attempt;
@@ -40,8 +40,26 @@ struct Collector {
     followed: Mutex<HashMap<(String, String), Followed>>,
     /// group and kind → the resource
     kinds: Mutex<HashMap<(String, String), Arc<Kind>>>,
-    /// UIDs lately found absent: many dependents of one owner ask the API once.
-    absent: Mutex<HashSet<String>>,
+    /// Owners lately found absent: many dependents of one owner ask the API once.
+    absent: Mutex<HashSet<Identity>>,
+}
+
+/// How many absent owners are remembered.
+const ABSENT: usize = 500;
+
+/// What a reference means. The UID alone would not do: a reference can have a UID that exists and a name that does not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    uid: String,
+    group: String,
+    kind: String,
+    /// Empty for what is in none.
+    namespace: String,
+    name: String,
+}
+
+fn group_of(api_version: &str) -> &str {
+    api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
 struct Followed {
@@ -225,29 +243,42 @@ impl Collector {
             self.queue.add(one);
         }
         for wrong in invalid {
-            let meta = &object.metadata;
+            let (namespace, owner) = (wrong.namespace, wrong.reference);
             let about = ObjectReference {
-                api_version: Some(kind.resource.api_version.clone()),
-                kind: Some(kind.resource.kind.clone()),
-                namespace: Some(meta.namespace.clone()).filter(|n| !n.is_empty()),
-                name: Some(meta.name.clone()),
+                api_version: Some(wrong.api_version),
+                kind: Some(wrong.kind),
+                namespace: Some(namespace.clone()).filter(|namespace| !namespace.is_empty()),
+                name: Some(wrong.name),
                 uid: Some(wrong.dependent),
                 ..Default::default()
             };
-            let owner = wrong.reference;
             self.context.recorder.event_about(
                 about,
                 EventType::Warning,
                 "OwnerRefInvalidNamespace",
                 format!(
-                    "ownerRef [{}/{}, namespace: {}, name: {}, uid: {}] does not exist in namespace {:?}",
-                    owner.api_version, owner.kind, meta.namespace, owner.name, owner.uid, meta.namespace
+                    "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+                    owner.api_version, owner.kind, owner.name, owner.uid
                 ),
             );
         }
     }
 
     fn gone(&self, uid: &str) {
+        let known = lock(&self.graph)
+            .get(uid)
+            .filter(|node| !node.dependents.is_empty())
+            .cloned();
+        if let Some(node) = known.filter(|node| node.kind.is_some()) {
+            // Its dependents need not ask for it one by one.
+            self.note_absent(Identity {
+                uid: uid.to_owned(),
+                group: group_of(&node.api_version).to_owned(),
+                kind: node.kind_name,
+                namespace: node.namespace,
+                name: node.name,
+            });
+        }
         let work = lock(&self.graph).remove(uid);
         for one in work {
             self.queue.add(one);
@@ -256,8 +287,16 @@ impl Collector {
 
     /// The resource that a reference names.
     fn resource_of(&self, api_version: &str, kind: &str) -> Option<Arc<Kind>> {
-        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let group = group_of(api_version);
         lock(&self.kinds).get(&(group.to_owned(), kind.to_owned())).cloned()
+    }
+
+    fn note_absent(&self, owner: Identity) {
+        let mut absent = lock(&self.absent);
+        if absent.len() >= ABSENT {
+            absent.clear();
+        }
+        absent.insert(owner);
     }
 }
 

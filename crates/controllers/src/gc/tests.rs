@@ -1,9 +1,10 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Secret};
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ObjectMeta};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ObjectMeta, PropagationPolicy};
 use sampan_client::testing::{FakeApi, eventually};
 
 use crate::testing::Cluster;
@@ -143,6 +144,79 @@ async fn absent_owners_and_wrong_namespaces() {
     })
     .await;
     assert!(api.get::<ConfigMap>("other", "owner").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_namespace_is_told_whoever_is_seen_first() {
+    let api = FakeApi::new();
+    let owner = api.create(&owned("z", "owner", &[]));
+    api.create(&owned("ns", "confused", &[&owner]));
+    api.create(&owned("z", "child", &[&owner]));
+    let cluster = Cluster::with(api, &["garbage-collector-controller"], |_| {});
+    let api = &cluster.api;
+    gone(api, &["confused"]).await;
+    let told = eventually("it was told", || async {
+        let mut events = api.all::<Event>().into_iter();
+        events.find(|event| event.reason.as_deref() == Some("OwnerRefInvalidNamespace"))
+    })
+    .await;
+    assert_eq!(told.involved_object.name.as_deref(), Some("confused"));
+    assert_eq!(
+        told.message.unwrap(),
+        format!(
+            "ownerRef [v1/ConfigMap, namespace: ns, name: owner, uid: {}] does not exist in namespace \"ns\"",
+            owner.uid().unwrap()
+        )
+    );
+    settle().await;
+    assert!(api.get::<ConfigMap>("z", "child").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_no_namespace_is_not_collected_for_an_owner_that_has_one() {
+    let cluster = collector();
+    let api = &cluster.api;
+    let owner = api.create(&owned("ns", "owner", &[]));
+    let mut never = owned("ns", "never", &[]);
+    never.metadata.uid = Some("no-such-uid".into());
+    for (name, owner) in [("one", &owner), ("two", &never)] {
+        let mut metadata = owned("", name, &[owner]).metadata;
+        metadata.namespace = None;
+        api.create(&ClusterRole {
+            metadata,
+            ..Default::default()
+        });
+    }
+    settle().await;
+    delete(api, "owner", DeleteParams::background()).await;
+    gone(api, &["owner"]).await;
+    settle().await;
+    assert_eq!(api.all::<ClusterRole>().len(), 2);
+}
+
+#[tokio::test]
+async fn an_object_that_changes_hands_meanwhile_stays() {
+    let api = FakeApi::new();
+    let (one, two) = (
+        api.create(&owned("ns", "one", &[])),
+        api.create(&owned("ns", "two", &[])),
+    );
+    let read = api.create(&owned("ns", "child", &[&one])).metadata;
+    let resource = ApiResource::erase::<ConfigMap>(&());
+    let maps: Api<DynamicObject> = Api::namespaced_with(api.client("collector"), "ns", &resource);
+    let adopted = owned("ns", "x", &[&two]).metadata.owner_references;
+    api.change::<ConfigMap>("ns", "child", |child| child.metadata.owner_references = adopted);
+    let policy = PropagationPolicy::Background;
+    assert!(super::attempt::remove(&maps, &read, policy.clone()).await.is_err());
+    assert!(exists(&api, "child"));
+    // Any other change does not save it.
+    let back = read.owner_references.clone();
+    api.change::<ConfigMap>("ns", "child", |child| {
+        child.metadata.owner_references = back;
+        child.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
+    });
+    super::attempt::remove(&maps, &read, policy).await.unwrap();
+    assert!(!exists(&api, "child"));
 }
 
 #[tokio::test(start_paused = true)]
