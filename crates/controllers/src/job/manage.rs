@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod, PodTemplateSpec};
 use kube::ResourceExt;
@@ -11,7 +10,7 @@ use sampan_client::{Key, is_terminating_namespace, owner, slow_start_batch};
 
 use super::policy::{self, Verdict};
 use super::view::{self, FINALIZER, View};
-use super::{Controller, Round, count, indexes};
+use super::{Controller, Round, Waits, count, indexes};
 use crate::SyncError;
 use crate::metrics::JOB_PODS_CREATED;
 use crate::pods::{self, PodControl};
@@ -22,14 +21,7 @@ const COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
 
 impl Controller {
     /// Makes or takes away Pods until as many run as should.
-    pub(super) async fn manage(
-        &self,
-        key: &Key,
-        job: &Job,
-        view: &View,
-        round: &mut Round,
-        now: Timestamp,
-    ) -> Result<(), SyncError> {
+    pub(super) async fn manage(&self, key: &Key, job: &Job, view: &View, round: &mut Round) -> Result<(), SyncError> {
         round.action = "tracking";
         let wanted = if view::is_suspended(&view.spec) {
             0
@@ -67,13 +59,13 @@ impl Controller {
         }
         let mut plans: Vec<Option<i32>> = vec![None; missing];
         if view::is_indexed(&view.spec) {
-            plans = self.due_indexes(key, view, missing, now);
+            plans = self.due_indexes(key, view, missing, &round.waits);
         }
         self.create(key, job, view, round, &plans).await
     }
 
     /// The free indexes whose back-off has passed; the queue brings the Job back for the others.
-    fn due_indexes(&self, key: &Key, view: &View, missing: usize, now: Timestamp) -> Vec<Option<i32>> {
+    fn due_indexes(&self, key: &Key, view: &View, missing: usize, waits: &Waits) -> Vec<Option<i32>> {
         let mut soonest: Option<std::time::Duration> = None;
         let due = view
             .free_indexes(missing)
@@ -83,7 +75,9 @@ impl Controller {
                     return true;
                 };
                 let (counted, ignored) = view::earlier_failures(last);
-                let waited = pods::delay(now.duration_since(view::finished_at(last)));
+                let waited = waits
+                    .get(index)
+                    .map_or_else(Default::default, |(_, since)| since.elapsed());
                 let left = view::back_off(counted + ignored + 1, waited);
                 if !left.is_zero() {
                     soonest = Some(soonest.map_or(left, |known| known.min(left)));

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -42,20 +42,25 @@ struct Failures {
     since: Option<Instant>,
 }
 
+/// By index, the failed Pod (by UID) whose replacement waits, and since when it does, by the steady clock.
+type Waits = HashMap<i32, (String, Instant)>;
+
 /// What is remembered of a Job between syncs.
 #[derive(Default)]
 struct Memory {
     failures: Failures,
+    /// `None` until the Job has been looked at once.
+    waits: Option<Waits>,
     /// UIDs of Pods whose finalizer we removed and whose change we have not seen.
     released: HashSet<String>,
     /// UID and version of the Job as we last wrote it.
     written: Option<(Option<String>, u64)>,
     /// Until when a change of nothing but the ready count may wait for company.
-    ready_due: Option<Timestamp>,
+    ready_due: Option<Instant>,
 }
 
 /// Readiness comes and goes with every Pod: it is told together with something else, or after this long.
-const READY_PAUSE: SignedDuration = SignedDuration::from_secs(1);
+const READY_PAUSE: Duration = Duration::from_secs(1);
 
 struct Controller {
     context: Context,
@@ -277,21 +282,21 @@ impl Controller {
             return Ok(());
         }
         let may_act = self.expectations.satisfied(&key);
-        let (released, failures, current) = {
+        let (released, failures, waits, current) = {
             let mut memory = self.memory();
             let memory = memory.entry(key.clone()).or_default();
             let current = memory
                 .written
                 .as_ref()
                 .is_none_or(|(uid, written)| *uid != job.metadata.uid || version(&job) >= *written);
-            (memory.released.clone(), memory.failures, current)
+            (memory.released.clone(), memory.failures, memory.waits.clone(), current)
         };
         if !current {
             // The change we wait for is on its way.
             return Ok(());
         }
         let (began, mut action) = (Instant::now(), "reconciling");
-        let seen = (may_act, released, failures);
+        let seen = (may_act, released, failures, waits);
         let done = self.round(&key, &job, seen, &mut action).await;
         let result = if done.is_ok() { "success" } else { "error" };
         let (metrics, labels) = (self.context.metrics(), [mode.unwrap_or("NonIndexed"), result, action]);
@@ -305,18 +310,24 @@ impl Controller {
         &self,
         key: &Key,
         job: &Job,
-        (may_act, released, failures): (bool, HashSet<String>, Failures),
+        (may_act, released, failures, waits): (bool, HashSet<String>, Failures, Option<Waits>),
         action: &mut &'static str,
     ) -> Result<(), SyncError> {
         let pods = self.claim(job).await?;
         let now = self.context.clock.now();
         let view = View::new(job, pods, &released);
+        let first = waits.is_none();
+        let waits = waiting(waits, &view, now);
+        if let Some(memory) = self.memory().get_mut(key) {
+            memory.waits = Some(waits.clone());
+        }
         let mut round = Round {
             status: job.status.clone().unwrap_or_default(),
             active: count(view.active.len()),
             ready: count(view.ready),
             terminating: count(view.terminating),
-            failures: after(failures, &view, now),
+            failures: after(failures, &view, now, first),
+            waits,
             ending: None,
             action,
         };
@@ -415,7 +426,7 @@ impl Controller {
     ) -> Result<(), SyncError> {
         let acted = may_act && job.metadata.deletion_timestamp.is_none();
         let outcome = if acted {
-            self.manage(key, job, view, round, now).await
+            self.manage(key, job, view, round).await
         } else {
             Ok(())
         };
@@ -506,7 +517,7 @@ impl Controller {
             let ending = ending.clone();
             return self.end(key, &mut stored, round.status, &ending, &release, now).await;
         }
-        if release.is_empty() && round.ending.is_none() && self.may_wait(key, &stored, &round.status, now) {
+        if release.is_empty() && round.ending.is_none() && self.may_wait(key, &stored, &round.status) {
             return Ok(());
         }
         self.write(key, &mut stored, &round.status).await?;
@@ -549,7 +560,7 @@ impl Controller {
     }
 
     /// Whether nothing but the ready count differs, and that may wait.
-    fn may_wait(&self, key: &Key, stored: &Job, status: &JobStatus, now: Timestamp) -> bool {
+    fn may_wait(&self, key: &Key, stored: &Job, status: &JobStatus) -> bool {
         let before = stored.status.clone().unwrap_or_default();
         let only_ready = before.ready != status.ready
             && before
@@ -565,13 +576,11 @@ impl Controller {
             memory.ready_due = None;
             return false;
         }
-        let due = match memory.ready_due {
-            Some(due) => due,
-            None => now.checked_add(READY_PAUSE).unwrap_or(now),
-        };
+        let now = Instant::now();
+        let due = memory.ready_due.unwrap_or(now + READY_PAUSE);
         memory.ready_due = Some(due).filter(|due| *due > now);
         if memory.ready_due.is_some() {
-            self.queue.add_after(key.clone(), pods::delay(due.duration_since(now)));
+            self.queue.add_after(key.clone(), due.saturating_duration_since(now));
         }
         memory.ready_due.is_some()
     }
@@ -698,6 +707,7 @@ struct Round {
     ready: i32,
     terminating: i32,
     failures: Failures,
+    waits: Waits,
     /// `FailureTarget` or `SuccessCriteriaMet`, once the Job is decided.
     ending: Option<JobCondition>,
     /// What was done, as it is counted.
@@ -720,8 +730,28 @@ fn selector(job: &Job) -> Option<kube::core::Selector> {
     owner::selector(job.spec.as_ref().and_then(|spec| spec.selector.as_ref()))
 }
 
-/// The failures in a row after what was newly seen: a success ends the row.
-fn after(before: Failures, view: &View, now: Timestamp) -> Failures {
+/// Since when a failed Pod's replacement waits. What failed before this process saw the Job is judged by what its node said
+/// of the time; what is seen to fail fails now.
+fn waiting(before: Option<Waits>, view: &View, now: Timestamp) -> Waits {
+    let seen = Instant::now();
+    let since = |index: &i32, pod: &Pod| {
+        let ago = match &before {
+            None => pods::delay(now.duration_since(view::finished_at(pod))).min(view::MAX_BACKOFF),
+            Some(known) => match known.get(index) {
+                Some((uid, since)) if Some(uid) == pod.metadata.uid.as_ref() => return *since,
+                _ => Duration::ZERO,
+            },
+        };
+        seen.checked_sub(ago).unwrap_or(seen)
+    };
+    let held_back = view.held_back.iter();
+    held_back
+        .map(|(index, pod)| (*index, (pod.uid().unwrap_or_default(), since(index, pod))))
+        .collect()
+}
+
+/// The failures in a row after what was newly seen: a success ends the row. `first`: the Job has not been looked at before.
+fn after(before: Failures, view: &View, now: Timestamp, first: bool) -> Failures {
     let ends = |pods: &[Arc<Pod>]| -> Vec<Timestamp> { pods.iter().map(|pod| view::finished_at(pod)).collect() };
     let good = ends(&view.newly_succeeded).into_iter().max();
     let bad = ends(&view.newly_failed);
@@ -733,9 +763,9 @@ fn after(before: Failures, view: &View, now: Timestamp) -> Failures {
     let since = row.iter().max().map(|last| {
         let seen = Instant::now();
         // What others saw before us may be long ago; what we see happens now.
-        let ago = match before.since {
-            None => pods::delay(now.duration_since(*last)).min(view::MAX_BACKOFF),
-            Some(_) => Duration::ZERO,
+        let ago = match first {
+            true => pods::delay(now.duration_since(*last)).min(view::MAX_BACKOFF),
+            false => Duration::ZERO,
         };
         seen.checked_sub(ago).unwrap_or(seen)
     });

@@ -296,6 +296,33 @@ async fn limits_per_index() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_index_waits_as_long_whatever_the_clock_says() {
+    let cluster = cluster();
+    let api = &cluster.api;
+    api.create(&indexed(1, |spec| {
+        spec.backoff_limit_per_index = Some(5);
+        spec.backoff_limit = Some(i32::MAX);
+    }));
+    let running = || api.all::<Pod>().into_iter().any(|pod| pods::is_active(&pod));
+    // The clock is ahead of the node's, then behind it, then set while an index waits.
+    for (pause, before, meanwhile) in [(10, 7200, 0), (20, -86_400, 0), (40, 0, 7200), (80, 0, -7200)] {
+        let pod = active(api, 1).await.remove(0);
+        cluster.step_clock(before);
+        end(&cluster, &pod.name_any(), 1);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        cluster.step_clock(meanwhile);
+        // What changes makes the Job be looked at.
+        api.change::<Job>("ns", "j", |job| {
+            job.metadata.labels = Some([("pause".to_owned(), pause.to_string())].into());
+        });
+        tokio::time::sleep(Duration::from_secs(pause - 4)).await;
+        assert!(!running(), "sooner than {pause} s");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(running(), "later than {pause} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_policy_can_end_the_job_at_once() {
     let cluster = cluster();
     let api = &cluster.api;
