@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -41,6 +42,8 @@ const PACES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_se
 const REST: Duration = Duration::from_millis(250);
 /// How old a charge must be to count as one whose object never came.
 const REVIEW: Duration = Duration::from_secs(5);
+/// What a clock may be behind the one that said when a Pod was told to go.
+const GRACE: Duration = Duration::from_secs(2);
 /// A definition needs a moment to be served.
 const SERVED: Duration = Duration::from_secs(1);
 /// Core resources that quotas count by their bare name.
@@ -101,12 +104,10 @@ pub(crate) fn start(context: Context) {
     let this = Arc::clone(&controller);
     controller.quotas.on_change(move |change| this.quota_changed(change));
     controller.wake_on(&controller.pods, |old, new| {
-        let given = |pod: &Pod| -> Vec<_> {
-            let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
-            statuses.filter_map(|status| status.resources.clone()).collect()
-        };
-        pods::is_terminal(old) != pods::is_terminal(new) || old.spec != new.spec || given(old) != given(new)
+        pods::is_terminal(old) != pods::is_terminal(new) || old.spec != new.spec || trees::given_differs(old, new)
     });
+    let this = Arc::clone(&controller);
+    controller.pods.on_change(move |change| this.pod_leaves(change));
     controller.wake_on(&controller.services, |old, new| old.spec != new.spec);
     controller.wake_on(&controller.claims, |old, new| {
         old.spec != new.spec || old.status != new.status
@@ -156,6 +157,26 @@ impl Controller {
                 }
             }
             _ => self.queue.add(key),
+        }
+    }
+
+    /// A Pod that is told to go counts no more once its grace is over, whether its node has let it go or not.
+    fn pod_leaves(&self, change: &Change<Pod>) {
+        let pod = change.object();
+        let leaves = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+        if matches!(change, Change::Deleted(_)) || !leaves(pod) || change.old().is_some_and(|old| leaves(old)) {
+            return;
+        }
+        let grace = SignedDuration::from_secs(pod.metadata.deletion_grace_period_seconds.unwrap_or(0));
+        let over = pod
+            .metadata
+            .deletion_timestamp
+            .as_ref()
+            .map(|at| at.0.saturating_add(grace));
+        let Some(Ok(over)) = over else { return };
+        let after = pods::delay(over.duration_since(self.context.clock.now())) + GRACE;
+        for quota in self.quotas.list_namespace(pod.namespace()) {
+            self.queue.add_after(Key::of(quota.as_ref()), after);
         }
     }
 
@@ -380,6 +401,7 @@ fn rose(old: &ResourceQuota, new: &ResourceQuota) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use sampan_client::Clock;
     use sampan_client::testing::eventually;
     use serde_json::{Value, json};
 
@@ -427,6 +449,43 @@ mod tests {
         api.remove::<k8s_openapi::api::core::v1::ConfigMap>("ns", "m");
         used(json!({"pods": "1", "requests.cpu": "300m", "configmaps": "0", "count/jobs.batch": "1", "services": "0"}))
             .await;
+    }
+
+    /// What keeps a Pod that is told to go must not keep others from coming.
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_does_not_go_in_time_counts_no_more() {
+        let cluster = Cluster::start(&["resourcequota-controller"]);
+        let api = &cluster.api;
+        let quota = json!({"metadata": {"name": "q", "namespace": "ns"}, "spec": {"hard": {"pods": "5", "cpu": "5"}}});
+        api.create::<ResourceQuota>(&serde_json::from_value(quota).unwrap());
+        let pod = json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"nodeName": "lost", "initContainers":
+            [{"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}}], "containers": []}});
+        api.create::<Pod>(&serde_json::from_value(pod).unwrap());
+        let used = |name: &str| {
+            let used = api.get::<ResourceQuota>("ns", "q")?.status?.used?;
+            used.get(name).map(|used| used.0.clone())
+        };
+        let becomes = |name: &'static str, expected: &'static str| async move {
+            eventually(expected, || async {
+                (used(name).as_deref() == Some(expected)).then_some(())
+            })
+            .await;
+        };
+        becomes("cpu", "1").await;
+        // A sidecar was given more than it asks for now.
+        let given = json!({"initContainerStatuses": [{"name": "s", "image": "", "imageID": "", "ready": true,
+            "restartCount": 0, "allocatedResources": {"cpu": "2"}, "resources": {"requests": {"cpu": "1"}}}]});
+        api.change::<Pod>("ns", "p", |pod| pod.status = serde_json::from_value(given).unwrap());
+        becomes("cpu", "2").await;
+        api.change::<Pod>("ns", "p", |pod| {
+            let at = jiff::Timestamp::from_second(cluster.clock.time().0.as_second() + 30).unwrap();
+            pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+            pod.metadata.deletion_grace_period_seconds = Some(30);
+        });
+        tokio::time::sleep(Duration::from_secs(55)).await;
+        assert_eq!(used("pods").as_deref(), Some("1"));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        becomes("pods", "0").await;
     }
 
     /// Use is given back at once where every charge has come, and never from under a charge that has not.

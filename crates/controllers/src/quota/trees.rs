@@ -1,7 +1,7 @@
 //! What a quota looks at of the objects that typed informers hold, as trees: all sums are made by `sampan_api::quota`,
 //! the same code that charges at admission.
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -81,6 +81,38 @@ fn containers(list: &[Container]) -> Value {
             small
         })
         .collect()
+}
+
+/// Whether what the containers of a Pod have been given, or may be given, has changed.
+pub(super) fn given_differs(old: &Pod, new: &Pod) -> bool {
+    let (Some(old), Some(new)) = (&old.status, &new.status) else {
+        return old.status.is_some() != new.status.is_some();
+    };
+    let differ = |old: &Option<Vec<ContainerStatus>>, new: &Option<Vec<ContainerStatus>>| {
+        let (old, new) = (old.as_deref().unwrap_or_default(), new.as_deref().unwrap_or_default());
+        let given = |status: &&ContainerStatus| status.resources.is_some();
+        let parts = |status: &ContainerStatus| {
+            (
+                status.name.clone(),
+                status.resources.clone(),
+                status.allocated_resources.clone(),
+            )
+        };
+        !old.iter()
+            .filter(given)
+            .map(parts)
+            .eq(new.iter().filter(given).map(parts))
+    };
+    let pending = |status: &PodStatus| {
+        let mut conditions = status.conditions.iter().flatten();
+        conditions
+            .find(|condition| condition.type_ == "PodResizePending")
+            .and_then(|condition| condition.reason.clone())
+    };
+    differ(&old.container_statuses, &new.container_statuses)
+        || differ(&old.init_container_statuses, &new.init_container_statuses)
+        || old.qos_class != new.qos_class
+        || pending(old) != pending(new)
 }
 
 /// What a container has been given, where the node has said so.
