@@ -234,9 +234,12 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    /// A range's own networks, those that stay, addresses, and whether it is needed.
+    type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [&'a str], bool);
+
     #[test]
     fn a_range_is_needed_by_what_only_it_has() {
-        let cases: [(&[&str], &[&str], &[&str], bool); 6] = [
+        let cases: [Case<'_>; 6] = [
             (&["10.1.0.0/24"], &[], &[], false),
             (&["10.1.0.0/24"], &[], &["10.1.0.9"], true),
             (&["10.1.0.0/24"], &[], &["10.2.0.9"], false),

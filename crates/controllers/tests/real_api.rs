@@ -1,8 +1,10 @@
 //! The controllers on the real API server, each under its own identity: authorization, validation, defaulting and
 //! concurrency are the ones of a cluster. Only the node is played.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
@@ -19,7 +21,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams
 use kube::{Client, Resource, ResourceExt};
 use sampan_apiserver::testing::TestServer;
 use sampan_auth::UserInfo;
-use sampan_client::{Change, Informers, Key, WorkQueue, run_controller};
+use sampan_client::{Change, Clock, Informers, Key, SystemClock, WorkQueue, run_controller};
 use sampan_controllers::{Config, Controllers};
 use sampan_tasks::OnExit;
 use serde::Serialize;
@@ -47,8 +49,23 @@ where
     }
 }
 
+/// The machine's clock, as somebody sets it.
+#[derive(Default)]
+struct Stepping(AtomicI64);
+
+impl Clock for Stepping {
+    fn now(&self) -> jiff::Timestamp {
+        let seconds = jiff::SignedDuration::from_secs(self.0.load(Ordering::Relaxed));
+        jiff::Timestamp::now().checked_add(seconds).unwrap()
+    }
+}
+
 impl Cluster {
     async fn start() -> Self {
+        Self::with_clock(Arc::new(SystemClock)).await
+    }
+
+    async fn with_clock(clock: Arc<dyn Clock>) -> Self {
         // RUST_LOG shows what went on; a second test in the process finds it set up already.
         let _set = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -71,7 +88,7 @@ impl Cluster {
             root_ca: Some(server.pki.ca_bundle()),
             ..Config::default()
         };
-        Controllers::start(config, client_for, &informers, &server.tasks).unwrap();
+        Controllers::start_with_clock(config, client_for, &informers, &server.tasks, clock).unwrap();
         let cluster = Cluster { server, admin };
         cluster.play_node();
         cluster
@@ -585,6 +602,78 @@ async fn a_range_of_service_addresses_stays_while_it_is_needed() {
     assert!(
         deleted.elapsed() > Duration::from_secs(5),
         "others had no time to hear of it"
+    );
+    cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_forth_and_back_changes_nothing() {
+    let clock = Arc::new(Stepping::default());
+    let cluster = Cluster::with_clock(clock.clone()).await;
+    cluster.namespace("demo").await;
+    let node = json!({"metadata": {"name": "played"}, "status": {"conditions": [{"type": "Ready", "status": "True",
+        "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let nodes: Api<Node> = Api::all(cluster.admin.clone());
+    let node = serde_json::from_value(node).unwrap();
+    nodes.create(&PostParams::default(), &node).await.unwrap();
+    // Every Pod there ever was, with whose it is.
+    let ever: Arc<Mutex<BTreeMap<String, String>>> = Arc::default();
+    let informers = Informers::new(cluster.admin.clone(), &cluster.server.tasks);
+    let seen = Arc::clone(&ever);
+    informers.of::<Pod>().on_change(move |change| {
+        let pod = change.object();
+        let owner = pod.owner_references().first().map(|owner| owner.kind.clone());
+        let mut seen = seen.lock().unwrap();
+        seen.insert(pod.uid().unwrap_or_default(), owner.unwrap_or_default());
+    });
+    let turning = Arc::clone(&clock);
+    let drain = cluster.server.tasks.drain();
+    cluster
+        .server
+        .tasks
+        .spawn("somebody sets the clock", OnExit::Expected, async move {
+            for turn in 0i64.. {
+                turning
+                    .0
+                    .store([0, 86_400, -86_400, 7][turn as usize % 4], Ordering::Relaxed);
+                let pause = tokio::time::sleep(Duration::from_millis(70));
+                if drain.until(pause).await.is_none() {
+                    return;
+                }
+            }
+        });
+    cluster.make::<Deployment>("demo", deployment(6, "one")).await;
+    let job = json!({
+        "metadata": {"name": "work"},
+        "spec": {"completions": 30, "parallelism": 5, "template": {
+            "metadata": {"labels": {"ends": "yes"}},
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}},
+    });
+    cluster.make::<Job>("demo", job).await;
+    rolled_out(&cluster, "demo", 6).await;
+    let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "two"}]}}}});
+    let deployments = cluster.api::<Deployment>("demo");
+    let patch = Patch::Strategic(image);
+    deployments.patch("web", &PatchParams::default(), &patch).await.unwrap();
+    rolled_out(&cluster, "demo", 6).await;
+    let ended = eventually("the Job ends", || async {
+        let job = cluster.api::<Job>("demo").get("work").await.unwrap();
+        let conditions = job.status.clone()?.conditions?;
+        conditions
+            .iter()
+            .any(|known| known.type_ == "Complete" && known.status == "True")
+            .then_some(job)
+    })
+    .await;
+    assert_eq!(ended.status.unwrap().succeeded, Some(30));
+    // For a while longer: nobody is driven away, made anew or taken away.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let count = |kind: &str| ever.lock().unwrap().values().filter(|of| *of == kind).count();
+    assert_eq!(count("Job"), 30);
+    assert_eq!(count("ReplicaSet"), 12);
+    assert_eq!(
+        nodes.get("played").await.unwrap().spec.and_then(|spec| spec.taints),
+        None
     );
     cluster.server.stop().await;
 }
