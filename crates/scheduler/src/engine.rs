@@ -576,9 +576,11 @@ impl Engine {
     fn book(&mut self, pod: PodInfo, at: NodeIndex, now: Instant) -> Option<Decision> {
         self.queue.placed(&pod.uid);
         let node = self.snapshot.node(at).map(|info| Arc::clone(&info.name))?;
-        let began = Instant::now();
-        let reserved = self.reserve(&pod, &node);
-        self.counting.reserved(&pod, reserved.is_ok(), began.elapsed());
+        let (began, mut watch) = (Instant::now(), Watch::start(self.counting.is_sampled()));
+        let reserved = self.reserve(&pod, &node, &mut watch);
+        let metrics = &self.counting.metrics;
+        metrics.reserved(&pod.class.scheduler, reserved.is_ok(), began.elapsed());
+        metrics.parts(&watch.parts);
         if let Err((plugin, refusal)) = reserved {
             let diagnosis = Diagnosis {
                 message: format!(
@@ -602,12 +604,13 @@ impl Engine {
     }
 
     /// Has the plugins take what the Pod needs on the node; all or nothing.
-    fn reserve(&self, pod: &PodInfo, node: &str) -> Result<(), (&'static str, Refusal)> {
+    fn reserve(&self, pod: &PodInfo, node: &str, watch: &mut Watch) -> Result<(), (&'static str, Refusal)> {
         let Some(framework) = self.profiles.get(&pod.class.scheduler) else {
             return Ok(());
         };
         for (count, plugin) in framework.binding.iter().enumerate() {
-            if let Err(refusal) = plugin.reserve(pod, node) {
+            if let Err(refusal) = watch.part(plugin.name(), Point::Reserve, || plugin.reserve(pod, node)) {
+                watch.refused();
                 for plugin in framework.binding.iter().take(count + 1) {
                     plugin.unreserve(pod, node);
                 }

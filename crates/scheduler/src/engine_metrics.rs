@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::metrics::{Gauges, Metrics, Plugins};
+use crate::metrics::{Gauges, Metrics, Plugins, SAMPLED};
 use crate::queue::Waiting;
 use crate::watch::Part;
 
@@ -23,9 +23,6 @@ pub(super) struct Counting {
     /// Whether plugins of this decision are timed.
     sampled: bool,
 }
-
-/// One decision in so many has its plugins timed.
-const SAMPLED: u64 = 10;
 
 impl Counting {
     /// A Pod came that needs a node.
@@ -66,17 +63,9 @@ impl Counting {
         self.sampled
     }
 
-    /// Plugins took what the Pod needs on its node, or could not.
-    pub(super) fn reserved(&self, pod: &PodInfo, taken: bool, took: Duration) {
-        self.metrics.reserved(&pod.class.scheduler, taken, took);
-        if self.sampled && !pod.class.volumes.is_empty() {
-            self.metrics.parts(&[Part {
-                plugin: "VolumeBinding",
-                point: Point::Reserve,
-                status: if taken { Status::Success } else { Status::Unschedulable },
-                took,
-            }]);
-        }
+    /// Whether plugins of the present decision are timed.
+    pub(super) fn is_sampled(&self) -> bool {
+        self.sampled
     }
 
     /// Pods were looked for that could make room.

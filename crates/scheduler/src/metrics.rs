@@ -18,6 +18,8 @@ use sampan_client::metrics::{Exposition, Histogram};
 use crate::engine::Engine;
 use crate::watch::{Part, Point, Status, Watch};
 
+/// One decision, and one binding, in so many has its plugins timed.
+pub(crate) const SAMPLED: u64 = 10;
 /// Attempts beyond this are one label.
 const MANY_ATTEMPTS: u32 = 15;
 
@@ -86,6 +88,7 @@ struct Counts {
     /// By queue and event.
     incoming: BTreeMap<(&'static str, &'static str), u64>,
     plugins: BTreeMap<(&'static str, Point, Status), Histogram>,
+    bindings: u64,
 }
 
 impl Default for Counts {
@@ -99,6 +102,7 @@ impl Default for Counts {
             victims: Histogram::exponential(1.0, 2.0, 7),
             incoming: BTreeMap::new(),
             plugins: BTreeMap::new(),
+            bindings: 0,
         }
     }
 }
@@ -110,6 +114,11 @@ fn decisions() -> Histogram {
 impl Counts {
     fn profile(&mut self, name: &str) -> &mut Profile {
         self.profiles.entry(name.to_owned()).or_default()
+    }
+    fn part(&mut self, plugin: &'static str, point: Point, status: Status, took: Duration) {
+        let row = self.plugins.entry((plugin, point, status));
+        row.or_insert_with(|| Histogram::exponential(0.000_01, 1.5, 20))
+            .took(took);
     }
 }
 
@@ -217,25 +226,31 @@ impl Metrics {
         self.point(profile, Point::PreBind, status, took);
     }
 
-    /// A binding was written, or failed.
-    pub fn bound(&self, profile: &str, done: bool, took: Duration) {
+    /// A binding was written, or failed; `by` the plugin, if it was one.
+    pub fn bound(&self, profile: &str, by: Option<&'static str>, done: bool, took: Duration) {
         let mut counts = self.counts();
+        counts.bindings += 1;
+        let status = if done { Status::Success } else { Status::Error };
+        if let Some(plugin) = by
+            && counts.bindings % SAMPLED == 1
+        {
+            counts.part(plugin, Point::Bind, status, took);
+        }
         let profile = counts.profile(profile);
+        profile.point(Point::Bind, status, took);
         if done {
-            profile.point(Point::Bind, Status::Success, took);
             profile.point(Point::PostBind, Status::Success, Duration::ZERO);
-        } else {
-            profile.point(Point::Bind, Status::Error, took);
         }
     }
 
     /// Plugins had these parts in a decision.
     pub fn parts(&self, parts: &[Part]) {
+        if parts.is_empty() {
+            return;
+        }
         let mut counts = self.counts();
         for part in parts {
-            let row = counts.plugins.entry((part.plugin, part.point, part.status));
-            row.or_insert_with(|| Histogram::exponential(0.000_01, 1.5, 20))
-                .took(part.took);
+            counts.part(part.plugin, part.point, part.status, part.took);
         }
     }
 

@@ -36,6 +36,7 @@ use crate::pod::PodInfo;
 use crate::preemption::Victims;
 use crate::queue::Backoff;
 use crate::resources::pod_requests;
+use crate::watch::{Part, Point, Status};
 
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
@@ -291,7 +292,20 @@ async fn prepare(
         let Some(work) = plugin.pre_bind(&pod, &node) else {
             continue;
         };
-        if let Err(error) = work.await {
+        let since = Instant::now();
+        let outcome = work.await;
+        // Few Pods have such work, so all of it is told.
+        metrics.parts(&[Part {
+            plugin: plugin.name(),
+            point: Point::PreBind,
+            status: if outcome.is_ok() {
+                Status::Success
+            } else {
+                Status::Error
+            },
+            took: since.elapsed(),
+        }]);
+        if let Err(error) = outcome {
             let why = format!("running PreBind plugin \"{}\": {error}", plugin.name());
             metrics.prepared(&pod.class.scheduler, false, began.elapsed());
             return Err(Unprepared { pod, why });
@@ -537,18 +551,12 @@ impl Hands {
 
     /// Binds; gives the Pod back if it has to be tried again.
     async fn bind(&self, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
-        let (began, profile) = (Instant::now(), Arc::clone(&pod.class));
-        let outcome = self.bind_now(pod, node).await;
-        self.metrics.bound(&profile.scheduler, outcome.is_ok(), began.elapsed());
-        outcome
-    }
-
-    async fn bind_now(&self, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
-        match self.extenders.bind(&pod, &node).await {
-            None => {}
+        let (began, class) = (Instant::now(), Arc::clone(&pod.class));
+        let (by, outcome) = match self.extenders.bind(&pod, &node).await {
+            None => (Some("DefaultBinder"), self.bind_plainly(pod, node).await),
             Some(Ok(())) => {
                 self.say_bound(&pod, &node);
-                return Ok(());
+                (None, Ok(()))
             }
             Some(Err(error)) => {
                 tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %node, %error, "an extender did not bind");
@@ -556,9 +564,15 @@ impl Hands {
                 if self.object(&pod).is_some_and(|object| is_unbound(&object)) {
                     self.explain(&pod, SCHEDULER_ERROR, &error, None).await;
                 }
-                return Err(pod);
+                (None, Err(pod))
             }
-        }
+        };
+        self.metrics
+            .bound(&class.scheduler, by, outcome.is_ok(), began.elapsed());
+        outcome
+    }
+
+    async fn bind_plainly(&self, pod: PodInfo, node: Arc<str>) -> Result<(), PodInfo> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let mut binding = Binding {
             target: ObjectReference {
