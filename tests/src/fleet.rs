@@ -3,7 +3,7 @@
 //! The kubelet is a thread in the cluster's network that follows the Pods by one watch, resumed where it broke, so it sees
 //! every Pod there ever was. A bound Pod becomes Running and Ready at once; one labelled `sampan.test/ends` ends with that
 //! phase. A Pod that is deleted goes. Servers that are killed meanwhile are waited for. A node that is silenced says nothing
-//! and does nothing until it is woken; then it catches up.
+//! and does nothing until it is woken; then it catches up. Answers that are lost are asked for again, so a Pod is never forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,14 +11,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, WatchEvent, WatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::Cluster;
+
+/// How many Pods are seen to at a time.
+const AT_ONCE: usize = 16;
 
 /// A Pod that the kubelet once saw.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +35,11 @@ pub struct Seen {
     /// Where it was bound, and what it asked for there, in thousandths of a core.
     pub node: Option<String>,
     pub milli_cpu: u64,
+    /// It has been told why it waits.
+    pub told: bool,
+    pub ready: bool,
+    /// It is no more.
+    pub gone: bool,
 }
 
 #[derive(Default)]
@@ -90,7 +100,13 @@ impl Fleet {
 
     /// How many Pods there ever were of a controller (`Kind/name`).
     pub fn ever_of(&self, owner: &str) -> usize {
-        self.seen().values().filter(|pod| pod.owner == owner).count()
+        self.count(|pod| pod.owner == owner)
+    }
+
+    /// How many of all Pods there ever were are like that.
+    pub fn count(&self, like: impl Fn(&Seen) -> bool) -> usize {
+        let seen = self.shared.seen.lock().expect("the Pods");
+        seen.values().filter(|pod| like(pod)).count()
     }
 }
 
@@ -105,43 +121,84 @@ impl Drop for Fleet {
     }
 }
 
+/// What the kubelet knows beyond a connection.
+#[derive(Default)]
+struct Known {
+    /// The version that the watch goes on from.
+    from: Option<String>,
+    joined: BTreeMap<String, Instant>,
+    /// Pods that are to be seen to, as they last were, by uid.
+    due: BTreeMap<String, Pod>,
+}
+
+impl Known {
+    fn see(&mut self, shared: &Shared, pod: Pod, gone: bool) -> Option<Pod> {
+        note(shared, &pod, gone);
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        self.from.clone_from(&pod.metadata.resource_version);
+        if gone || pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
+            self.due.remove(&uid);
+            return None;
+        }
+        self.due.insert(uid, pod.clone());
+        Some(pod)
+    }
+
+    /// A Pod was seen to, unless it has changed meanwhile.
+    fn done(&mut self, pod: &Pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let same = |due: &Pod| due.metadata.resource_version == pod.metadata.resource_version;
+        if self.due.get(uid).is_some_and(same) {
+            self.due.remove(uid);
+        }
+    }
+}
+
 async fn live(shared: &Shared, kubeconfig: &Path) {
-    let mut from = None;
-    let mut joined = BTreeMap::new();
+    let mut known = Known::default();
     while !shared.stop.load(Ordering::Acquire) {
         let Ok(client) = sampan_client::from_kubeconfig(kubeconfig).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        if let Err(error) = session(shared, &client, &mut from, &mut joined).await {
+        if let Err(error) = session(shared, &client, &mut known).await {
             let gone = matches!(&error, kube::Error::Api(status) if status.code == 410);
             if gone {
-                from = None;
+                known.from = None;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 }
 
+/// What was done.
+enum Done {
+    Pod(Pod),
+    Beat(String),
+}
+
 /// Works until the connection breaks.
-async fn session(
-    shared: &Shared,
-    client: &Client,
-    from: &mut Option<String>,
-    joined: &mut BTreeMap<String, Instant>,
-) -> Result<(), kube::Error> {
+async fn session(shared: &Shared, client: &Client, known: &mut Known) -> Result<(), kube::Error> {
     let pods: Api<Pod> = Api::all(client.clone());
-    if from.is_none() {
+    if known.from.is_none() {
         let list = pods.list(&Default::default()).await?;
-        for pod in &list.items {
-            note(shared, pod);
-        }
-        *from = list.metadata.resource_version;
         for pod in list.items {
-            act(shared, client, &pod).await?;
+            known.see(shared, pod, false);
         }
+        known.from = list.metadata.resource_version;
     }
-    let version = from.clone().unwrap_or_default();
+    let version = known.from.clone().unwrap_or_default();
+    let turn = Semaphore::new(AT_ONCE);
+    let see_to = |pod: Pod| {
+        let turn = &turn;
+        async move {
+            let _turn = turn.acquire().await;
+            act(shared, client, &pod).await.map(|()| Done::Pod(pod))
+        }
+        .boxed_local()
+    };
+    let mut acting: FuturesUnordered<_> = known.due.values().cloned().map(see_to).collect();
+    let mut beating = BTreeSet::new();
     let mut watch = pods
         .watch(&WatchParams::default().timeout(280), &version)
         .await?
@@ -151,17 +208,22 @@ async fn session(
         tokio::select! {
             event = watch.next() => match event.transpose()? {
                 None => return Ok(()),
-                Some(WatchEvent::Added(pod) | WatchEvent::Modified(pod)) => {
-                    note(shared, &pod);
-                    act(shared, client, &pod).await?;
-                    from.clone_from(&pod.metadata.resource_version);
-                }
+                Some(WatchEvent::Added(pod) | WatchEvent::Modified(pod)) => acting.extend(known.see(shared, pod, false).map(see_to)),
                 Some(WatchEvent::Deleted(pod)) => {
-                    note(shared, &pod);
-                    from.clone_from(&pod.metadata.resource_version);
+                    known.see(shared, pod, true);
                 }
                 Some(WatchEvent::Bookmark(_)) => {}
                 Some(WatchEvent::Error(status)) => return Err(kube::Error::Api(status)),
+            },
+            Some(done) = acting.next(), if !acting.is_empty() => match done? {
+                Done::Pod(pod) => known.done(&pod),
+                Done::Beat(node) => {
+                    beating.remove(&node);
+                    // One that was silenced meanwhile has to say all anew when it is back.
+                    if !is_silent(shared, node.split('=').next()) {
+                        known.joined.insert(node, Instant::now());
+                    }
+                }
             },
             _ = tick.tick() => {
                 if shared.stop.load(Ordering::Acquire) {
@@ -170,12 +232,14 @@ async fn session(
                 let wanted = shared.nodes.lock().expect("the nodes").clone();
                 for node in wanted {
                     if is_silent(shared, node.split('=').next()) {
-                        joined.remove(&node);
+                        known.joined.remove(&node);
                         continue;
                     }
-                    if joined.get(&node).is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
-                        beat(shared, client, &node, joined.contains_key(&node)).await?;
-                        joined.insert(node, Instant::now());
+                    let due = known.joined.get(&node).is_none_or(|at| at.elapsed() > Duration::from_secs(10));
+                    if due && beating.insert(node.clone()) {
+                        let is_known = known.joined.contains_key(&node);
+                        let beating = async move { beat(shared, client, &node, is_known).await.map(|()| Done::Beat(node)) };
+                        acting.push(beating.boxed_local());
                     }
                 }
             }
@@ -183,7 +247,7 @@ async fn session(
     }
 }
 
-fn note(shared: &Shared, pod: &Pod) {
+fn note(shared: &Shared, pod: &Pod, gone: bool) {
     let owners = pod.metadata.owner_references.iter().flatten();
     let owner = owners
         .filter(|owner| owner.controller == Some(true))
@@ -211,6 +275,9 @@ fn note(shared: &Shared, pod: &Pod) {
         owner: owner.unwrap_or_default(),
         node: spec.and_then(|spec| spec.node_name.clone()),
         milli_cpu,
+        told: conditions(pod).any(|condition| condition.reason.as_deref() == Some("Unschedulable")),
+        ready: is_ready(pod),
+        gone,
     };
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     shared.seen.lock().expect("the Pods").insert(uid, seen);
@@ -277,10 +344,13 @@ async fn beat(shared: &Shared, client: &Client, node: &str, known: bool) -> Resu
     Ok(())
 }
 
-fn is_ready(pod: &Pod) -> bool {
+fn conditions(pod: &Pod) -> impl Iterator<Item = &PodCondition> {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let mut conditions = conditions.into_iter().flatten();
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    conditions.into_iter().flatten()
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    conditions(pod).any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn known_already<T>(outcome: Result<T, kube::Error>) -> Result<(), kube::Error> {
