@@ -11,6 +11,9 @@ use serde_json::json;
 
 use crate::{Context, SyncError};
 
+/// Who the rules belong to, as `managedFields` has it.
+const MANAGER: &str = "clusterrole-aggregation-controller";
+
 pub(crate) fn start(context: Context) {
     let roles = context.informers.of::<ClusterRole>();
     let queue: WorkQueue<Key> = WorkQueue::default();
@@ -44,12 +47,31 @@ async fn sync(client: &kube::Client, roles: &Informer<ClusterRole>, key: &Key) -
     if role.rules.as_deref().unwrap_or_default() == wanted {
         return Ok(());
     }
-    let patch = Patch::Merge(json!({
-        "metadata": {"resourceVersion": role.metadata.resource_version},
-        "rules": wanted,
-    }));
     let api: Api<ClusterRole> = Api::all(client.clone());
-    or_absent(api.patch(&key.name, &PatchParams::default(), &patch).await)?;
+    let applied = Patch::Apply(json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": key.name}, "rules": wanted,
+    }));
+    match api
+        .patch(&key.name, &PatchParams::apply(MANAGER).force(), &applied)
+        .await
+    {
+        // An API server that knows no apply.
+        Err(kube::Error::Api(status)) if status.code == 415 => {
+            let patch = Patch::Merge(json!({
+                "metadata": {"resourceVersion": role.metadata.resource_version},
+                "rules": wanted,
+            }));
+            let params = PatchParams {
+                field_manager: Some(MANAGER.into()),
+                ..PatchParams::default()
+            };
+            or_absent(api.patch(&key.name, &params, &patch).await)?;
+        }
+        applied => {
+            or_absent(applied)?;
+        }
+    }
     Ok(())
 }
 

@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus, Pod};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
-use kube::core::PartialObjectMeta;
+use kube::core::{ApiResource, PartialObjectMeta};
 use sampan_client::{Backoff, Change, Informer, Key, WorkQueue, is_not_found, or_absent, retry_on_conflict};
 
 use crate::discovery::{Served, discover};
@@ -33,6 +34,7 @@ pub(crate) fn is_terminating(namespace: &Namespace) -> bool {
 struct Deleter {
     context: Context,
     namespaces: Informer<Namespace>,
+    pods: Informer<Pod>,
     queue: WorkQueue<Key>,
 }
 
@@ -66,6 +68,7 @@ pub(crate) fn start(context: Context) {
     let deleter = Arc::new(Deleter {
         context: context.clone(),
         namespaces,
+        pods,
         queue: queue.clone(),
     });
     context.run(&queue, ready, move |key| {
@@ -102,7 +105,11 @@ impl Deleter {
         if namespace.metadata.deletion_timestamp.is_none() || !ours {
             return Ok(());
         }
-        let mut outcome = self.delete_content(name).await;
+        let since = namespace.metadata.deletion_timestamp.as_ref();
+        let age = since.map_or(SignedDuration::ZERO, |since| {
+            self.context.clock.now().duration_since(since.0)
+        });
+        let mut outcome = self.delete_content(name, age).await;
         outcome.errors.sort();
         self.report(&api, &namespace, &outcome).await?;
         if let Some(error) = outcome.errors.first().or(outcome.discovery_error.as_ref()) {
@@ -110,9 +117,7 @@ impl Deleter {
         }
         if !outcome.remaining.is_empty() {
             // The end of a Pod brings us back at once; anything else is looked at less and less often.
-            let since = namespace.metadata.deletion_timestamp.as_ref();
-            let age = since.map_or(0, |since| self.context.clock.now().duration_since(since.0).as_millis());
-            let pause = u64::try_from(age / 5).unwrap_or(0).clamp(200, 10_000);
+            let pause = u64::try_from(age.as_millis() / 5).unwrap_or(0).clamp(200, 10_000);
             self.queue.add_after(Key::new("", name), Duration::from_millis(pause));
             return Ok(());
         }
@@ -131,7 +136,7 @@ impl Deleter {
         Ok(())
     }
 
-    async fn delete_content(&self, namespace: &str) -> Outcome {
+    async fn delete_content(&self, namespace: &str, age: SignedDuration) -> Outcome {
         let mut outcome = Outcome::default();
         let all = match discover(&self.context.client).await {
             // What is known is deleted; what is not holds the namespace.
@@ -152,25 +157,39 @@ impl Deleter {
         let mut deletable: Vec<&Served> = all.iter().filter(deletable).collect();
         if let Some(place) = deletable.iter().position(is_pods) {
             let pods = deletable.swap_remove(place);
-            self.delete_all(namespace, pods, &mut outcome).await;
+            // Until their grace is over it is no wonder that they are there.
+            let grace = self.pods.list_namespace(namespace);
+            let grace = grace.iter().filter(|pod| !crate::pods::is_terminal(pod));
+            let grace = grace.filter_map(|pod| pod.spec.as_ref()?.termination_grace_period_seconds);
+            let late = age >= SignedDuration::from_secs(grace.max().unwrap_or(0));
+            self.delete_all(namespace, pods, late, &mut outcome).await;
             if !outcome.remaining.is_empty() || !outcome.errors.is_empty() {
                 return outcome;
             }
         }
         for one in deletable {
-            self.delete_all(namespace, one, &mut outcome).await;
+            self.delete_all(namespace, one, true, &mut outcome).await;
         }
         outcome
     }
 
-    /// Deletes the objects of one resource and counts what is left.
-    async fn delete_all(&self, namespace: &str, one: &Served, outcome: &mut Outcome) {
+    /// Deletes the objects of one resource and counts what is left. `late`: what nothing holds back should be gone.
+    async fn delete_all(&self, namespace: &str, one: &Served, late: bool, outcome: &mut Outcome) {
         let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), namespace, &one.resource);
         match self.try_delete_all(&api, one).await {
             Ok(left) if left.is_empty() => {}
             Ok(left) => {
                 let name = format!("{}.{}", one.resource.plural, one.resource.group);
                 outcome.remaining.insert(name, left.len());
+                let held = |finalizers: &Option<Vec<String>>| finalizers.iter().flatten().next().is_some();
+                if late && !left.iter().any(|object| held(&object.metadata.finalizers)) {
+                    let ApiResource {
+                        group, version, plural, ..
+                    } = &one.resource;
+                    outcome.errors.push(format!(
+                        "unexpected items still remain in namespace: {namespace} for gvr: {group}/{version}, Resource={plural}"
+                    ));
+                }
                 for object in left {
                     for finalizer in object.metadata.finalizers.unwrap_or_default() {
                         *outcome.finalizers.entry(finalizer).or_default() += 1;
@@ -356,6 +375,17 @@ mod tests {
         .await;
         eventually("the namespace says why it waits", || async {
             remaining(&api.get::<Namespace>("", "doomed")?).filter(|text| text.contains("pods."))
+        })
+        .await;
+        // Nothing holds the Pod, and its grace is over.
+        tokio::time::sleep(Duration::from_secs(31)).await;
+        eventually("it says that the Pod should be gone", || async {
+            let conditions = api.get::<Namespace>("", "doomed")?.status?.conditions?;
+            let mut conditions = conditions.into_iter();
+            let failure = conditions.find(|c| c.type_ == "NamespaceDeletionContentFailure" && c.status == "True")?;
+            let expected = "Failed to delete all resource types, 1 remaining: \
+                unexpected items still remain in namespace: doomed for gvr: /v1, Resource=pods";
+            (failure.message.as_deref() == Some(expected)).then_some(())
         })
         .await;
         let waiting: ConfigMap = api.get("doomed", "c").unwrap();

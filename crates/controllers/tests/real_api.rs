@@ -16,6 +16,8 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
@@ -695,4 +697,69 @@ async fn a_kubeconfig_leads_over_the_network() {
     let missing = sampan_client::from_kubeconfig(std::path::Path::new("/nonexistent/kubeconfig")).await;
     assert!(missing.err().unwrap().to_string().contains("/nonexistent/kubeconfig"));
     server.stop().await;
+}
+
+/// What the controller of claims writes passes the rights and rules of the API server.
+#[tokio::test]
+async fn claims_of_devices_come_and_go_with_their_pods() {
+    let cluster = Cluster::start().await;
+    let template = json!({"metadata": {"name": "t"}, "spec": {"spec": {"devices": {}}}});
+    let _made: ResourceClaimTemplate = cluster.make("default", template).await;
+    let (pods, claims) = (cluster.api::<Pod>("default"), cluster.api::<ResourceClaim>("default"));
+    let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {
+        "containers": [{"name": "c", "image": "i"}],
+        "resourceClaims": [{"name": "c", "resourceClaimTemplateName": "t"}]}}))
+    .unwrap();
+    // Its service account takes a moment.
+    eventually("a Pod", || async {
+        pods.create(&PostParams::default(), &pod).await.ok()
+    })
+    .await;
+    let name = eventually("the claim's name", || async {
+        let mut recorded = pods.get("p").await.ok()?.status?.resource_claim_statuses?;
+        recorded.pop()?.resource_claim_name
+    })
+    .await;
+    let patch = |change: Value| Patch::Merge(change);
+    let params = PatchParams::default();
+    let kept = json!({"metadata": {"finalizers": ["resource.kubernetes.io/delete-protection"]}});
+    claims.patch(&name, &params, &patch(kept)).await.unwrap();
+    let allocated = json!({"status": {"allocation": {"devices": {}}}});
+    claims.patch_status(&name, &params, &patch(allocated)).await.unwrap();
+    eventually("a reservation for the Pod, which has a node", || async {
+        let users = claims.get(&name).await.ok()?.status?.reserved_for?;
+        (users.len() == 1 && users[0].name == "p").then_some(())
+    })
+    .await;
+    pods.delete("p", &DeleteParams::default()).await.unwrap();
+    eventually("the claim is gone", || async {
+        claims.get_opt(&name).await.ok()?.is_none().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn aggregated_rules_are_applied() {
+    let cluster = Cluster::start().await;
+    let roles: Api<ClusterRole> = Api::all(cluster.admin.clone());
+    for role in [
+        json!({"metadata": {"name": "whole"}, "rules": null,
+            "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to": "whole"}}]}}),
+        json!({"metadata": {"name": "part", "labels": {"to": "whole"}},
+            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]}),
+    ] {
+        let role: ClusterRole = serde_json::from_value(role).unwrap();
+        roles.create(&PostParams::default(), &role).await.unwrap();
+    }
+    eventually("the rules, and whose they are", || async {
+        let whole = roles.get("whole").await.ok()?;
+        assert!(whole.rules.is_none_or(|rules| rules.len() <= 1));
+        let managers = whole.metadata.managed_fields?;
+        let mut managers = managers.into_iter();
+        managers.find(|entry| {
+            entry.manager.as_deref() == Some("clusterrole-aggregation-controller")
+                && entry.operation.as_deref() == Some("Apply")
+        })
+    })
+    .await;
 }
