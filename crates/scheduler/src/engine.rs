@@ -698,7 +698,7 @@ impl Engine {
                 memory.is_flat() || (!tracking.may_refuse() && !tracking.concerned_by_nominated(class, snapshot));
             if gate.is_open() && settled {
                 let best = if tracking.ranks() {
-                    let best = tracking.best(memory, class, Some(&pod.uid), snapshot, random, watch);
+                    let best = tracking.best(memory, pod, snapshot, random, watch);
                     watch.lap(Point::Score);
                     best
                 } else {

@@ -14,7 +14,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use crate::framework::{Framework, Normalize, Refusal, Refused, Tracker};
-use crate::pod::Class;
+use crate::pod::{Class, PodInfo};
 use crate::preemption::{Outcome, Trial};
 use crate::snapshot::{NodeIndex, NodeInfo, Snapshot};
 use crate::standings::Standings;
@@ -464,8 +464,7 @@ impl Tracking {
     pub fn best(
         &mut self,
         memory: &Memory,
-        class: &Class,
-        asking: Option<&str>,
+        pod: &PodInfo,
         snapshot: &Snapshot,
         random: &mut SmallRng,
         watch: &mut Watch,
@@ -473,7 +472,7 @@ impl Tracking {
         let mut standings = std::mem::take(&mut self.standings);
         standings.catch_up(&self.rows, memory, snapshot);
         watch.lap(Point::PreScore);
-        let best = self.best_of(&standings, memory, class, asking, snapshot, random, watch);
+        let best = self.best_of(&standings, memory, pod, snapshot, random, watch);
         self.standings = standings;
         best
     }
@@ -482,8 +481,7 @@ impl Tracking {
         &mut self,
         standings: &Standings,
         memory: &Memory,
-        class: &Class,
-        asking: Option<&str>,
+        pod: &PodInfo,
         snapshot: &Snapshot,
         random: &mut SmallRng,
         watch: &mut Watch,
@@ -500,7 +498,7 @@ impl Tracking {
         }
         for at in snapshot.with_nominations() {
             if let Some(total) = memory.total(*at)
-                && self.check_nominated(class, *at, asking, snapshot).is_ok()
+                && self.check_nominated(&pod.class, *at, Some(&pod.uid), snapshot).is_ok()
             {
                 nodes.push(*at);
                 alike.push(1);
