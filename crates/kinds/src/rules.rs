@@ -119,7 +119,10 @@ pub(crate) fn keep_all_but(paths: &[&str], new: &mut Object, old: &Object) {
             {
                 value.clone_from(was);
             }
-            free(key) || old.contains_key(key)
+            match free(key) {
+                true => !value.is_null(),
+                false => old.contains_key(key),
+            }
         });
         for (key, was) in old.iter().filter(|(key, _)| !free(key)) {
             if !new.contains_key(key) {

@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sampan_api::codec::printed;
 use sampan_api::status::Status;
@@ -40,6 +41,8 @@ const ALLOCATOR: &str = "ipallocator.k8s.io";
 const DEFAULT: &str = "kubernetes";
 /// Addresses tried when others are quicker.
 const ATTEMPTS: usize = 32;
+/// Between tries to write what was refused.
+const AGAIN: Duration = Duration::from_secs(5);
 
 impl Registry {
     /// Writes the addresses a Service is about to get down. One that turns out to be another's is replaced, unless the
@@ -185,8 +188,16 @@ pub fn keep(plane: &Arc<ControlPlane>) {
                 continue;
             };
             loop {
-                settle_default(&plane, &ranges).await;
-                if watch.queue.recv().await.is_none() {
+                let settled = settle_default(&plane, &ranges).await;
+                let news = watch.queue.recv();
+                let news = match settled {
+                    true => news.await,
+                    false => match tokio::time::timeout(AGAIN, news).await {
+                        Ok(news) => news,
+                        Err(_) => continue,
+                    },
+                };
+                if news.is_none() {
                     break;
                 }
             }
@@ -252,16 +263,17 @@ fn lacks_condition(range: &Object, own: &str) -> bool {
         && ready.all(|condition| condition["status"] == "Unknown")
 }
 
-async fn settle_default(plane: &Arc<ControlPlane>, ranges: &Storage) {
+/// Whether there is nothing left to do.
+async fn settle_default(plane: &Arc<ControlPlane>, ranges: &Storage) -> bool {
     let Some(row) = plane.registry.row(GROUP, RANGES) else {
-        return;
+        return true;
     };
     let own = plane.config.service_range.to_string();
     if !ranges
         .get(DEFAULT)
         .is_some_and(|range| lacks_condition(&range.object(), &own))
     {
-        return;
+        return true;
     }
     let condition = json!({"type": "Ready", "status": "True", "reason": "",
         "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": sampan_api::time::now()});
@@ -285,7 +297,9 @@ async fn settle_default(plane: &Arc<ControlPlane>, ranges: &Storage) {
     {
         tracing::warn!(
             error = refusal.message,
-            "the default ServiceCIDR could not be said to be ready"
+            "the default ServiceCIDR could not be said to be ready; trying again"
         );
+        return false;
     }
+    true
 }

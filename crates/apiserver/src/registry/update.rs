@@ -433,9 +433,10 @@ impl Registry {
     }
 }
 
-/// Offers the tree that `value` was made of, where it is what reading would give: of built-in kinds.
+/// Offers the tree that `value` was made of, where it is what reading would give: of built-in kinds. Events are not asked
+/// for again.
 pub(super) fn offered<'a>(storage: &'a Storage, call: &Call, value: &Bytes, object: &mut Object) -> Option<Offer<'a>> {
-    if call.row.custom.is_some() {
+    if call.row.custom.is_some() || call.row.stored.storage_prefix == "events" {
         return None;
     }
     let mut tree = std::mem::take(object);

@@ -292,6 +292,7 @@ impl Storage {
                 Change::new(event.revision, kind, entry, previous)
             }
             store::Change::Delete => {
+                self.recent.forget(&event.key);
                 let previous = previous?;
                 let entry = Arc::new(previous.deleted_at(event.revision));
                 Change::new(event.revision, ChangeType::Deleted, entry, Some(previous))
@@ -444,11 +445,13 @@ impl Storage {
             .push_back((snapshot.revision, Instant::now(), snapshot.index.clone()));
     }
 
-    /// Forgets history older than [`HISTORY`].
+    /// Forgets history and trees older than [`HISTORY`].
     pub fn trim(&self) {
         let mut state = lock(&self.state);
         state.drop_old_snapshots();
         state.trim_ring();
+        drop(state);
+        self.recent.trim(HISTORY);
     }
 
     /// Ends every watch: their streams close after what they have.

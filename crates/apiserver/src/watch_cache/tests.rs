@@ -175,3 +175,24 @@ async fn history_survives_a_restart_of_the_cache() {
     assert_eq!(kinds, [ChangeType::Modified, ChangeType::Deleted, ChangeType::Added]);
     world.tasks.shutdown(Duration::from_secs(5)).await;
 }
+
+#[tokio::test]
+async fn a_tree_comes_back_with_its_bytes() {
+    let world = world().await;
+    let tree = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "x"}});
+    let value = Bytes::from(tree.to_string());
+    let offer = world.pods.offer(&value, tree);
+    let lease = None;
+    let revision = world.write("n/a", Condition::None, Op::Put { value, lease }).await;
+    drop(offer);
+    let entry = world.pods.get("n/a").unwrap();
+    assert!(Arc::ptr_eq(&entry.tree(), &entry.settled()), "nothing is parsed");
+    assert_eq!(sampan_api::meta::resource_version(&entry.tree()), revision.to_string());
+    world.write("n/a", Condition::None, Op::Delete).await;
+    assert!(!Arc::ptr_eq(&entry.tree(), &entry.tree()), "what is gone keeps no tree");
+    // Who offers nothing gets nothing.
+    world.put("n/b", "x", Condition::None).await;
+    let entry = world.pods.get("n/b").unwrap();
+    assert!(!Arc::ptr_eq(&entry.tree(), &entry.tree()));
+    world.tasks.shutdown(Duration::from_secs(5)).await;
+}

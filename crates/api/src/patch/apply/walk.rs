@@ -439,7 +439,8 @@ pub fn is_canonical(node: Node<'_>, fields: &Map<String, Value>) -> bool {
         let child = match key.strip_prefix("f:") {
             Some(name) => match node.view(&Value::Null) {
                 View::Fields(fields) => fields.child(name),
-                _ => None,
+                View::Items(list) => Some(Node::typed(&list.items)),
+                View::Atom => None,
             },
             None => match Element::canonical(key) {
                 Some(element) => node.below(&element, &Value::Null),
