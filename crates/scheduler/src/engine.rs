@@ -419,7 +419,10 @@ impl Engine {
 
     /// The binding did not happen: the room is free again and the Pod tries again after a while, unless it is gone.
     pub fn bind_failed(&mut self, pod: PodInfo, now: Instant) -> bool {
-        let Some((at, booked)) = self.snapshot.remove_pod(&pod.uid) else {
+        let booked = self.snapshot.remove_pod(&pod.uid);
+        // What plugins took for a Pod that is gone goes back too.
+        self.unreserve(&pod);
+        let Some((at, booked)) = booked else {
             return false;
         };
         // Its class may have another name by now.
@@ -427,20 +430,28 @@ impl Engine {
             class: booked.class,
             ..pod
         };
-        if let Some(framework) = self.profiles.get(&pod.class.scheduler) {
-            let node = self.snapshot.name(at);
-            let began = Instant::now();
-            for plugin in &framework.binding {
-                plugin.unreserve(&pod, node);
-            }
-            let metrics = &self.counting.metrics;
-            metrics.point(&pod.class.scheduler, Point::Unreserve, Status::Success, began.elapsed());
-        }
         let class = Arc::clone(&pod.class);
         self.counting.failed(&pod);
         self.delay(pod, now);
         self.wake(Event::PodGone, Some(at), Some(&class));
         true
+    }
+
+    /// Has the plugins give back what they took for a Pod, and wakes who waited to see what becomes of its claims.
+    fn unreserve(&mut self, pod: &PodInfo) {
+        let Some(framework) = self.profiles.get(&pod.class.scheduler) else {
+            return;
+        };
+        let began = Instant::now();
+        for plugin in &framework.binding {
+            plugin.unreserve(pod);
+        }
+        let metrics = &self.counting.metrics;
+        metrics.point(&pod.class.scheduler, Point::Unreserve, Status::Success, began.elapsed());
+        if !pod.class.claims.is_empty() {
+            let event = Event::ResourceClaim;
+            self.objects_changed(event, |class| dynamic_resources::share_a_claim(class, &pod.class));
+        }
     }
 
     /// Until when a Pod rests that failed once more: longer each time.
@@ -612,7 +623,7 @@ impl Engine {
             if let Err(refusal) = watch.part(plugin.name(), Point::Reserve, || plugin.reserve(pod, node)) {
                 watch.refused();
                 for plugin in framework.binding.iter().take(count + 1) {
-                    plugin.unreserve(pod, node);
+                    plugin.unreserve(pod);
                 }
                 return Err((plugin.name(), refusal));
             }

@@ -99,8 +99,8 @@ pub trait BindingPlugin: Send + Sync {
     /// Takes what the Pod needs on the node for it, at once and without waiting: the next decision must see it taken.
     /// A refusal sends the Pod back to wait for what [`BindingPlugin::helped_by`] lists.
     fn reserve(&self, pod: &PodInfo, node: &str) -> Result<(), Refusal>;
-    /// Gives it back: the Pod is not bound after all. Also called where `reserve` refused, and may come twice.
-    fn unreserve(&self, pod: &PodInfo, node: &str);
+    /// Gives it back: the Pod is not bound after all, or is gone. Also called where `reserve` refused, and may come twice.
+    fn unreserve(&self, pod: &PodInfo);
     /// What must be done before the binding is written, if anything. An error undoes the reservation; the Pod tries
     /// again after a while.
     fn pre_bind<'a>(&'a self, pod: &'a PodInfo, node: &'a str) -> Option<BoxFuture<'a, Result<(), String>>>;

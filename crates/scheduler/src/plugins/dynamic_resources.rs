@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimConsumerReference};
 use kube::api::{Api, Patch, PatchParams};
 use sampan_client::{Cached, Change, Informer, Informers, owner, retry_on_conflict};
 use serde_json::json;
@@ -28,6 +28,8 @@ const HELPED_BY: &[Event] = &[Event::ResourceClaim, Event::Node];
 
 /// Keeps an allocated claim until nobody uses it.
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
+/// So many users an API server lets a claim have.
+const MOST_USERS: usize = 256;
 
 /// A claim as a Pod asks for it.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,14 +76,25 @@ pub fn concerned(class: &Class, claim: Option<(&str, &str)>) -> bool {
     }
 }
 
+/// Whether Pods of the two classes ask for the same claim.
+pub fn share_a_claim(class: &Class, other: &Class) -> bool {
+    let mut names = other.claims.iter().filter_map(|asked| asked.name.as_deref());
+    names.any(|name| concerned(class, Some((&other.namespace, name))))
+}
+
 fn is_allocated(claim: &ResourceClaim) -> bool {
     claim.status.as_ref().is_some_and(|status| status.allocation.is_some())
 }
 
-fn is_reserved_for(claim: &ResourceClaim, uid: &str) -> bool {
+fn users(claim: &ResourceClaim) -> &[ResourceClaimConsumerReference] {
     let status = claim.status.as_ref();
-    let users = status.and_then(|status| status.reserved_for.as_ref());
-    users.into_iter().flatten().any(|user| user.uid == uid)
+    status
+        .and_then(|status| status.reserved_for.as_deref())
+        .unwrap_or_default()
+}
+
+fn is_reserved_for(claim: &ResourceClaim, uid: &str) -> bool {
+    users(claim).iter().any(|user| user.uid == uid)
 }
 
 /// The device classes a claim names, with how its requests are called.
@@ -146,6 +159,11 @@ impl Devices {
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nothing is being allocated for the Pod any more.
+    fn let_go(&self, pod: &str) {
+        self.in_flight().retain(|_, by| **by != *pod);
+    }
+
     /// The claims of a Pod, or what is wrong with one.
     fn claims_of(&self, class: &Class) -> Result<Vec<Arc<ResourceClaim>>, String> {
         let (pod, uid) = match &class.pod {
@@ -174,12 +192,16 @@ impl Devices {
     }
 
     fn check(&self, class: &Class) -> Result<(), String> {
+        let uid = class.pod.as_ref().map_or("", |(_, uid)| uid.as_str());
         for claim in self.claims_of(class)? {
             if is_allocated(&claim) {
+                if users(&claim).len() >= MOST_USERS && !is_reserved_for(&claim, uid) {
+                    return Err("resourceclaim in use".into());
+                }
                 continue;
             }
             let busy = self.in_flight().get(claim.uid()).cloned();
-            if busy.is_some_and(|by| class.pod.as_ref().is_none_or(|(_, uid)| *uid != *by)) {
+            if busy.is_some_and(|by| *by != *uid) {
                 let key = format!("{}/{}", claim.namespace(), claim.name());
                 return Err(format!("resource claim {key} is in the process of being allocated"));
             }
@@ -243,7 +265,7 @@ impl Devices {
                 status["allocation"] = json!({"devices": {}});
             }
             let mut users = live.status.and_then(|status| status.reserved_for).unwrap_or_default();
-            users.push(k8s_openapi::api::resource::v1::ResourceClaimConsumerReference {
+            users.push(ResourceClaimConsumerReference {
                 api_group: None,
                 resource: "pods".into(),
                 name: pod.name.to_string(),
@@ -319,9 +341,9 @@ impl BindingPlugin for Reservation {
         Ok(())
     }
 
-    fn unreserve(&self, pod: &PodInfo, _node: &str) {
+    fn unreserve(&self, pod: &PodInfo) {
         if !pod.class.claims.is_empty() {
-            self.0.in_flight().retain(|_, by| *by != pod.uid);
+            self.0.let_go(&pod.uid);
         }
     }
 
@@ -330,24 +352,19 @@ impl BindingPlugin for Reservation {
             return None;
         }
         let missing = match self.missing(pod) {
-            Ok(missing) if missing.is_empty() => return None,
+            Ok(missing) if missing.is_empty() => {
+                self.0.let_go(&pod.uid);
+                return None;
+            }
             missing => missing,
         };
         Some(Box::pin(async move {
-            let mut outcome = Ok(());
-            match missing {
-                Err(why) => outcome = Err(why),
-                Ok(claims) => {
-                    for claim in claims {
-                        outcome = self.0.reserve_for(pod, &claim).await;
-                        if outcome.is_err() {
-                            break;
-                        }
-                    }
-                }
+            for claim in missing? {
+                self.0.reserve_for(pod, &claim).await?;
             }
-            self.0.in_flight().retain(|_, by| *by != pod.uid);
-            outcome
+            // The claims say it now. Where they do not, `unreserve` follows, and others are told.
+            self.0.let_go(&pod.uid);
+            Ok(())
         }))
     }
 

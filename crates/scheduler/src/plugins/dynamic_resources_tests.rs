@@ -1,6 +1,7 @@
 //! The whole scheduler on the API in memory; the tests play the claims' controller and the drivers.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodResourceClaimStatus};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
@@ -10,8 +11,12 @@ use sampan_tasks::{OnExit, Tasks};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::FINALIZER;
+use super::{Devices, FINALIZER, MOST_USERS, Reservation};
+use crate::engine::{Decision, Engine};
+use crate::framework::{BindingPlugin, DEFAULT_SCHEDULER, Framework};
+use crate::pod::PodInfo;
 use crate::run::{Config, run};
+use crate::testing::{node, pod, pod_info};
 
 fn typed<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -170,4 +175,131 @@ async fn a_claim_that_leaves_is_not_used() {
     world.claim("c", json!({}), json!({}), json!({"allocation": {}}));
     world.bound("p").await;
     assert_eq!(world.users("c"), ["p"]);
+}
+
+#[tokio::test]
+async fn a_full_claim_is_waited_for() {
+    let world = World::new();
+    let user = |index: usize| json!({"resource": "pods", "name": format!("u{index}"), "uid": format!("u{index}")});
+    let users: Vec<Value> = (0..MOST_USERS).map(user).collect();
+    let status = json!({"allocation": {}, "reservedFor": users});
+    world.claim("c", json!({}), json!({}), status);
+    let shared = json!([{"name": "c", "resourceClaimName": "c"}]);
+    let known = world.pod("known", shared.clone());
+    world.pod("new", shared);
+    world.waits("known", "resourceclaim in use").await;
+    world.waits("new", "resourceclaim in use").await;
+    let replace = |at: usize, by: Option<&Pod>| {
+        world.api.change::<ResourceClaim>("ns", "c", |claim| {
+            let users = claim.status.as_mut().unwrap().reserved_for.as_mut().unwrap();
+            match by {
+                Some(pod) => users[at].uid = pod.metadata.uid.clone().unwrap(),
+                None => drop(users.remove(at)),
+            }
+        });
+    };
+    // Full, but one of the users is the Pod itself.
+    replace(0, Some(&known));
+    world.bound("known").await;
+    world.waits("new", "resourceclaim in use").await;
+    replace(1, None);
+    world.bound("new").await;
+    assert_eq!(world.users("c").len(), MOST_USERS);
+}
+
+#[tokio::test]
+async fn who_waits_for_an_allocation_that_fails_comes_next() {
+    let world = World::new();
+    let shared = json!([{"name": "c", "resourceClaimName": "c"}]);
+    for name in ["one", "two"] {
+        world.pod(name, shared.clone());
+        world.waits(name, "could not find ResourceClaim \"ns/c\"").await;
+    }
+    world
+        .api
+        .fail_next("patch", "resourceclaims", 403, "Forbidden", "not today");
+    world.claim("c", json!({}), json!({}), json!({}));
+    // The first rests first.
+    world.bound("two").await;
+    world.bound("one").await;
+    assert_eq!(world.users("c"), ["two", "one"]);
+}
+
+/// The plugin's parts, to be looked at from inside.
+struct Parts {
+    api: FakeApi,
+    devices: Arc<Devices>,
+    _tasks: Tasks,
+}
+
+impl Parts {
+    /// With an unallocated claim `c`.
+    async fn new() -> Parts {
+        let (api, tasks) = (FakeApi::new(), Tasks::new());
+        let claim = json!({"metadata": {"name": "c", "namespace": "default"}, "spec": {}});
+        api.create::<ResourceClaim>(&typed(claim));
+        let client = api.client("system:kube-scheduler");
+        let informers = Informers::new(client.clone(), &tasks);
+        let devices = Devices::new(client, &informers, |_| {});
+        devices.synced().await;
+        Parts {
+            api,
+            devices,
+            _tasks: tasks,
+        }
+    }
+
+    fn engine(&self) -> Engine {
+        let mut framework = Framework::default();
+        framework.pre_filters.push(self.devices.pre_filter());
+        framework.binding.push(Arc::new(Reservation(Arc::clone(&self.devices))));
+        let mut engine = Engine::new([(DEFAULT_SCHEDULER.to_owned(), framework)], 7);
+        engine.node_changed(node("a", json!({"cpu": "8", "memory": "8Gi", "pods": "110"})));
+        engine
+    }
+}
+
+fn asks() -> Value {
+    json!({"containers": [{"name": "c"}], "resourceClaims": [{"name": "c", "resourceClaimName": "c"}]})
+}
+
+#[tokio::test]
+async fn what_was_taken_goes_back_even_if_its_pod_is_gone() {
+    for gone in [false, true] {
+        let mut engine = Parts::new().await.engine();
+        for name in ["one", "two"] {
+            engine.pod_changed(&pod(name, asks()));
+        }
+        let bound = |engine: &mut Engine| -> Option<PodInfo> {
+            let decision = engine.next_binding(Instant::now());
+            decision.map(|decision| match decision {
+                Decision::Bind { pod, .. } => pod,
+                _ => panic!("no binding"),
+            })
+        };
+        let one = bound(&mut engine).unwrap();
+        assert!(bound(&mut engine).is_none(), "it waits for what becomes of the claim");
+        if gone {
+            engine.pod_gone("one");
+        }
+        assert_eq!(engine.bind_failed(one, Instant::now()), !gone);
+        assert_eq!(bound(&mut engine).map(|pod| pod.name), Some("two".into()));
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_says_it_already_is_not_in_flight() {
+    let parts = Parts::new().await;
+    let (pod, plugin) = (pod_info("p", asks()), Reservation(Arc::clone(&parts.devices)));
+    plugin.reserve(&pod, "a").unwrap();
+    assert_eq!(parts.devices.in_flight().len(), 1);
+    parts.api.change::<ResourceClaim>("default", "c", |claim| {
+        let user = json!({"resource": "pods", "name": "p", "uid": "p"});
+        claim.status = Some(typed(json!({"allocation": {}, "reservedFor": [user]})));
+    });
+    eventually("nothing is left to do", || async {
+        plugin.pre_bind(&pod, "a").is_none().then_some(())
+    })
+    .await;
+    assert!(parts.devices.in_flight().is_empty());
 }

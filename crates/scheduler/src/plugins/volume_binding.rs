@@ -484,7 +484,7 @@ impl BindingPlugin for VolumeBinding {
         Ok(())
     }
 
-    fn unreserve(&self, pod: &PodInfo, _node: &str) {
+    fn unreserve(&self, pod: &PodInfo) {
         self.binder.promises().take_back(&pod.uid);
     }
 

@@ -153,7 +153,7 @@ impl BindingPlugin for Restrictions {
         Ok(())
     }
 
-    fn unreserve(&self, pod: &PodInfo, _node: &str) {
+    fn unreserve(&self, pod: &PodInfo) {
         self.let_go(&pod.uid);
     }
 

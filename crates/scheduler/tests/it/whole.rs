@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -102,5 +103,33 @@ async fn a_services_pods_spread() {
         nodes.extend(cluster.fate(&name).await);
     }
     assert_eq!(nodes.len(), 3, "{nodes:?}");
+    tasks.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_of_no_device_is_allocated_and_reserved() {
+    let cluster = Cluster::start().await;
+    let tasks = Tasks::new();
+    let claims: Api<ResourceClaim> = Api::namespaced(cluster.client.clone(), "default");
+    let claim = serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {}})).unwrap();
+    claims.create(&PostParams::default(), &claim).await.unwrap();
+    cluster.scheduler(Configuration::default(), &tasks).await;
+    cluster.node("n1", room("8")).await;
+    let mut spec = asks("1");
+    spec["resourceClaims"] = json!([{"name": "c", "resourceClaimName": "c"}]);
+    let mut users = Vec::new();
+    // The second finds the claim allocated.
+    for name in ["one", "two"] {
+        cluster.pod(name, spec.clone()).await;
+        cluster.until(name, "n1").await;
+        let uid = cluster.pods().get(name).await.unwrap().metadata.uid;
+        users.push(json!({"resource": "pods", "name": name, "uid": uid}));
+    }
+    let claim = claims.get("c").await.unwrap();
+    let finalizers = claim.metadata.finalizers.unwrap_or_default();
+    assert_eq!(finalizers, ["resource.kubernetes.io/delete-protection"]);
+    let status = claim.status.unwrap();
+    assert!(status.allocation.is_some());
+    assert_eq!(json!(status.reserved_for), json!(users));
     tasks.shutdown(Duration::from_secs(5)).await;
 }
