@@ -58,7 +58,7 @@ impl Counting {
 
     /// A decision begins: whether its plugins are to be timed.
     pub(super) fn sample(&mut self) -> bool {
-        self.sampled = self.looks % SAMPLED == 0;
+        self.sampled = self.looks.is_multiple_of(SAMPLED);
         self.looks += 1;
         self.sampled
     }

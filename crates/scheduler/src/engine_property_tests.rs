@@ -169,7 +169,7 @@ fn compare(engine: &mut Engine, world: &World, pod: &Pod, step: usize) -> Answer
         serde_json::to_string(pod).unwrap()
     );
     let best = plain.values().flatten().max();
-    let watch = &mut Watch::start(step % 2 == 0);
+    let watch = &mut Watch::start(step.is_multiple_of(2));
     match engine.choose(&info, Gate::Open, watch) {
         Ok(at) => {
             let name = engine.snapshot.name(at);
