@@ -167,12 +167,8 @@ mod tests {
         let elsewhere = |name| ELSEWHERE.iter().any(|(other, _)| *other == name);
         assert!(!ELSEWHERE.iter().any(|(name, _)| ours(*name)));
         for (former, today) in FORMER {
-            // The controller of resource claims is not here yet; its former name is known already.
             assert!(!ours(*former) && !elsewhere(*former), "{former}");
-            assert!(
-                ours(*today) || elsewhere(*today) || *today == "resourceclaim-controller",
-                "{today}"
-            );
+            assert!(ours(*today) || elsewhere(*today), "{today}");
         }
     }
 }

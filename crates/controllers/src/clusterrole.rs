@@ -6,7 +6,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::{Selector, SelectorExt};
-use sampan_client::{Informer, Key, WorkQueue, or_absent};
+use sampan_client::{Informer, Key, WorkQueue, is_conflict, or_absent};
 use serde_json::json;
 
 use crate::{Context, SyncError};
@@ -50,7 +50,8 @@ async fn sync(client: &kube::Client, roles: &Informer<ClusterRole>, key: &Key) -
     let api: Api<ClusterRole> = Api::all(client.clone());
     let applied = Patch::Apply(json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-        "metadata": {"name": key.name}, "rules": wanted,
+        // Without the UID a role that has gone meanwhile would be made anew.
+        "metadata": {"name": key.name, "uid": role.metadata.uid}, "rules": wanted,
     }));
     match api
         .patch(&key.name, &PatchParams::apply(MANAGER).force(), &applied)
@@ -68,6 +69,8 @@ async fn sync(client: &kube::Client, roles: &Informer<ClusterRole>, key: &Key) -
             };
             or_absent(api.patch(&key.name, &params, &patch).await)?;
         }
+        // It has gone, or another has its name: that comes as a change.
+        Err(error) if is_conflict(&error) => {}
         applied => {
             or_absent(applied)?;
         }
@@ -103,7 +106,13 @@ fn aggregate(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Option<Vec<PolicyR
 
 #[cfg(test)]
 mod tests {
-    use sampan_client::testing::eventually;
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+
+    use http_body_util::{BodyExt, Full};
+    use sampan_client::Informers;
+    use sampan_client::testing::{FakeApi, eventually};
+    use sampan_tasks::Tasks;
     use serde_json::Value;
 
     use super::*;
@@ -142,5 +151,39 @@ mod tests {
         .await;
         api.remove::<ClusterRole>("", "a");
         eventually("one is gone", || async { (resources() == ["pods"]).then_some(()) }).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_role_that_has_gone_is_not_made_anew() {
+        let api = FakeApi::new();
+        let make = |value: Value| api.create::<ClusterRole>(&serde_json::from_value(value).unwrap());
+        let role = make(json!({"metadata": {"name": "all"}, "rules": null,
+            "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to": "all"}}]}}));
+        make(json!({"metadata": {"name": "a", "labels": {"to": "all"}},
+            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]}));
+        let tasks = Tasks::new();
+        let roles = Informers::new(api.client("cache"), &tasks).of::<ClusterRole>();
+        roles.synced().await;
+        // What is applied, answered as where the role is not there any more.
+        let applied: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let seen = Arc::clone(&applied);
+        let client = sampan_client::connect(tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                seen.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+                let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 409,
+                    "reason": "Conflict", "message": "there is no such object"});
+                let answer = http::Response::builder()
+                    .status(409)
+                    .header("content-type", "application/json");
+                let body = Full::new(bytes::Bytes::from(status.to_string()));
+                Ok::<_, Infallible>(answer.body(body.boxed_unsync()).unwrap())
+            }
+        }));
+        sync(&client, &roles, &Key::new("", "all")).await.unwrap();
+        let applied = applied.lock().unwrap();
+        assert_eq!(applied.len(), 1);
+        assert_eq!(applied[0]["metadata"]["uid"].as_str(), role.uid().as_deref());
     }
 }

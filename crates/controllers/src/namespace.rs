@@ -34,7 +34,6 @@ pub(crate) fn is_terminating(namespace: &Namespace) -> bool {
 struct Deleter {
     context: Context,
     namespaces: Informer<Namespace>,
-    pods: Informer<Pod>,
     queue: WorkQueue<Key>,
 }
 
@@ -63,12 +62,14 @@ pub(crate) fn start(context: Context) {
     });
     let ready = {
         let namespaces = namespaces.clone();
-        async move { namespaces.synced().await }
+        async move {
+            namespaces.synced().await;
+            pods.synced().await;
+        }
     };
     let deleter = Arc::new(Deleter {
         context: context.clone(),
         namespaces,
-        pods,
         queue: queue.clone(),
     });
     context.run(&queue, ready, move |key| {
@@ -157,30 +158,30 @@ impl Deleter {
         let mut deletable: Vec<&Served> = all.iter().filter(deletable).collect();
         if let Some(place) = deletable.iter().position(is_pods) {
             let pods = deletable.swap_remove(place);
-            // Until their grace is over it is no wonder that they are there.
-            let grace = self.pods.list_namespace(namespace);
-            let grace = grace.iter().filter(|pod| !crate::pods::is_terminal(pod));
-            let grace = grace.filter_map(|pod| pod.spec.as_ref()?.termination_grace_period_seconds);
-            let late = age >= SignedDuration::from_secs(grace.max().unwrap_or(0));
-            self.delete_all(namespace, pods, late, &mut outcome).await;
+            self.delete_all(namespace, pods, age, &mut outcome).await;
             if !outcome.remaining.is_empty() || !outcome.errors.is_empty() {
                 return outcome;
             }
         }
         for one in deletable {
-            self.delete_all(namespace, one, true, &mut outcome).await;
+            self.delete_all(namespace, one, age, &mut outcome).await;
         }
         outcome
     }
 
-    /// Deletes the objects of one resource and counts what is left. `late`: what nothing holds back should be gone.
-    async fn delete_all(&self, namespace: &str, one: &Served, late: bool, outcome: &mut Outcome) {
+    /// Deletes the objects of one resource and counts what is left. `age`: since when the namespace is to go.
+    async fn delete_all(&self, namespace: &str, one: &Served, age: SignedDuration, outcome: &mut Outcome) {
         let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), namespace, &one.resource);
         match self.try_delete_all(&api, one).await {
             Ok(left) if left.is_empty() => {}
             Ok(left) => {
                 let name = format!("{}.{}", one.resource.plural, one.resource.group);
                 outcome.remaining.insert(name, left.len());
+                // Until their grace is over it is no wonder that Pods are there.
+                let grace = left
+                    .iter()
+                    .filter_map(|object| object.metadata.deletion_grace_period_seconds);
+                let late = age >= SignedDuration::from_secs(grace.max().unwrap_or(0));
                 let held = |finalizers: &Option<Vec<String>>| finalizers.iter().flatten().next().is_some();
                 if late && !left.iter().any(|object| held(&object.metadata.finalizers)) {
                     let ApiResource {
@@ -377,12 +378,17 @@ mod tests {
             remaining(&api.get::<Namespace>("", "doomed")?).filter(|text| text.contains("pods."))
         })
         .await;
-        // Nothing holds the Pod, and its grace is over.
-        tokio::time::sleep(Duration::from_secs(31)).await;
-        eventually("it says that the Pod should be gone", || async {
+        let failure = || {
             let conditions = api.get::<Namespace>("", "doomed")?.status?.conditions?;
             let mut conditions = conditions.into_iter();
-            let failure = conditions.find(|c| c.type_ == "NamespaceDeletionContentFailure" && c.status == "True")?;
+            conditions.find(|c| c.type_ == "NamespaceDeletionContentFailure" && c.status == "True")
+        };
+        tokio::time::sleep(Duration::from_secs(55)).await;
+        assert!(failure().is_none(), "its grace is not over");
+        // Nothing holds the Pod, and its grace is over.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        eventually("it says that the Pod should be gone", || async {
+            let failure = failure()?;
             let expected = "Failed to delete all resource types, 1 remaining: \
                 unexpected items still remain in namespace: doomed for gvr: /v1, Resource=pods";
             (failure.message.as_deref() == Some(expected)).then_some(())

@@ -227,7 +227,7 @@ fn lacks(claim: &ResourceClaim, pod: &Pod) -> bool {
     is_allocated(claim) && !reserved(claim).iter().any(|user| user.uid == uid(pod))
 }
 
-/// Whether it is sure that no container of a Pod runs or ever will.
+/// A Pod that uses its claims no more: it has ended, or goes before it ever had a node.
 fn is_done(pod: &Pod) -> bool {
     pods::is_terminal(pod) || pods::is_terminating(pod) && pods::node_name(pod).is_empty()
 }

@@ -34,11 +34,7 @@ pub(crate) fn start(context: Context) {
     let (changed, all) = (queue.clone(), ranges.clone());
     ranges.on_change(move |change| {
         changed.add(Key::of(change.object().as_ref()));
-        // Whether a range may go depends on the others.
-        if change
-            .old()
-            .is_none_or(|old| is_leaving(old) != is_leaving(change.object()))
-        {
+        if bears_on_others(change) {
             wake(&changed, &all, |_| true);
         }
     });
@@ -77,6 +73,14 @@ fn wake(queue: &WorkQueue<Key>, ranges: &Informer<ServiceCIDR>, which: impl Fn(&
         if is_leaving(&range) && which(&range) {
             queue.add(Key::of(range.as_ref()));
         }
+    }
+}
+
+/// Whether a range may go depends on what others have that stay.
+fn bears_on_others(change: &Change<ServiceCIDR>) -> bool {
+    match change {
+        Change::Modified { old, new } => is_leaving(old) != is_leaving(new) || networks(old) != networks(new),
+        _ => true,
     }
 }
 
@@ -232,6 +236,22 @@ mod tests {
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_range_that_grows_bears_on_others() {
+        let range = |cidrs: &[&str], ready: bool| -> Arc<ServiceCIDR> {
+            let metadata = json!({"name": "r", "labels": {"ready": ready.to_string()}});
+            let range = json!({"metadata": metadata, "spec": {"cidrs": cidrs}});
+            Arc::new(serde_json::from_value(range).unwrap())
+        };
+        let modified = |new| Change::Modified {
+            old: range(&["fd00::/64"], false),
+            new,
+        };
+        assert!(!bears_on_others(&modified(range(&["fd00::/64"], true))));
+        assert!(bears_on_others(&modified(range(&["fd00::/64", "10.1.0.0/24"], false))));
+        assert!(bears_on_others(&Change::Deleted(range(&["fd00::/64"], false))));
     }
 
     /// A range's own networks, those that stay, addresses, and whether it is needed.

@@ -279,6 +279,8 @@ impl Controller {
     /// Notes what there ought to be for a Service; nothing of one that is gone.
     fn desire(&self, key: &Key, wanted: Option<(usize, usize)>) {
         let mut desired = self.desired.lock().unwrap_or_else(PoisonError::into_inner);
+        // The Service may have gone meanwhile: then this came before, or will come after.
+        let wanted = wanted.filter(|_| self.services.get_key(key).is_some());
         let before = match wanted {
             Some(wanted) => desired.of.insert(key.clone(), wanted),
             None => desired.of.remove(key),

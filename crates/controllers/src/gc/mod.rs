@@ -5,8 +5,11 @@
 //! definitions do.
 //!
 //! Nothing is deleted on the word of a cache: an owner that the graph does not know is asked for at the API first, and so
-//! is the object itself; a delete carries its UID and, as long as its owners are as they were, its version. Differs from upstream: an owner that the graph knows counts as present
-//! without asking the API; should it be gone already, its deletion is an event that brings its dependents back here.
+//! is the object itself; a delete carries its UID and, as long as its owners are as they were, its version.
+//!
+//! Differs from upstream: an owner that the graph knows counts as present without asking the API; should it be gone
+//! already, its deletion is an event that brings its dependents back here. That event alone proves nothing (upstream takes
+//! the owner for absent then): the first dependent asks, and others of the same owner rely on that answer.
 
 mod attempt;
 mod graph;
@@ -40,7 +43,7 @@ struct Collector {
     followed: Mutex<HashMap<(String, String), Followed>>,
     /// group and kind → the resource
     kinds: Mutex<HashMap<(String, String), Arc<Kind>>>,
-    /// Owners lately found absent: many dependents of one owner ask the API once.
+    /// Owners that the API lately said are absent: many dependents of one owner ask it once.
     absent: Mutex<HashSet<Identity>>,
 }
 
@@ -265,20 +268,6 @@ impl Collector {
     }
 
     fn gone(&self, uid: &str) {
-        let known = lock(&self.graph)
-            .get(uid)
-            .filter(|node| !node.dependents.is_empty())
-            .cloned();
-        if let Some(node) = known.filter(|node| node.kind.is_some()) {
-            // Its dependents need not ask for it one by one.
-            self.note_absent(Identity {
-                uid: uid.to_owned(),
-                group: group_of(&node.api_version).to_owned(),
-                kind: node.kind_name,
-                namespace: node.namespace,
-                name: node.name,
-            });
-        }
         let work = lock(&self.graph).remove(uid);
         for one in work {
             self.queue.add(one);

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Secret};
@@ -5,9 +6,12 @@ use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ObjectMeta, PropagationPolicy};
-use sampan_client::testing::{FakeApi, eventually};
+use sampan_client::Informers;
+use sampan_client::testing::{FakeApi, PausedClock, eventually};
+use sampan_tasks::Tasks;
 
 use crate::testing::Cluster;
+use crate::{Config, Controllers};
 
 fn owned(namespace: &str, name: &str, owners: &[&ConfigMap]) -> ConfigMap {
     ConfigMap {
@@ -71,6 +75,29 @@ async fn in_the_background_dependents_follow_their_owner() {
     delete(api, "owner", DeleteParams::background()).await;
     gone(api, &["owner", "child", "grandchild"]).await;
     assert!(exists(api, "bystander"));
+}
+
+/// The caches follow one API and everything else is asked of another, which is what a cache that errs amounts to.
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_only_the_cache_has_lost_keeps_its_dependents() {
+    let (cached, live) = (FakeApi::new(), FakeApi::new());
+    for api in [&cached, &live] {
+        let owner = api.create(&owned("ns", "owner", &[]));
+        api.create(&owned("ns", "child", &[&owner]));
+    }
+    let tasks = Tasks::new();
+    let informers = Informers::new(cached.client("system:kube-controller-manager"), &tasks);
+    let config = Config {
+        enabled: vec!["garbage-collector-controller".into()],
+        ..Config::default()
+    };
+    let asked = live.clone();
+    let clock = Arc::new(PausedClock::default());
+    Controllers::start_with_clock(config, move |user| asked.client(user), &informers, &tasks, clock).unwrap();
+    settle().await;
+    cached.remove::<ConfigMap>("ns", "owner");
+    settle().await;
+    assert!(exists(&live, "child"), "its owner is there");
 }
 
 #[tokio::test(start_paused = true)]

@@ -296,7 +296,12 @@ impl Controller {
         }
         look.measured(current, desired, statuses);
         let (counts, of) = (self.context.metrics(), [look.key.namespace.as_str(), &look.key.name]);
-        counts.set(&DESIRED_REPLICAS, &of, f64::from(desired));
+        let memory = self.memory();
+        // It may have been deleted meanwhile; what is told of it then was forgotten already, or will be after this.
+        if memory.contains_key(&look.key) {
+            counts.set(&DESIRED_REPLICAS, &of, f64::from(desired));
+        }
+        drop(memory);
         trouble.map_or(Ok(()), Err)
     }
 

@@ -48,7 +48,8 @@ type Waits = HashMap<i32, (String, Instant)>;
 /// What is remembered of a Job between syncs.
 #[derive(Default)]
 struct Memory {
-    failures: Failures,
+    /// `None` until what was first seen of the Job has been noted in its status.
+    failures: Option<Failures>,
     /// `None` until the Job has been looked at once.
     waits: Option<Waits>,
     /// UIDs of Pods whose finalizer we removed and whose change we have not seen.
@@ -310,13 +311,12 @@ impl Controller {
         &self,
         key: &Key,
         job: &Job,
-        (may_act, released, failures, waits): (bool, HashSet<String>, Failures, Option<Waits>),
+        (may_act, released, failures, waits): (bool, HashSet<String>, Option<Failures>, Option<Waits>),
         action: &mut &'static str,
     ) -> Result<(), SyncError> {
         let pods = self.claim(job).await?;
         let now = self.context.clock.now();
         let view = View::new(job, pods, &released);
-        let first = waits.is_none();
         let waits = waiting(waits, &view, now);
         if let Some(memory) = self.memory().get_mut(key) {
             memory.waits = Some(waits.clone());
@@ -326,7 +326,7 @@ impl Controller {
             active: count(view.active.len()),
             ready: count(view.ready),
             terminating: count(view.terminating),
-            failures: after(failures, &view, now, first),
+            failures: after(failures, &view, now),
             waits,
             ending: None,
             action,
@@ -518,11 +518,15 @@ impl Controller {
             return self.end(key, &mut stored, round.status, &ending, &release, now).await;
         }
         if release.is_empty() && round.ending.is_none() && self.may_wait(key, &stored, &round.status) {
+            // No Pod has ended that is not in the status.
+            if let Some(memory) = self.memory().get_mut(key) {
+                memory.failures = Some(round.failures);
+            }
             return Ok(());
         }
         self.write(key, &mut stored, &round.status).await?;
         if let Some(memory) = self.memory().get_mut(key) {
-            memory.failures = round.failures;
+            memory.failures = Some(round.failures);
         }
         let removals = release.iter().map(|pod| self.remove_finalizer(pod));
         let outcomes = futures::future::join_all(removals).await;
@@ -750,8 +754,9 @@ fn waiting(before: Option<Waits>, view: &View, now: Timestamp) -> Waits {
         .collect()
 }
 
-/// The failures in a row after what was newly seen: a success ends the row. `first`: the Job has not been looked at before.
-fn after(before: Failures, view: &View, now: Timestamp, first: bool) -> Failures {
+/// The failures in a row after what was newly seen: a success ends the row. `before`: `None` as long as
+/// nothing that was seen of the Job has been noted.
+fn after(before: Option<Failures>, view: &View, now: Timestamp) -> Failures {
     let ends = |pods: &[Arc<Pod>]| -> Vec<Timestamp> { pods.iter().map(|pod| view::finished_at(pod)).collect() };
     let good = ends(&view.newly_succeeded).into_iter().max();
     let bad = ends(&view.newly_failed);
@@ -759,13 +764,13 @@ fn after(before: Failures, view: &View, now: Timestamp, first: bool) -> Failures
         Some(good) => bad.into_iter().filter(|end| *end > good).collect(),
         None => bad,
     };
-    let base = if good.is_some() { Failures::default() } else { before };
+    let base = if good.is_some() { None } else { before }.unwrap_or_default();
     let since = row.iter().max().map(|last| {
         let seen = Instant::now();
         // What others saw before us may be long ago; what we see happens now.
-        let ago = match first {
-            true => pods::delay(now.duration_since(*last)).min(view::MAX_BACKOFF),
-            false => Duration::ZERO,
+        let ago = match before {
+            None => pods::delay(now.duration_since(*last)).min(view::MAX_BACKOFF),
+            Some(_) => Duration::ZERO,
         };
         seen.checked_sub(ago).unwrap_or(seen)
     });

@@ -165,6 +165,28 @@ async fn failures_are_retried_with_growing_pauses_up_to_the_limit() {
     assert_eq!(finalizers_left(api), 0);
 }
 
+/// What failed while nobody looked has waited since then, though the first write of it fails.
+#[tokio::test(start_paused = true)]
+async fn a_failed_write_makes_no_failure_newer() {
+    let before = cluster();
+    let api = before.api.clone();
+    api.create(&job(|_| {}));
+    let pod = active(&api, 1).await.remove(0);
+    before.stop();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    end(&Cluster::with(api.clone(), &[], |_| {}), &pod.name_any(), 1);
+    api.fail_next("update", "jobs/status", 500, "InternalError", "try again");
+    let after = Cluster::with(api.clone(), &["job-controller"], |_| {});
+    after.step_clock(6);
+    let begun = Instant::now();
+    active(&api, 1).await;
+    let waited = begun.elapsed();
+    assert!(
+        (3..7).contains(&waited.as_secs()),
+        "{waited:?} of the four seconds left"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_job_whose_pods_always_fail_costs_little() {
     let cluster = cluster();

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -160,23 +160,14 @@ impl Controller {
         }
     }
 
-    /// A Pod that is told to go counts no more once its grace is over, whether its node has let it go or not.
+    /// A Pod that is told to go weighs as much as before, and less later: the look finds out when.
     fn pod_leaves(&self, change: &Change<Pod>) {
-        let pod = change.object();
-        let leaves = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
-        if matches!(change, Change::Deleted(_)) || !leaves(pod) || change.old().is_some_and(|old| leaves(old)) {
-            return;
-        }
-        let grace = SignedDuration::from_secs(pod.metadata.deletion_grace_period_seconds.unwrap_or(0));
-        let over = pod
-            .metadata
-            .deletion_timestamp
-            .as_ref()
-            .map(|at| at.0.saturating_add(grace));
-        let Some(Ok(over)) = over else { return };
-        let after = pods::delay(over.duration_since(self.context.clock.now())) + GRACE;
-        for quota in self.quotas.list_namespace(pod.namespace()) {
-            self.queue.add_after(Key::of(quota.as_ref()), after);
+        if let Change::Modified { old, new } = change
+            && stops_counting(old) != stops_counting(new)
+        {
+            for quota in self.quotas.list_namespace(new.namespace()) {
+                self.look(Key::of(quota.as_ref()), false);
+            }
         }
     }
 
@@ -249,7 +240,12 @@ impl Controller {
             self.follow_devices().await;
         }
         let started = Instant::now();
-        let mut used = self.weigh(&key.namespace, &hard, &scopes);
+        let (mut used, until) = self.weigh(&key.namespace, &hard, &scopes);
+        if let Some(until) = until {
+            // Set anew by every look: of several delays the queue keeps the shortest only.
+            let left = until.duration_since(self.context.clock.now());
+            self.queue.add_after(key.clone(), pods::delay(left) + GRACE);
+        }
         let pace = started.elapsed().saturating_mul(PACE).clamp(PACES.0, PACES.1);
         for name in hard.keys() {
             if let Some(resource) = counts(name) {
@@ -321,9 +317,11 @@ impl Controller {
         Ok(())
     }
 
-    /// What the Pods, Services and claims of a namespace use of what the quota is about.
-    fn weigh(&self, namespace: &str, hard: &BTreeMap<String, Text>, scopes: &[Scope]) -> Amounts {
+    /// What the Pods, Services and claims of a namespace use of what the quota is about, and when the first Pod of them
+    /// counts no more if nothing else happens.
+    fn weigh(&self, namespace: &str, hard: &BTreeMap<String, Text>, scopes: &[Scope]) -> (Amounts, Option<Timestamp>) {
         let now = self.context.clock.now();
+        let mut until: Option<Timestamp> = None;
         let mut used = Amounts::new();
         let mut take = |evaluator: &Evaluator, object: &serde_json::Value| {
             if evaluator.in_scope(scopes, object) {
@@ -337,6 +335,8 @@ impl Controller {
         if concerns(&Evaluator::Pods) {
             for pod in self.pods.list_namespace(namespace) {
                 take(&Evaluator::Pods, &trees::pod(&pod));
+                let end = stops_counting(&pod).filter(|end| *end >= now && !pods::is_terminal(&pod));
+                until = until.into_iter().chain(end).min();
             }
         }
         if concerns(&Evaluator::Services) {
@@ -354,7 +354,7 @@ impl Controller {
                 take(&Evaluator::ResourceClaims, &trees::tree(claim.as_ref()));
             }
         }
-        used
+        (used, until)
     }
 
     async fn follow_devices(self: &Arc<Self>) {
@@ -387,6 +387,13 @@ impl Controller {
         lock(&self.counted).insert(resource.to_owned(), informer.clone());
         Ok(informer.len_namespace(namespace))
     }
+}
+
+/// A Pod that is told to go counts no more once its grace is over, whether its node has let it go or not.
+fn stops_counting(pod: &Pod) -> Option<Timestamp> {
+    let grace = SignedDuration::from_secs(pod.metadata.deletion_grace_period_seconds?);
+    let at = pod.metadata.deletion_timestamp.as_ref()?;
+    at.0.checked_add(grace).ok()
 }
 
 /// Whether a quota's use grew in anything.
@@ -482,10 +489,15 @@ mod tests {
             pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
             pod.metadata.deletion_grace_period_seconds = Some(30);
         });
-        tokio::time::sleep(Duration::from_secs(55)).await;
-        assert_eq!(used("pods").as_deref(), Some("1"));
+        // Looks for other reasons do not make it be forgotten.
         tokio::time::sleep(Duration::from_secs(10)).await;
-        becomes("pods", "0").await;
+        let other = json!({"metadata": {"name": "other", "namespace": "ns"}, "spec": {"containers": []}});
+        api.create::<Pod>(&serde_json::from_value(other).unwrap());
+        becomes("pods", "2").await;
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        assert_eq!(used("pods").as_deref(), Some("2"));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        becomes("pods", "1").await;
     }
 
     /// Use is given back at once where every charge has come, and never from under a charge that has not.
