@@ -173,7 +173,7 @@ async fn live(shared: &Shared, kubeconfig: &Path) {
 
 /// What was done.
 enum Done {
-    Pod(Pod),
+    Pod(Box<Pod>),
     Beat(String),
 }
 
@@ -193,7 +193,7 @@ async fn session(shared: &Shared, client: &Client, known: &mut Known) -> Result<
         let turn = &turn;
         async move {
             let _turn = turn.acquire().await;
-            act(shared, client, &pod).await.map(|()| Done::Pod(pod))
+            act(shared, client, &pod).await.map(|()| Done::Pod(Box::new(pod)))
         }
         .boxed_local()
     };
