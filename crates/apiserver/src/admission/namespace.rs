@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sampan_api::Object;
 use sampan_api::status::{Cause, Status};
 
-use super::{Notes, Operation, Plugin, Reader, Review};
+use super::{Notes, Operation, Plugin, Reader, Review, text};
 use crate::{Refusal, refuse};
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
@@ -44,9 +44,11 @@ impl Plugin for Lifecycle {
         if review.operation != Operation::Create {
             return Ok(());
         }
-        let terminating = namespace
-            .at(&["status", "phase"])
-            .is_some_and(|phase| phase == "Terminating");
+        // Every namespace has a status. Where none is found at a glance, somebody else wrote the bytes in another way.
+        let terminating = match namespace.at(&["status"]) {
+            Some(status) => text(&status, "/phase") == "Terminating",
+            None => text(&namespace.tree(), "/status/phase") == "Terminating",
+        };
         if !terminating
             && namespace
                 .at(&["metadata", "deletionTimestamp"])
